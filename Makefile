@@ -1,0 +1,31 @@
+# Everything works from a fresh clone: each target sets up .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test lint results setup clean
+
+demo: $(READY)          ## the main job on the embedded default, offline, in a few minutes
+	$(BIN)/xrvlm demo
+
+test: $(READY)          ## all tests
+	$(BIN)/python -m pytest
+
+lint: $(READY)          ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+results: $(READY)       ## the table of the README: 3 seeds, two worlds, full recipes
+	$(BIN)/xrvlm adapt -m experiment=results method=zero_shot,linear_probe,coop,xr_vlm data.world=0,1 seed=1,2,3
+	$(BIN)/xrvlm report runs=runs/results
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "xrvlm needs Python 3.11 or newer; name one with PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache

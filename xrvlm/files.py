@@ -1,0 +1,94 @@
+"""Files are written whole or not at all: to a temporary name beside the target, flushed, then renamed."""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from xrvlm.errors import UserError
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write(temporary)` and move the result to `path`; on any failure `path` stays as it was.
+
+    Raises UserError where the disk is full or the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".tmp{path.suffix}", dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise _write_error(path, error) from error
+    temporary = Path(name)
+    try:
+        write(temporary)
+        _flush(temporary)
+        temporary.chmod(0o666 & ~_umask())
+        os.replace(temporary, path)          # noqa: PTH105 (tests make this one call fail)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if _is_disk_error(error):
+            raise _write_error(path, error) from error
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, fix: str) -> Any:
+    """The parsed file; a damaged one raises UserError that ends in `fix`."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}; {fix}") from error
+
+
+def rewrite_locked(path: Path, change: Callable[[str], str]) -> None:
+    """Replace the text of `path` by `change(text)`, alone among the processes that do so through this call."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        before = path.read_bytes().decode("utf-8", "surrogateescape") if path.exists() else ""
+        after = change(before).encode("utf-8", "surrogateescape")      # bytes that are no text stay as they are
+        write_atomically(path, lambda temporary: temporary.write_bytes(after))
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def digest(value: Any) -> str:
+    """A hash of anything that JSON can say, whatever the order of its keys."""
+    return sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _is_disk_error(error: BaseException) -> bool:
+    # safetensors reports a full disk as its own exception, with the system's text inside
+    return isinstance(error, OSError) or "I/O error" in str(error) or "No space left" in str(error)
+
+
+def _write_error(path: Path, error: BaseException) -> UserError:
+    return UserError(f"cannot write {path}: {error}; free some space or choose another folder, "
+                     "then run the same command again: what was finished before is kept")
