@@ -1,0 +1,173 @@
+"""How good predictions are: pure functions of scores (n, c) and true labels (n,), all as fractions of 1.
+
+Letters: `n` images, `c` classes. Every function counts on the CPU, one row at a time in effect: a result depends on
+neither the device nor how the images were batched. Of equal scores the lowest class index wins.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from xrvlm.errors import UserError
+
+CALIBRATION_BINS = 15
+
+
+def predicted(scores: Tensor) -> Tensor:
+    """The class of the highest score, (n, c) -> (n,) on the CPU."""
+    scores = finite(scores)
+    classes = torch.arange(scores.shape[1]).expand_as(scores)                # (n, c)
+    # argmax leaves open which of equal scores it takes
+    return classes.where(scores == scores.amax(1, keepdim=True), scores.shape[1]).amin(1)
+
+
+def ranks(scores: Tensor, labels: Tensor) -> Tensor:
+    """How many classes stand before the true one, (n,): 0 is a hit, below k a top-k hit."""
+    scores, labels = _checked(scores, labels)
+    truth = scores.gather(1, labels[:, None])                                # (n, 1)
+    first_of_equals = (scores == truth) & (torch.arange(scores.shape[1]) < labels[:, None])
+    return ((scores > truth) | first_of_equals).sum(1)
+
+
+def top1(scores: Tensor, labels: Tensor) -> float:
+    return topk(scores, labels, k=1)
+
+
+def topk(scores: Tensor, labels: Tensor, *, k: int = 5) -> float:
+    """The share of images whose true class is among the `k` highest; with fewer than `k` classes always 1."""
+    return _share(ranks(scores, labels) < k)
+
+
+def mean_per_class(scores: Tensor, labels: Tensor) -> float:
+    """The mean of each class's own accuracy, over the classes that occur in `labels`."""
+    hits, images, _ = _counts(scores, labels)
+    seen = images > 0
+    return (hits[seen] / images[seen]).mean().item()
+
+
+def macro_f1(scores: Tensor, labels: Tensor) -> float:
+    """The mean F1 over the classes that occur in `labels` or are predicted, as scikit-learn's average="macro"."""
+    hits, images, predictions = _counts(scores, labels)
+    seen = images + predictions > 0
+    return (2 * hits[seen] / (images + predictions)[seen]).mean().item()
+
+
+def expected_calibration_error(probabilities: Tensor, labels: Tensor, *, bins: int = CALIBRATION_BINS) -> float:
+    """The mean gap of confidence and accuracy (Guo et al., ICML 2017, arXiv:1706.04599).
+
+    The images fall into `bins` bins of equal width by the probability of their top class: bin i holds ((i-1)/bins,
+    i/bins]. The gap of a bin is |mean confidence - accuracy|; the result weighs each by its share of the images.
+    """
+    probabilities, labels = _checked(probabilities, labels)
+    confidence = probabilities.double().amax(1)                              # (n,)
+    if probabilities.min() < 0 or confidence.max() > 1 + 1e-3:
+        raise ValueError("calibration needs probabilities, these scores leave 0..1: pass logits.softmax(dim=1)")
+    inner_edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)[1:-1]
+    bin_of = torch.bucketize(confidence, inner_edges)                        # (n,)
+    gap = confidence - (predicted(probabilities) == labels).double()
+    # |sum of gaps| of a bin is its |mean gap| times its images
+    return (torch.bincount(bin_of, weights=gap, minlength=bins).abs().sum() / len(labels)).item()
+
+
+def confusion_matrix(scores: Tensor, labels: Tensor) -> Tensor:
+    """Counts (c, c): row = true class, column = predicted class."""
+    scores, labels = _checked(scores, labels)
+    classes = scores.shape[1]
+    return torch.bincount(labels * classes + predicted(scores), minlength=classes**2).reshape(classes, classes)
+
+
+def per_class(scores: Tensor, labels: Tensor, classes: Sequence[str]) -> list[dict]:
+    """One row a class: class, images, accuracy, precision, recall, f1; None where nothing defines the value.
+
+    With one label an image the accuracy of a class is its recall; both names stand, for readers of either habit.
+    """
+    _check_names(classes, scores.shape[1])
+    rows = []
+    for name, *counts in zip(classes, *(count.tolist() for count in _counts(scores, labels)), strict=True):
+        hits, images, predictions = counts
+        recall = _ratio(hits, images)
+        rows.append({"class": name, "images": int(images), "accuracy": recall, "precision": _ratio(hits, predictions),
+                     "recall": recall, "f1": _ratio(2 * hits, images + predictions)})
+    return rows
+
+
+def most_confused(confusion: Tensor, classes: Sequence[str], *, k: int = 10) -> list[dict]:
+    """The `k` most frequent errors: true, predicted, count, share (of the images of the true class).
+
+    Equal counts stand in the order of the classes; a pair that never occurs is left out.
+    """
+    _check_names(classes, len(confusion))
+    confusion = confusion.cpu()
+    errors = confusion.clone().fill_diagonal_(0).flatten()                   # (c * c,)
+    counts, order = errors.sort(descending=True, stable=True)
+    images = confusion.sum(1).tolist()
+    pairs = []
+    for count, cell in zip(counts[:k].tolist(), order[:k].tolist(), strict=True):
+        if count > 0:
+            true, guess = divmod(cell, len(classes))
+            pairs.append({"true": classes[true], "predicted": classes[guess], "count": count,
+                          "share": count / images[true]})
+    return pairs
+
+
+def summarise(probabilities: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, float]:
+    """{top1, top5, mean_per_class, macro_f1, ece} as fractions of 1, and the number of images."""
+    _check_names(classes, probabilities.shape[1])
+    return {
+        "top1": top1(probabilities, labels),
+        "top5": topk(probabilities, labels),
+        "mean_per_class": mean_per_class(probabilities, labels),
+        "macro_f1": macro_f1(probabilities, labels),
+        "ece": expected_calibration_error(probabilities, labels),
+        "images": len(labels),
+    }
+
+
+def details(scores: Tensor, labels: Tensor, classes: Sequence[str], *, pairs: int = 20) -> dict[str, list[dict]]:
+    """{per_class: a row a class, most_confused: the `pairs` most frequent errors}."""
+    return {"per_class": per_class(scores, labels, classes),
+            "most_confused": most_confused(confusion_matrix(scores, labels), classes, k=pairs)}
+
+
+def finite(scores: Tensor) -> Tensor:
+    """The scores (n, c) on the CPU; UserError where one is NaN or infinite."""
+    scores = scores.detach().cpu()
+    broken = int((~scores.isfinite()).any(1).sum())
+    if broken:
+        raise UserError(f"the scores of {broken} of {len(scores)} images are NaN or infinite: the training diverged; "
+                        "lower the learning rate, or train with precision=fp32")
+    return scores
+
+
+def _checked(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    if scores.ndim != 2 or labels.shape != scores.shape[:1]:
+        raise ValueError(f"scores must be (n, c) and labels (n,), not {tuple(scores.shape)} and {tuple(labels.shape)}")
+    if not len(labels):
+        raise UserError("there are no images to evaluate on; give the data a test part that is not empty")
+    labels = labels.detach().cpu().long()
+    if labels.min() < 0 or labels.max() >= scores.shape[1]:
+        raise ValueError(f"labels must lie in 0..{scores.shape[1] - 1}, these lie in {labels.min()}..{labels.max()}")
+    return finite(scores), labels
+
+
+def _counts(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Per class (c,): images that were hit, images, predictions; double, so that ratios are."""
+    scores, labels = _checked(scores, labels)
+    guesses, classes = predicted(scores), scores.shape[1]
+    hits = torch.bincount(labels[guesses == labels], minlength=classes)
+    return (hits.double(), torch.bincount(labels, minlength=classes).double(),
+            torch.bincount(guesses, minlength=classes).double())
+
+
+def _share(hits: Tensor) -> float:
+    return hits.double().mean().item()
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def _check_names(classes: Sequence[str], expected: int) -> None:
+    if len(classes) != expected:
+        raise ValueError(f"{len(classes)} class names for {expected} classes")

@@ -1,0 +1,202 @@
+"""Pictures of results and of what image parts look at. The only importer of matplotlib, and without its global state:
+every function returns a Figure of its own, which `save` writes. Colours stay apart for colour-blind eyes.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
+from PIL import Image
+from torch import Tensor
+
+from xrvlm import files
+
+# Okabe and Ito, "Color Universal Design" (2008); yellow, which vanishes on white, left out
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX*<>"
+HEAT = "inferno"
+NAMED_CLASSES = 40              # more class names than these are not readable along an axis
+COUNTED_CLASSES = 15            # up to these the cells of a confusion matrix hold their counts
+PHOTO_SIDE = 480                # pixels; photos are drawn small
+DOTS_PER_INCH = 150
+
+Score = tuple[float, float | None]      # mean and standard deviation in %; None for a single run
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure as a PNG, whole or not at all."""
+    with warnings.catch_warnings():
+        # DejaVu Sans has no Chinese, say: such names become boxes, which is no reason to stop or to flood the screen
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        files.write_atomically(path, lambda temporary: figure.savefig(
+            temporary, dpi=DOTS_PER_INCH, format="png", bbox_inches="tight", facecolor="white"))
+
+
+def accuracy_over_shots(series: Mapping[str, Mapping[int | str, Score]], shots: Sequence[int | str], *,
+                        title: str = "") -> Figure:
+    """Top-1 in % over the shots, a line a method: {method: {shots: (mean, standard deviation or None)}}.
+
+    `shots` orders the axis, evenly spaced ("all" may be last). What a method reaches with 0 shots is a dashed line.
+    """
+    figure, axes = _figure(7.5, 4.5)
+    for i, (name, points) in enumerate(series.items()):
+        colour, shown = COLOURS[i % len(COLOURS)], _shown(name, 60)
+        if 0 in points:
+            axes.axhline(points[0][0], linestyle="--", color=colour, label=shown)
+        places = [place for place, count in enumerate(shots) if count in points]
+        if places:
+            scores = [points[shots[place]] for place in places]
+            axes.errorbar(places, [mean for mean, _ in scores], yerr=[deviation or 0 for _, deviation in scores],
+                          color=colour, label="_" if 0 in points else shown, capsize=3,
+                          marker=MARKERS[i % len(MARKERS)], linestyle="-" if i < len(COLOURS) else ":")
+    axes.set_xticks(range(len(shots)), [str(count) for count in shots])
+    axes.margins(x=0.05)
+    _label(axes, "labelled images a class (shots)", "top-1 accuracy in %", title)
+    _legend(figure, axes, len(series))
+    return figure
+
+
+def confusion(matrix: Tensor, classes: Sequence[str], *, title: str = "") -> Figure:
+    """The confusion matrix (c, c) of counts, rows as shares of the true class; a class without images is grey."""
+    counts = matrix.cpu().numpy()
+    images = counts.sum(1, keepdims=True)
+    shares = np.where(images > 0, 100 * counts / np.maximum(images, 1), np.nan)
+    side = 5 + 0.2 * len(classes) if len(classes) <= NAMED_CLASSES else 9
+    figure, axes = _figure(side + 1, side)
+    axes.set_facecolor("lightgrey")
+    # shades by the square root: the few errors among hundreds of classes would else look like none
+    picture = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=100))
+    figure.colorbar(picture, ax=axes, label="% of the images of the true class", shrink=0.8)
+    if len(classes) <= NAMED_CLASSES:
+        names = [_shown(name) for name in classes]
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+    else:
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    if len(classes) <= COUNTED_CLASSES:
+        for true, guess in np.argwhere(counts):
+            axes.text(guess, true, str(counts[true, guess]), ha="center", va="center", fontsize=8,
+                      color="white" if shares[true, guess] > 35 else "black")
+    by_number = "" if len(classes) <= NAMED_CLASSES else ", by number"
+    _label(axes, f"predicted class{by_number}", f"true class{by_number}", title)
+    return figure
+
+
+def losses(series: Mapping[str, Sequence[Mapping[str, float]]], *, title: str = "") -> Figure:
+    """The training loss over the epochs, a line a run: rows of {"epoch", "loss"} and perhaps "val_top1" (0..1).
+
+    Validation accuracy, where a row has it, is drawn dashed against an axis of its own.
+    """
+    figure, axes = _figure(7, 4)
+    accuracy = axes.twinx() if any("val_top1" in row for rows in series.values() for row in rows) else None
+    for i, (name, rows) in enumerate(series.items()):
+        colour, marker = COLOURS[i % len(COLOURS)], "." if len(rows) <= 30 else ""
+        axes.plot([row["epoch"] for row in rows], [row["loss"] for row in rows],
+                  color=colour, marker=marker, linestyle="-" if i < len(COLOURS) else ":", label=_shown(name, 60))
+        checked = [row for row in rows if "val_top1" in row]
+        if accuracy is not None and checked:
+            accuracy.plot([row["epoch"] for row in checked], [100 * row["val_top1"] for row in checked],
+                          color=colour, marker=marker, linestyle="--")
+    if accuracy is not None:
+        accuracy.set_ylabel("validation top-1 in % (dashed)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    _label(axes, "epoch", "training loss", title)
+    _legend(figure, axes, len(series))
+    return figure
+
+
+def part_maps(image: Image.Image, maps: ArrayLike | Tensor, *, titles: Sequence[str] = (), columns: int = 5) -> Figure:
+    """The photo and each part's map (m, h, w) laid over it; `titles` name the parts.
+
+    Each map is stretched from its own lowest to its own highest value, so maps are compared in place, not in strength.
+    `image` must be what the maps are of: the centre crop, where the tower saw a crop.
+    """
+    heats = _heats(maps)
+    columns = min(columns, len(heats) + 1)
+    rows = -(-(len(heats) + 1) // columns)
+    figure = _photo_figure(columns, rows, image)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flatten())
+    _photos(axes, image, heats, ("photo", *_part_names(titles, len(heats))))
+    for empty in axes[len(heats) + 1:]:
+        empty.axis("off")
+    return figure
+
+
+def grid(images: Sequence[Image.Image], maps: Sequence[ArrayLike | Tensor], *, names: Sequence[str] = (),
+         titles: Sequence[str] = ()) -> Figure:
+    """A row an image: the photo, then each part's map over it; `names` name the images, `titles` the parts."""
+    heats = [_heats(each) for each in maps]
+    parts = max(map(len, heats))
+    figure = _photo_figure(parts + 1, len(images), images[0])
+    rows = figure.subplots(len(images), parts + 1, squeeze=False)
+    for i, (axes, image, heat) in enumerate(zip(rows, images, heats, strict=True)):
+        _photos(axes, image, heat, ("photo", *_part_names(titles, parts)) if i == 0 else ())
+        if names:
+            axes[0].set_ylabel(_shown(names[i]), fontsize=9)
+        for empty in axes[len(heat) + 1:]:
+            empty.axis("off")
+    return figure
+
+
+def _part_names(titles: Sequence[str], parts: int) -> list[str]:
+    return [_shown(title) for title in titles] or [f"part {part + 1}" for part in range(parts)]
+
+
+def _heats(maps: ArrayLike | Tensor) -> np.ndarray:
+    """Maps (m, h, w) of any range, each stretched to 0..1; a flat one to 0."""
+    heats = torch.as_tensor(maps).detach().float().cpu().numpy()
+    if heats.ndim != 3 or not np.isfinite(heats).all():
+        raise ValueError(f"part maps must be finite and (parts, height, width), not {heats.shape}")
+    lowest = heats.min((1, 2), keepdims=True)
+    reach = heats.max((1, 2), keepdims=True) - lowest
+    return (heats - lowest) / np.where(reach > 0, reach, 1)
+
+
+def _photo_figure(columns: int, rows: int, image: Image.Image) -> Figure:
+    return Figure(figsize=(2.1 * columns, 2.1 * rows * min(image.height / image.width, 2) + 0.3), layout="constrained")
+
+
+def _photos(axes: Sequence[Axes], image: Image.Image, heats: np.ndarray, titles: Sequence[str]) -> None:
+    photo = image.convert("RGB")
+    photo.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
+    for i, place in enumerate(axes[:len(heats) + 1]):
+        place.imshow(photo)
+        if i > 0:
+            heat = np.asarray(Image.fromarray(heats[i - 1]).resize(photo.size, Image.Resampling.BICUBIC)).clip(0, 1)
+            place.imshow(heat, cmap=HEAT, vmin=0, vmax=1, alpha=0.15 + 0.6 * heat)
+        place.set_xticks([])
+        place.set_yticks([])
+        if titles:
+            place.set_title(titles[i], fontsize=9)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _label(axes: Axes, across: str, upwards: str, title: str) -> None:
+    axes.set_xlabel(across)
+    axes.set_ylabel(upwards)
+    axes.set_title(_shown(title, 80), fontsize=10)
+
+
+def _legend(figure: Figure, axes: Axes, entries: int) -> None:
+    if entries > 6:
+        figure.legend(loc="outside right upper", fontsize=8)
+    elif entries > 1:
+        axes.legend(fontsize=8)
+
+
+def _shown(name: str, longest: int = 32) -> str:
+    """The name, shortened; its dollar signs kept from being read as mathematics."""
+    name = " ".join(name.split())
+    return (name if len(name) <= longest else name[:longest - 1] + "…").replace("$", r"\$")

@@ -1,0 +1,153 @@
+"""Tables of results: a row a setting, with the mean and the sample standard deviation over its seeds.
+
+A *setting* is everything about a run but its seed; each data set, world and backbone has a table of its own.
+"""
+
+import math
+import re
+import statistics
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, zip_longest
+
+from xrvlm.records import METRICS, RunRecord
+
+NUMBERS = 5 + len(METRICS)      # the columns behind the words: shots, labels, seeds, METRICS, seconds, parameters
+# what may tell two rows of one table apart, beside the method's name and the shots; a column each where it does
+VARIANTS = {"head": "Head", "prompts": "Prompts", "recipe": "Recipe", "features": "Features", "selection": "Selection"}
+SETTING = ("data", "world", "backbone", "method", "label", "transductive", *VARIANTS, "shots")
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """The runs of one setting, by seed: one row of a table."""
+
+    runs: tuple[RunRecord, ...]
+
+    @property
+    def first(self) -> RunRecord:
+        return self.runs[0]
+
+    @property
+    def place(self) -> str:
+        world = "" if self.first.world is None else f" · world {self.first.world}"
+        return f"{self.first.data}{world} · {self.first.backbone}"
+
+    def percent(self, metric: str) -> tuple[float, float | None]:
+        """The mean and the sample standard deviation over the runs; one run has no deviation."""
+        values = [100 * run.metrics[metric] for run in self.runs]
+        return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+    def cells(self, variants: Sequence[str]) -> list[str]:
+        (mean, deviation), seeds = self.percent("top1"), len({run.seed for run in self.runs})
+        return [
+            self.first.label + " †" * self.first.transductive,
+            *(_variant(self.first, name) for name in variants),
+            str(self.first.shots), _span(run.label_budget for run in self.runs),
+            str(seeds) if seeds == len(self.runs) else f"{seeds} ({len(self.runs)} runs)",
+            f"{mean:.1f} ± " + ("-" if deviation is None else f"{deviation:.1f}"),
+            *(f"{self.percent(name)[0]:.1f}" for name in METRICS if name != "top1"),
+            f"{statistics.fmean(run.train_seconds for run in self.runs):.1f}",
+            _span(run.learned_parameters for run in self.runs),
+        ]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The settings of one data set, world and backbone; what all rows share stands in the caption."""
+
+    caption: str
+    header: list[str]
+    rows: list[Setting]
+    cells: list[list[str]]
+
+
+def tables(records: Sequence[RunRecord]) -> list[Table]:
+    """A table to each data set, world and backbone, its rows by shots, then by top-1."""
+    # a copied run folder is no further seed: what differs in nothing but place, time and versions counts once
+    once = {repr(replace(record, run="", train_seconds=0, versions={})): record for record in reversed(records)}
+    settings: dict[tuple, list[RunRecord]] = {}
+    for record in sorted(once.values(), key=lambda record: (record.seed, record.run)):
+        settings.setdefault(tuple(getattr(record, name) for name in SETTING), []).append(record)
+    rows = sorted((Setting(tuple(runs)) for runs in settings.values()), key=_order)
+    return [_table(list(group)) for _, group in groupby(rows, key=lambda row: row.place)]
+
+
+def _order(row: Setting) -> tuple:
+    first = row.first
+    place = (first.data, -1 if first.world is None else first.world, first.backbone)
+    return (*place, math.inf if isinstance(first.shots, str) else first.shots, row.percent("top1")[0], first.label)
+
+
+def _variant(record: RunRecord, name: str) -> str:
+    # a recipe is worth a column only where one is not the method's own
+    return "own" if name == "recipe" and record.recipe in (None, record.method) else getattr(record, name) or "-"
+
+
+def varying(records: Sequence[RunRecord]) -> list[str]:
+    return [name for name in VARIANTS if len({_variant(record, name) for record in records}) > 1]
+
+
+def _table(rows: list[Setting]) -> Table:
+    variants = varying([row.first for row in rows])
+    shared = [f"{VARIANTS[name].lower()}: {value}" for name in VARIANTS
+              if name not in variants and (value := _variant(rows[0].first, name)) != "-"]
+    caption = [rows[0].place, *shared, "values in %, mean ± sample standard deviation over the seeds"]
+    if any(row.first.transductive for row in rows):
+        caption.append("† transductive: saw the test images, without labels")
+    if any(len({run.seed for run in row.runs}) < len(row.runs) for row in rows):
+        caption.append("a row of more runs than seeds mixes runs that differ in what no column shows")
+    header = ["Method", *(VARIANTS[name] for name in variants),
+              "Shots", "Labels", "Seeds", *METRICS.values(), "Time s", "Learned"]
+    return Table("; ".join(caption) + ".", header, rows, [row.cells(variants) for row in rows])
+
+
+def markdown_table(records: Sequence[RunRecord]) -> str:
+    """The tables in Markdown, each below a line of what its rows share."""
+    text = []
+    for table in tables(records):
+        text.append(f"{escape(table.caption)}\n\n{markdown(table.header, table.cells, numbers=NUMBERS)}")
+    return "\n".join(text)
+
+
+def terminal_table(records: Sequence[RunRecord], *, width: int = 120) -> str:
+    """The tables as aligned text; words that would make a line longer than `width` wrap within their column."""
+    text = []
+    for table in tables(records):
+        words = len(table.header) - NUMBERS
+        header = [{"Per class": "Class", "Macro-F1": "F1"}.get(name, name) for name in table.header]
+        widths = [max(map(len, column)) for column in zip(header, *table.cells, strict=True)]
+        while sum(widths) + 2 * len(widths) - 2 > width and max(widths[:words]) > 6:
+            widths[widths.index(max(widths[:words]))] -= 1
+        lines = [header, ["-" * size for size in widths], *table.cells]
+        text.append("\n".join([textwrap.fill(table.caption, width), "",
+                               *(_aligned(line, widths, words) for line in lines)]))
+    return "\n\n".join(text) + "\n"
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int], words: int) -> str:
+    wrapped = [textwrap.wrap(cell, size) for cell, size in zip(cells, widths, strict=True)]
+    lines = []
+    for line in zip_longest(*wrapped, fillvalue=""):
+        padded = [cell.ljust(size) if i < words else cell.rjust(size)
+                  for i, (cell, size) in enumerate(zip(line, widths, strict=True))]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
+def _span(values: Iterable[int]) -> str:
+    ordered = sorted(values)
+    return f"{ordered[0]:,}" if ordered[0] == ordered[-1] else f"{ordered[0]:,}-{ordered[-1]:,}"
+
+
+def escape(text: str) -> str:
+    """Text that Markdown shows as it is, within a table's cell too."""
+    return re.sub(r"([\\|<*`\[\]]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", " ".join(text.split()))
+
+
+def markdown(header: list[str], rows: list[list[str]], *, numbers: int) -> str:
+    """A table whose last `numbers` columns are set to the right."""
+    rule = ["---"] * (len(header) - numbers) + ["--:"] * numbers
+    lines = [header, rule, *([escape(cell) for cell in cells] for cells in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
