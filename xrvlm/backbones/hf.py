@@ -1,0 +1,152 @@
+"""CLIP and SigLIP models of Hugging Face transformers as a FrozenCLIP."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from textwrap import shorten
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+
+from xrvlm.backbone import DeviceName, FrozenCLIP, ImageTransform, PrecisionName
+from xrvlm.backbones.image_side import ImageSide, Reading, at_each_position, captured
+from xrvlm.backbones.tokens import Tokens
+from xrvlm.backbones.tower import Parts, Tower
+from xrvlm.errors import UserError
+from xrvlm.text_tower import LibraryText
+
+log = logging.getLogger(__name__)
+KINDS = ("clip", "siglip")               # fixed-size SigLIP 2 checkpoints call themselves siglip too
+INTERPOLATION: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}    # as Pillow counts
+
+
+def load_hf(model: str, *, image_size: int | None = None, device: DeviceName = "auto",
+            precision: PrecisionName = "auto") -> FrozenCLIP:
+    """A CLIP or SigLIP model of the Hugging Face hub, or of a local folder in its format, frozen.
+
+    Args:
+        model: `owner/name` on the hub, or a folder.
+        image_size: pixels, where not the checkpoint's own; the position embedding is interpolated.
+
+    Raises:
+        UserError: the model cannot be fetched or read, is of another kind, or its weights are incomplete.
+    """
+    arguments = {"model": model, "image_size": image_size}
+    folder = Path(model).expanduser()
+    source = str(folder) if folder.is_dir() else model
+    try:
+        kind = AutoConfig.from_pretrained(source).model_type
+        _check_kind(model, kind)
+        network, report = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        tokenizer, processor = AutoTokenizer.from_pretrained(source), AutoImageProcessor.from_pretrained(source)
+    except UserError:
+        raise
+    except Exception as error:    # the hub, JSON, safetensors and the tokenizers raise their own
+        reason = shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
+        raise UserError(f"cannot load {model} with transformers: {reason}; check the name and the network, or pass a "
+                        "folder with config.json, weights, tokenizer and preprocessor_config.json") from error
+    if missing := sorted([*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])]):
+        raise UserError(f"{model} lacks {len(missing)} of its weights ({', '.join(missing[:3])} ...), which would stay "
+                        "random; fetch a complete checkpoint")
+    return wrap_hf(network, tokenizer, name=model, transform=_transform(model, processor), image_size=image_size,
+                   device=device, precision=precision,
+                   loader={"target": "xrvlm.backbones.load_hf", "arguments": arguments})
+
+
+def wrap_hf(model: Any, tokenizer: Any, *, name: str, transform: ImageTransform | None = None,
+            image_size: int | None = None, device: DeviceName = "auto", precision: PrecisionName = "auto",
+            loader: Mapping[str, Any] | None = None) -> FrozenCLIP:
+    """Freeze a CLIPModel or SiglipModel that stands in memory. The model itself is moved and converted, not a copy.
+
+    `transform=None` takes the usual one of its kind; the other arguments are those of `wrap_openclip`.
+    """
+    _check_kind(name, model.config.model_type)
+    transform = _resized(name, model.config.vision_config.patch_size, transform or _usual_transform(model), image_size)
+    interpolates = transform.image_size != model.config.vision_config.image_size
+    clip = model.config.model_type == "clip"
+    image = HFImage(model, interpolates)
+    # SigLIP reads the last of all positions and every one sees every other: never fewer than its window
+    text = LibraryText(partial(_text_features, model), model.text_model.embeddings.token_embedding, shortens=clip)
+    log.info("text side: transformers' own encoder, %s",
+             "as far as the longest prompt reaches" if clip else "over its whole window")
+    tokens = Tokens.of_hf(tokenizer, window=model.config.text_config.max_position_embeddings)
+    if clip and model.text_model.eos_token_id not in (2, tokens.end):    # 2: older checkpoints, read at the largest id
+        raise UserError(f"{name} reads texts at token {model.text_model.eos_token_id}, its tokenizer ends them with "
+                        f"{tokens.end}; use the tokenizer that belongs to the checkpoint")
+    parts = Parts(
+        image=image, text=text, tokens=tokens, transform=transform, embed_dim=image.embed_dim,
+        logit_scale=model.logit_scale.detach().float().exp(),
+        logit_bias=torch.zeros(()) if clip else model.logit_bias.detach(),
+        activation=f"{model.config.vision_config.hidden_act} {model.config.text_config.hidden_act}")
+    return Tower(model, parts, name=name, device=device, precision=precision, loader=loader)
+
+
+class HFImage(ImageSide):
+    """CLIP is read at the class token, SigLIP by an attention pool (MAP head) over all positions."""
+
+    def __init__(self, model: Any, interpolates: bool):
+        self.model, self.interpolates = model, interpolates
+        self.width = model.config.vision_config.hidden_size
+        self.pools = model.config.model_type == "siglip"
+        self.embed_dim = self.width if self.pools else model.visual_projection.out_features
+
+    def pooled(self, images: Tensor) -> Tensor:
+        return self._encode(images).pooler_output
+
+    def read(self, images: Tensor) -> Reading:
+        with captured(self.model.vision_model.encoder.layers[-2], "input") as entered:
+            output = self._encode(images)
+        return Reading(output.pooler_output, output.last_hidden_state, entered[0])
+
+    def project(self, states: Tensor) -> Tensor:
+        if self.pools:    # these states are behind the final norm, CLIP's are before it
+            return at_each_position(self.model.vision_model.head, states)
+        return self.model.visual_projection(self.model.vision_model.post_layernorm(states))
+
+    def _encode(self, images: Tensor) -> Any:
+        return self.model.get_image_features(images, interpolate_pos_encoding=self.interpolates)
+
+
+def _text_features(model: Any, tokens: Tensor) -> Tensor:
+    # without an attention mask: behind [EOS] a causal tower does not look, and SigLIP was trained to see its padding
+    return model.get_text_features(tokens).pooler_output
+
+
+def _check_kind(name: str, kind: str) -> None:
+    if kind not in KINDS:
+        raise UserError(f"{name} is a model of type {kind!r}; supported of transformers: {', '.join(KINDS)}; for "
+                        "others see backbone=openclip")
+
+
+def _usual_transform(model: Any) -> ImageTransform:
+    size = model.config.vision_config.image_size
+    if model.config.model_type == "siglip":
+        return ImageTransform(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), resize="squash")
+    return ImageTransform(size, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+def _transform(name: str, processor: Any) -> ImageTransform:
+    """The image processor's settings; UserError for what an ImageTransform cannot say."""
+    size, crops = dict(processor.size), bool(getattr(processor, "do_center_crop", False))
+    crop = dict(processor.crop_size) if crops else size
+    fits = crop.get("height") == crop.get("width") is not None and ("shortest_edge" in size if crops else True)
+    if not fits or processor.resample not in INTERPOLATION:
+        raise UserError(f"{name} prepares images with size={size}, crop={crop}, resample={processor.resample}, which "
+                        "is not supported; load it yourself and pass a `transform` to xrvlm.backbones.wrap_hf")
+    (red, green, blue), (red_std, green_std, blue_std) = processor.image_mean, processor.image_std
+    return ImageTransform(crop["height"], (red, green, blue), (red_std, green_std, blue_std),
+                          interpolation=INTERPOLATION[processor.resample], resize="shortest" if crops else "squash",
+                          resize_to=size["shortest_edge"] if crops else None)
+
+
+def _resized(name: str, patch: int, transform: ImageTransform, image_size: int | None) -> ImageTransform:
+    if image_size is None or image_size == transform.image_size:
+        return transform
+    if image_size < 1 or image_size % patch:
+        raise UserError(f"image_size={image_size} does not fit {name}: use a multiple of {patch}")
+    resize_to = transform.resize_to and round(transform.resize_to * image_size / transform.image_size)
+    return replace(transform, image_size=image_size, resize_to=resize_to)

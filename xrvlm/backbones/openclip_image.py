@@ -1,0 +1,130 @@
+"""The image towers of open_clip: its own ViT and ResNet, and those of timm."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
+from torch import Tensor
+
+from xrvlm.backbones.image_side import ImageSide, Reading, WithoutPositions, at_each_position, captured
+
+Encode = Callable[[Tensor], Tensor]      # (b, 3, h, w) -> (b, d), the library's own call
+
+
+def image_side(model: Any) -> ImageSide:
+    """How to read the image tower of an open_clip model."""
+    encode, visual = partial(model.encode_image, normalize=False), model.visual
+    if isinstance(visual, ModifiedResNet):
+        return ResNet(encode, visual)
+    if isinstance(visual, VisionTransformer) and len(visual.transformer.resblocks) > 1:
+        return ViT(encode, visual)
+    if isinstance(visual, TimmModel):
+        return _timm_side(encode, visual)
+    return WithoutPositions(encode, type(visual).__name__)
+
+
+def _timm_side(encode: Encode, visual: TimmModel) -> ImageSide:
+    trunk: Any = visual.trunk
+    blocks = getattr(trunk, "blocks", None)
+    if blocks is None:
+        return TimmMap(encode, visual)
+    return TimmViT(encode, visual) if len(blocks) > 1 else WithoutPositions(encode, type(trunk).__name__)
+
+
+class ViT(ImageSide):
+    """open_clip's ViT, read at the class token, by the mean of the patches, or by an attention pool (CoCa)."""
+
+    def __init__(self, encode: Encode, visual: Any):
+        self.encode, self.visual, self.width = encode, visual, visual.conv1.out_channels
+        # what the class token does not decide is read without it
+        self.first = 0 if visual.attn_pool is None and visual.pool_type == "tok" else 1
+
+    def pooled(self, images: Tensor) -> Tensor:
+        return self.encode(images)
+
+    def read(self, images: Tensor) -> Reading:
+        blocks = self.visual.transformer.resblocks
+        with captured(blocks[-2], "input") as entered, captured(blocks[-1], "output") as left:
+            pooled = self.encode(images)
+        return Reading(pooled, left[0][:, self.first:], entered[0][:, self.first:])
+
+    def project(self, states: Tensor) -> Tensor:
+        if self.visual.attn_pool is not None:
+            return at_each_position(self._pool, states, copies=2)
+        projected = self.visual.ln_post(states)
+        return projected if self.visual.proj is None else projected @ self.visual.proj
+
+    def _pool(self, alone: Tensor) -> Tensor:
+        pooled = self.visual._pool(alone)[0]
+        return pooled if self.visual.proj is None else pooled @ self.visual.proj
+
+
+class ResNet(ImageSide):
+    """CLIP's ResNet: value and output projection of the attention pool at every cell of the last map."""
+
+    def __init__(self, encode: Encode, visual: Any):
+        self.encode, self.visual, self.width = encode, visual, visual.attnpool.v_proj.in_features
+
+    def pooled(self, images: Tensor) -> Tensor:
+        return self.encode(images)
+
+    def read(self, images: Tensor) -> Reading:
+        with captured(self.visual.layer4, "output") as left:
+            pooled = self.encode(images)
+        cells = left[0].flatten(2).mT                                                  # (b, p, e)
+        return Reading(pooled, cells, cells)
+
+    def project(self, states: Tensor) -> Tensor:
+        pool = self.visual.attnpool
+        return pool.c_proj(pool.v_proj(states + pool.positional_embedding[1:]))        # without the mean token
+
+
+class TimmViT(ImageSide):
+    """A timm trunk of blocks over tokens, whatever its pooling: class token, mean or attention (MAP)."""
+
+    def __init__(self, encode: Encode, visual: Any):
+        self.encode, self.visual, self.width = encode, visual, visual.trunk.num_features
+        self.prefix: int = getattr(visual.trunk, "num_prefix_tokens", 0)
+        self.first = 0 if visual.trunk.global_pool == "token" else self.prefix
+
+    def pooled(self, images: Tensor) -> Tensor:
+        return self.encode(images)
+
+    def read(self, images: Tensor) -> Reading:
+        with captured(self.visual.trunk.blocks[-2], "input") as entered:
+            states = self.visual.trunk.forward_features(images)
+        pooled = self.visual.head(self.visual.trunk.forward_head(states))
+        return Reading(pooled, states[:, self.first:], entered[0][:, self.first:])
+
+    def project(self, states: Tensor) -> Tensor:
+        return at_each_position(self._pool, states, copies=self.prefix + 1)
+
+    def _pool(self, alone: Tensor) -> Tensor:
+        return self.visual.head(self.visual.trunk.forward_head(alone))
+
+
+class TimmMap(ImageSide):
+    """A timm trunk that ends in a map (ConvNeXt, Swin, FastViT): its cells are the positions."""
+
+    def __init__(self, encode: Encode, visual: Any):
+        self.encode, self.visual, self.width = encode, visual, visual.trunk.num_features
+        self.channels_last = getattr(visual.trunk, "output_fmt", "NCHW") == "NHWC"
+
+    def pooled(self, images: Tensor) -> Tensor:
+        return self.encode(images)
+
+    def read(self, images: Tensor) -> Reading:
+        last = self.visual.trunk.forward_features(images)
+        pooled = self.visual.head(self.visual.trunk.forward_head(last))
+        cells = last.flatten(1, 2) if self.channels_last else last.flatten(2).mT       # (b, p, e)
+        return Reading(pooled, cells, cells)
+
+    def project(self, states: Tensor) -> Tensor:
+        return at_each_position(self._pool, states)
+
+    def _pool(self, alone: Tensor) -> Tensor:                                          # (n, 1, e) -> (n, d)
+        cell = alone[:, None] if self.channels_last else alone.mT[..., None]           # an image of one cell
+        return self.visual.head(self.visual.trunk.forward_head(cell))

@@ -1,0 +1,209 @@
+"""Any model of open_clip by name, with published weights or a local file, checked for what goes wrong silently."""
+
+import logging
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from textwrap import shorten
+from typing import Any, TypeVar
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.pretrained import get_pretrained_cfg
+from safetensors.torch import save_file
+from torch import nn
+
+from xrvlm.backbone import DeviceName, FrozenCLIP, PrecisionName
+from xrvlm.backbones.openclip import wrap_openclip
+from xrvlm.errors import UserError, unknown
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz")
+BRINGS_WEIGHTS = ("hf-hub:", "local-dir:")
+RESNET_STRIDE = 32
+
+
+def load_openclip(model: str, pretrained: str | None = None, *, image_size: int | None = None,
+                  quick_gelu: bool | None = None, allow_random: bool = False, device: DeviceName = "auto",
+                  precision: PrecisionName = "auto") -> FrozenCLIP:
+    """A model of open_clip, frozen.
+
+    Args:
+        model: a name of `open_clip.list_models()`; or `hf-hub:owner/name` or `local-dir:/folder`, which bring weights.
+        pretrained: a tag of `open_clip.list_pretrained()`, or a weights file.
+        image_size: pixels, where not the checkpoint's own; the position embedding is interpolated.
+        quick_gelu: the activation; None: what the published weights were trained with, else the model's own.
+        allow_random: let `pretrained=None` mean random weights (tests, benchmarks).
+
+    Raises:
+        UserError: an unknown name, or weights that cannot be fetched, are damaged or do not fit.
+    """
+    arguments = {"model": model, "pretrained": pretrained, "image_size": image_size, "quick_gelu": quick_gelu,
+                 "allow_random": allow_random}
+    model = _known_model(model)
+    config: Any = _fetched(lambda: open_clip.get_model_config(model), f"the configuration of {model}")
+    _check_image_size(model, config["vision_cfg"], image_size)
+    settled = quick_gelu is not None or bool(config.get("quick_gelu"))
+    options = _weights(model, pretrained, allow_random, activation_settled=settled)
+    if quick_gelu is not None:
+        options["quick_gelu"] = quick_gelu
+    network = _create(model, options, image_size, resnet=_is_resnet(config["vision_cfg"]))
+    tokenizer = _fetched(lambda: open_clip.get_tokenizer(model), f"the tokenizer of {model}")
+    suffix = "-quickgelu" if options.get("quick_gelu") and "quickgelu" not in model else ""
+    weights = f"/{Path(pretrained).stem}" if pretrained else "" if model.startswith(BRINGS_WEIGHTS) else "/random"
+    return wrap_openclip(network, tokenizer, name=f"{model}{suffix}{weights}", device=device, precision=precision,
+                         loader={"target": "xrvlm.backbones.load_openclip", "arguments": arguments})
+
+
+def _known_model(model: str) -> str:
+    if model.startswith("local-dir:"):
+        folder = Path(model.removeprefix("local-dir:")).expanduser()
+        if not (folder / "open_clip_config.json").is_file():
+            raise UserError(f"no open_clip_config.json in {folder}; name a folder that open_clip can load")
+        return f"local-dir:{folder}"
+    if model.startswith("hf-hub:"):
+        return model
+    name = model.replace("/", "-")
+    if name not in open_clip.list_models():
+        raise unknown("model of open_clip", model, open_clip.list_models(), "or hf-hub:owner/name, local-dir:/folder")
+    return name
+
+
+def _weights(model: str, pretrained: str | None, allow_random: bool, *, activation_settled: bool) -> dict[str, Any]:
+    """What `open_clip.create_model` must be told to find the weights, and what belongs to them."""
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if model.startswith(BRINGS_WEIGHTS):
+        if pretrained is not None:
+            raise UserError(f"{model} brings its own weights; leave out pretrained={pretrained}")
+        return {"require_pretrained": True}
+    if pretrained is None:
+        if not allow_random:
+            raise UserError(f"no weights for {model}: set pretrained to one of {', '.join(tags)}, or to a weights file")
+        return {"pretrained_text": False, "force_preprocess_cfg": _usual_preprocessing(model, tags)}
+    if pretrained not in tags and (pretrained.endswith(WEIGHT_FILES) or any(mark in pretrained for mark in "/\\~")):
+        return _local_weights(model, Path(pretrained).expanduser(), tags, activation_settled)
+    if pretrained not in tags:
+        raise unknown(f"weights of {model}", pretrained, tags, "or pass the path of a weights file")
+    published = get_pretrained_cfg(model, pretrained)
+    _fetched(lambda: open_clip.download_pretrained(published), f"the weights {pretrained} of {model}")
+    if published.get("quick_gelu") and not activation_settled:
+        log.info("%s of %s was trained with QuickGELU: switched to it", pretrained, model)
+        return {"pretrained": pretrained, "quick_gelu": True}
+    return {"pretrained": pretrained}
+
+
+def _local_weights(model: str, path: Path, tags: list[str], activation_settled: bool) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"no weights file at {path}; check the path, or use a published tag: {', '.join(tags)}")
+    options = {"pretrained": str(path), "force_preprocess_cfg": _usual_preprocessing(model, tags)}
+    if _is_torchscript(path):    # only OpenAI published such archives
+        return options | {"quick_gelu": True}
+    if not activation_settled and f"{model}-quickgelu" in open_clip.list_models():
+        log.warning("%s is loaded without QuickGELU; weights of OpenAI, MetaCLIP or DFN need model=%s-quickgelu",
+                    path.name, model)
+    return options
+
+
+def _is_torchscript(path: str | Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _unscripted(path: str, folder: str) -> str:
+    """The tensors of a TorchScript archive as a plain file: open_clip would unpickle the archive unchecked."""
+    state = torch.jit.load(path, map_location="cpu").state_dict()
+    weights = {name: tensor.contiguous() for name, tensor in state.items()
+               if name not in ("input_resolution", "context_length", "vocab_size")}
+    save_file(weights, f"{folder}/weights.safetensors")
+    return f"{folder}/weights.safetensors"
+
+
+def _usual_preprocessing(model: str, tags: list[str]) -> dict[str, Any]:
+    """What most published weights of the model want (SigLIP: mean 0.5, squashed): a file does not say it itself."""
+    keys = ("mean", "std", "interpolation", "resize_mode")
+    known = [get_pretrained_cfg(model, tag) for tag in tags]
+    usual = Counter(tuple(config.get(key) for key in keys) for config in known).most_common(1)
+    return dict(zip(keys, usual[0][0], strict=True)) if usual else {}
+
+
+def _create(model: str, options: dict[str, Any], image_size: int | None, *, resnet: bool) -> Any:
+    source = options.get("pretrained", "its own weights")
+    try:
+        with _quiet(), TemporaryDirectory() as scratch:
+            if _is_torchscript(source):
+                options = options | {"pretrained": _unscripted(source, scratch)}
+            # open_clip interpolates what ViTs know of positions when it loads them, not the ResNets' attention pool
+            network: Any = open_clip.create_model(model, force_image_size=None if resnet else image_size, **options)
+    except Exception as error:    # pickle, zip, safetensors, hub and state dict raise their own
+        raise _unusable(model, source, error) from error
+    if resnet and image_size is not None:
+        _resize_attention_pool(network.visual, image_size)
+    return network
+
+
+def _resize_attention_pool(visual: Any, image_size: int) -> None:
+    pool, cells = visual.attnpool, image_size // RESNET_STRIDE
+    mean, grid = pool.positional_embedding.detach().split([1, len(pool.positional_embedding) - 1])
+    before = round(len(grid) ** 0.5)
+    grid = grid.T.unflatten(1, (before, before))[None]                                 # (1, e, before, before)
+    grid = F.interpolate(grid, size=(cells, cells), mode="bicubic", antialias=True)    # as open_clip does for ViTs
+    pool.positional_embedding = nn.Parameter(torch.cat([mean, grid[0].flatten(1).T]))  # (1 + p, e)
+    visual.image_size = image_size
+    visual.preprocess_cfg["size"] = image_size
+
+
+def _is_resnet(vision: dict[str, Any]) -> bool:
+    return isinstance(vision.get("layers"), list | tuple) and "timm_model_name" not in vision
+
+
+def _check_image_size(model: str, vision: dict[str, Any], image_size: int | None) -> None:
+    step = RESNET_STRIDE if _is_resnet(vision) else vision.get("patch_size", 1)
+    if image_size is not None and (image_size < 1 or image_size % step):
+        raise UserError(f"image_size={image_size} does not fit {model}: use a multiple of {step}")
+
+
+def _unusable(model: str, source: str, error: Exception) -> UserError:
+    lines = [shorten(line, 160, placeholder=" ...") for line in str(error).splitlines() if line.strip()]
+    lines = lines or [type(error).__name__]
+    if "state_dict" in lines[0] and len(lines) > 1:
+        lines = lines[1:]
+    reason = "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more differences" if len(lines) > 3 else "")
+    if "state_dict" in str(error) or isinstance(error, AssertionError):
+        return UserError(f"{source} does not fit {model}: {reason}; name the model that the weights were trained as")
+    return UserError(f"cannot load {model} with {source}: {reason}; the file may be damaged or no weights file: "
+                     "fetch it again, or pass pretrained=/path/to/weights")
+
+
+def _fetched(fetch: Callable[[], Result], what: str) -> Result:
+    try:
+        with _quiet():
+            return fetch()
+    except Exception as error:    # each way to the network raises its own
+        reason = shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
+        raise UserError(f"cannot fetch {what}: {reason}; check the network, or bring it from elsewhere: "
+                        "pretrained=/path/to/weights, or model=local-dir:/folder (with open_clip_config.json, weights "
+                        "and tokenizer files)") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the chatter of open_clip on the root logger, and without warnings of what is settled here."""
+    def ours(record: logging.LogRecord) -> bool:
+        return "open_clip" not in record.pathname
+
+    logging.root.addFilter(ours)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="QuickGELU mismatch")
+            warnings.filterwarnings("ignore", message="`torch.jit.load` is")
+            yield
+    finally:
+        logging.root.removeFilter(ours)

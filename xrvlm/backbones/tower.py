@@ -1,0 +1,116 @@
+"""The one FrozenCLIP there is: an image side, a text side and a tokenizer of whatever library, frozen together."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xrvlm.backbone import (
+    DeviceName,
+    Features,
+    FrozenCLIP,
+    ImageTransform,
+    NamePosition,
+    Need,
+    Precision,
+    PrecisionName,
+    PromptLayout,
+    hash_state,
+)
+from xrvlm.backbones.image_side import ImageSide
+from xrvlm.backbones.tokens import Tokens
+from xrvlm.errors import UserError, unknown
+from xrvlm.text_tower import TextTower
+
+DTYPES: Mapping[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a library has to show of a model."""
+
+    image: ImageSide
+    text: TextTower
+    tokens: Tokens
+    transform: ImageTransform
+    embed_dim: int
+    logit_scale: Tensor                  # () exponentiated
+    logit_bias: Tensor                   # ()
+    activation: str                      # QuickGELU or GELU: the same weights, another function
+
+
+class Tower(FrozenCLIP):
+    """`model` with its `parts`, moved to `device` and converted once to `precision`."""
+
+    def __init__(self, model: nn.Module, parts: Parts, *, name: str, device: DeviceName = "auto",
+                 precision: PrecisionName = "auto", loader: Mapping[str, Any] | None = None):
+        super().__init__()
+        self.name, self.transform, self.loader = name, parts.transform, loader
+        self.embed_dim, self.image_width = parts.embed_dim, parts.image.width
+        self.text_width, self.context_length = parts.text.embedding.embedding_dim, parts.tokens.window
+        self.image, self.text, self.tokens = parts.image, parts.text, parts.tokens
+        self.fingerprint = hash_state(model, f"{parts.activation} {parts.transform.image_size}")
+        place = choose_device(device)
+        self.precision = choose_precision(precision, place)
+        self.model = model.to(place, DTYPES[self.precision])
+        self.register_buffer("logit_scale", parts.logit_scale.detach().float().reshape(()).to(place))
+        self.register_buffer("logit_bias", parts.logit_bias.detach().float().reshape(()).to(place))
+        self.requires_grad_(False).eval()
+
+    @property
+    def device(self) -> torch.device:
+        return self.logit_scale.device
+
+    @torch.no_grad()
+    def encode_image(self, images: Tensor, needs: Collection[Need] = ("pooled",)) -> Features:
+        images = images.to(self.device, DTYPES[self.precision])
+        if not {"tokens", "mid_tokens"} & set(needs):
+            return Features(F.normalize(self.image.pooled(images).float(), dim=-1))
+        reading = self.image.read(images)
+        return Features(
+            pooled=F.normalize(reading.pooled.float(), dim=-1),                                        # (b, d)
+            tokens=self.image.project(reading.states).float() if "tokens" in needs else None,          # (b, p, d)
+            mid_tokens=reading.mid_tokens.float() if "mid_tokens" in needs else None)                  # (b, p, e)
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        tokens, ends = self.tokens.sentences(texts)
+        features = self.text.encode_tokens(tokens.to(self.device), ends.to(self.device))               # (n, d)
+        return F.normalize(features.float(), dim=-1)
+
+    def layout(self, names: Sequence[str], length: int, position: NamePosition = "end") -> PromptLayout:
+        return self.tokens.layout(names, length, position)
+
+    def encode_prompts(self, context: Tensor, layout: PromptLayout) -> Tensor:
+        tokens, slots, ends = (part.to(self.device) for part in (layout.tokens, layout.slots, layout.ends))
+        features = self.text.encode_prompts(context, tokens, slots, ends)                              # (g, c, d)
+        return F.normalize(features.float(), dim=-1)
+
+    @torch.no_grad()
+    def embed_words(self, text: str) -> Tensor:
+        ids = torch.tensor(self.tokens.words(text), dtype=torch.long, device=self.device)
+        return self.text.embedding(ids).float()                                                        # (t, w)
+
+
+def choose_device(wanted: DeviceName) -> torch.device:
+    """The device called `wanted`; UserError where this machine has none."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return torch.device(next(name for name, there in available.items() if there))
+    if wanted not in available:
+        raise unknown("device", wanted, ("auto", *available))
+    if not available[wanted]:
+        raise UserError(f"device={wanted} is not available on this machine; use device=auto or device=cpu")
+    return torch.device(wanted)
+
+
+def choose_precision(wanted: PrecisionName, device: torch.device) -> Precision:
+    if wanted == "auto":
+        return "bf16" if device.type == "cuda" else "fp32"
+    if wanted not in DTYPES:
+        raise unknown("precision", wanted, ("auto", *DTYPES))
+    return wanted
+
