@@ -1,0 +1,222 @@
+import json
+import logging
+
+import pytest
+import torch
+from photos import photo_folder
+from towers import tiny_vit
+
+from xrvlm import bank as bank_module
+from xrvlm.bank import FeatureBank
+from xrvlm.data_folder import image_folder
+from xrvlm.errors import UserError
+from xrvlm.features import FeatureSettings, OnlineFeatures, bank_bytes, extract, feature_source, training_order
+from xrvlm.views import Augmentation, augmented_view, evaluation_view
+
+ALL = frozenset({"pooled", "tokens", "mid_tokens"})
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return tiny_vit()
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return image_folder(photo_folder(tmp_path / "photos"))
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return FeatureSettings(cache=str(tmp_path / "cache"), views=2, dtype="float32")
+
+
+def everything(source) -> dict[str, torch.Tensor]:
+    batches = [x for x, _ in source.in_order()]
+    there = [name for name, value in vars(batches[0]).items() if value is not None]
+    return {name: torch.cat([getattr(x, name) for x in batches]) for name in there}
+
+
+def assert_same(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+
+
+def test_a_bank_holds_what_the_tower_says(clip, dataset, settings):
+    items = dataset.split.train
+    bank = extract(clip, dataset.source, items, settings, needs=ALL, views=2, seed=3)
+    online = OnlineFeatures(clip, dataset.source, items, ALL, settings.augmentation, seed=3)
+    ours, theirs = everything(bank), everything(online)
+    for name in ALL:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-5)
+    assert bank.ids == tuple(item.id for item in items)
+    assert bank.labels.tolist() == [item.label for item in items]
+    first = bank.select(torch.tensor([4, 1]), torch.tensor([1, 2]))
+    assert first.pooled.shape == (2, clip.embed_dim)
+    assert not torch.allclose(first.pooled[0], ours["pooled"][4])
+
+
+def test_workers_and_cache_do_not_change_a_number(clip, dataset, tmp_path):
+    banks = [extract(clip, dataset.source, dataset.split.train,
+                     FeatureSettings(cache=str(tmp_path / f"cache{place}"), views=2, dtype="float32"),
+                     needs=ALL, views=2, seed=1, workers=workers) for place, workers in ((0, 0), (1, 2), (0, 0))]
+    for other in banks[1:]:
+        for one, two in zip(banks[0].shards, other.shards, strict=True):
+            assert_same(dict(one), dict(two))
+    order = training_order(banks[0].labels, 1, 0, 8)
+    online = [[x.pooled for x, _ in OnlineFeatures(clip, dataset.source, dataset.split.train, ALL, Augmentation(), 1,
+                                                   workers).batches(order, 5)] for workers in (0, 2)]
+    assert all(torch.equal(one, two) for one, two in zip(*online, strict=True))
+
+
+def test_a_finished_bank_is_read_without_the_tower(clip, dataset, settings, monkeypatch):
+    first = extract(clip, dataset.source, dataset.split.train, settings, needs=ALL, views=1)
+    monkeypatch.setattr(bank_module, "_write", lambda *_: pytest.fail("the tower ran again"))
+    assert_same(everything(extract(clip, dataset.source, dataset.split.train, settings, needs=ALL, views=1)),
+                everything(first))
+
+
+@pytest.mark.parametrize("change", ["seed", "views", "needs", "dtype", "crop", "photo", "items"])
+def test_whatever_the_numbers_depend_on_is_in_the_key(clip, dataset, settings, tmp_path, change):
+    items = dataset.split.train
+    arguments = {"needs": ALL, "views": 1, "seed": 1}
+    extract(clip, dataset.source, items, settings, **arguments)
+    before = len(list((tmp_path / "cache").rglob("key.json")))
+    if change == "photo":
+        (tmp_path / "photos" / items[0].id).write_bytes((tmp_path / "photos" / items[1].id).read_bytes())
+    if change in ("seed", "views"):
+        arguments[change] = 2
+    if change == "needs":
+        arguments["needs"] = {"pooled"}
+    if change == "dtype":
+        settings = FeatureSettings(cache=settings.cache, dtype="float16")
+    if change == "crop":
+        settings = FeatureSettings(cache=settings.cache, dtype="float32", crop_scale=(0.9, 1.0))
+    extract(clip, dataset.source, items[:-1] if change == "items" else items, settings, **arguments)
+    assert len(list((tmp_path / "cache").rglob("key.json"))) == before + 1
+
+
+def test_without_views_the_seed_does_not_matter(clip, dataset, settings, tmp_path):
+    for seed in (1, 2):
+        extract(clip, dataset.source, dataset.split.train, settings, seed=seed)
+    assert len(list((tmp_path / "cache").rglob("key.json"))) == 1
+
+
+def test_an_interrupted_bank_goes_on_where_it_was(clip, dataset, settings, monkeypatch, tmp_path):
+    whole = extract(clip, dataset.source, dataset.split.train,
+                    FeatureSettings(cache=str(tmp_path / "whole"), dtype="float32"), needs=ALL, views=2)
+    monkeypatch.setattr(bank_module, "SHARD_BYTES", 1)      # a shard for every image
+    write, written = bank_module._write, []
+
+    def interrupted(path, *arguments):
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(path.name)
+        write(path, *arguments)
+
+    monkeypatch.setattr(bank_module, "_write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        extract(clip, dataset.source, dataset.split.train, settings, needs=ALL, views=2)
+
+    def counted(path, *arguments):
+        written.append(path.name)
+        write(path, *arguments)
+
+    monkeypatch.setattr(bank_module, "_write", counted)
+    resumed = extract(clip, dataset.source, dataset.split.train, settings, needs=ALL, views=2)
+    assert len(written) == len(set(written)) == len(dataset.split.train)
+    for name, value in everything(resumed).items():
+        torch.testing.assert_close(value, everything(whole)[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "other", "garbage"])
+def test_a_damaged_shard_is_named_and_made_again(clip, dataset, settings, tmp_path, caplog, damage):
+    before = everything(extract(clip, dataset.source, dataset.split.train, settings, needs=ALL, views=1))
+    (shard,) = (tmp_path / "cache").rglob("shard-*.safetensors")
+    data = shard.read_bytes()
+    shard.write_bytes({"truncated": data[:-100], "empty": b"", "garbage": b"x" * 500,
+                       "other": data.replace(b'\\"key\\": \\"', b'\\"key\\": \\"0', 1)[:-1]}[damage])
+    with caplog.at_level(logging.WARNING):
+        after = everything(extract(clip, dataset.source, dataset.split.train, settings, needs=ALL, views=1))
+    assert_same(after, before)
+    assert "shard-00000.safetensors" in caplog.text
+    assert "encoded again" in caplog.text
+
+
+def test_the_size_is_told_and_the_budget_is_kept(clip, dataset, settings, caplog):
+    size = bank_bytes(clip, 18, settings, ALL, views=2)
+    values = clip.embed_dim + 17 * (clip.embed_dim + clip.image_width)
+    assert size == 18 * 3 * 4 * values
+    make = {"needs": ALL, "views": 2, "seed": 0, "workers": 0}
+    with caplog.at_level(logging.INFO):
+        assert isinstance(feature_source(clip, dataset.source, dataset.split.train, settings, **make), FeatureBank)
+        assert "24 images x 3 views" in caplog.text
+        tight = FeatureSettings(cache=settings.cache, budget_gb=1e-6)
+        source = feature_source(clip, dataset.source, dataset.split.train, tight, **make)
+    assert isinstance(source, OnlineFeatures)
+    assert "over features.budget_gb" in caplog.text
+
+
+def test_the_order_of_an_epoch():
+    labels = torch.arange(3).repeat_interleave(5)
+    order = training_order(labels, 1, 0, 7)
+    assert [len(batch) for batch in order] == [7, 7]            # a last batch of one is dropped, nothing else is
+    assert len(torch.cat(order).unique()) == 14
+    assert [len(batch) for batch in training_order(labels, 1, 0, 4)] == [4, 4, 4, 3]
+    assert [len(batch) for batch in training_order(labels, 1, 0, 64)] == [15]
+    same, other = training_order(labels, 1, 0, 7), training_order(labels, 1, 1, 7)
+    assert torch.equal(torch.cat(order), torch.cat(same))
+    assert not torch.equal(torch.cat(order), torch.cat(other))
+    with pytest.raises(UserError, match="one training image in all"):
+        training_order(torch.tensor([0]), 1, 0, 64)
+
+
+def test_a_balanced_order_draws_the_classes_equally_often():
+    labels = torch.tensor([0] * 900 + [1] * 90 + [2] * 10)
+    drawn = labels[torch.cat(training_order(labels, 1, 0, 100, balanced=True))].bincount() / 1000
+    assert ((drawn - 1 / 3).abs() < 0.06).all()
+
+
+def test_each_epoch_reads_its_own_views(clip, dataset, settings):
+    bank = extract(clip, dataset.source, dataset.split.train, settings, views=2, seed=1)
+    order = [torch.arange(len(bank.labels))]
+    epochs = [next(bank.batches(order, epoch))[0].pooled for epoch in range(4)]
+    evaluation = everything(bank)["pooled"]
+    assert not any(torch.equal(row, evaluation[i]) for epoch in epochs for i, row in enumerate(epoch))
+    assert len({tuple(epoch.flatten().tolist()) for epoch in epochs}) == 4
+
+
+def test_the_evaluation_view_is_the_one_of_open_clip(clip, dataset):
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+    from PIL import Image
+
+    image = Image.open(dataset.source.root / dataset.split.train[0].id).convert("RGB").resize((90, 61))
+    for resize in ("shortest", "squash"):
+        transform = type(clip.transform)(32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "bicubic", resize)
+        theirs = image_transform_v2(PreprocessCfg(size=32, mean=transform.mean, std=transform.std,
+                                                  interpolation="bicubic", resize_mode=resize), is_train=False)
+        assert torch.equal(evaluation_view(image, transform), theirs(image))
+
+
+def test_a_view_is_drawn_from_its_key_alone(clip, dataset):
+    from PIL import Image
+
+    image = Image.open(dataset.source.root / dataset.split.train[0].id).convert("RGB")
+    views = [augmented_view(image, clip.transform, Augmentation((0.3, 0.9)), 1, "view", key) for key in (0, 0, 1)]
+    assert torch.equal(views[0], views[1])
+    assert not torch.equal(views[0], views[2])
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"mode": "both"}, "unknown feature mode 'both'"), ({"dtype": "int8"}, "unknown features.dtype"),
+    ({"crop_scale": (0.9, 0.2)}, "crop_scale"), ({"views": -1}, "features.views")])
+def test_bad_settings_are_told(options, message):
+    with pytest.raises(UserError, match=message):
+        FeatureSettings(**options)
+
+
+def test_the_key_is_kept_for_people(clip, dataset, settings, tmp_path):
+    extract(clip, dataset.source, dataset.split.train, settings)
+    (path,) = (tmp_path / "cache").rglob("key.json")
+    assert json.loads(path.read_text())["backbone"] == clip.fingerprint

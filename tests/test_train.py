@@ -1,0 +1,160 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from xrvlm.backbone import Features
+from xrvlm.draws import generator
+from xrvlm.errors import UserError
+from xrvlm.recipe import Recipe
+from xrvlm.train import fit
+
+RECIPE = Recipe("test", epochs=5, batch_size=8, learning_rate=0.1, warmup_epochs=2)
+
+
+class Source:
+    """40 points in two classes; every epoch adds its own noise."""
+
+    def __init__(self):
+        self.ids = tuple(str(i) for i in range(40))
+        self.labels = torch.arange(40) % 2
+        self.points = torch.randn(40, 4, generator=generator("points")) + self.labels[:, None]
+
+    def batches(self, order, epoch):
+        for rows in order:
+            yield Features(self.points[rows] + epoch / 100), self.labels[rows]
+
+    def in_order(self, batch_size=256):
+        yield Features(self.points), self.labels
+
+
+class Probe(nn.Module):
+    label = "probe"
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm = nn.Linear(4, 2, bias=False), nn.BatchNorm1d(2)
+        nn.init.zeros_(self.linear.weight)
+        self.dropout = nn.Dropout(0.2)
+
+    def class_features(self, clip):
+        return self.linear.weight
+
+    def logits(self, x, class_features):
+        return self.norm(self.dropout(x.pooled) @ class_features.T)
+
+    def loss(self, x, y, clip, *, label_smoothing=0.0):
+        return nn.functional.cross_entropy(self.logits(x, self.linear.weight), y, label_smoothing=label_smoothing)
+
+
+class Tower:
+    device = torch.device("cpu")
+
+
+def straight(recipe=RECIPE, **options):
+    method = Probe()
+    return method, fit(method, Tower(), Source(), recipe, seed=1, **options)
+
+
+def same_state(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_rate_warms_up_and_falls_to_zero():
+    recipe = Recipe("x", epochs=10, learning_rate=1.0, warmup_epochs=4)
+    rates = [recipe.rate(epoch) for epoch in range(10)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates[7] == pytest.approx(0.5)
+    assert 0 < rates[9] < 0.1
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert Recipe("x", epochs=1, warmup_epochs=0, learning_rate=1.0).rate(0) == 1.0
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("stop", [1, 3, 4])
+@pytest.mark.parametrize("selection", ["last", "val"])
+def test_a_resumed_run_ends_bit_equal(tmp_path, optimizer, stop, selection, monkeypatch):
+    recipe = replace(RECIPE, optimizer=optimizer, grad_clip=1.0, label_smoothing=0.1, balanced=True)
+    options = {"selection": selection, "val": Source() if selection == "val" else None}
+    expected, progress = straight(recipe, **options)
+    checkpoint = tmp_path / "last.safetensors"
+
+    class Stopped(Source):
+        def batches(self, order, epoch):
+            if epoch == stop:
+                raise KeyboardInterrupt
+            return super().batches(order, epoch)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(Probe(), Tower(), Stopped(), recipe, seed=1, checkpoint=checkpoint, identity="a", **options)
+    resumed = Probe()
+    again = fit(resumed, Tower(), Source(), recipe, seed=1, checkpoint=checkpoint, identity="a", **options)
+    assert same_state(expected.state_dict(), resumed.state_dict())
+    assert again.losses == progress.losses
+    assert len(again.losses) == 5
+
+
+def test_a_finished_checkpoint_trains_no_further(tmp_path):
+    method, _ = straight(checkpoint=tmp_path / "last.safetensors", identity="a")
+    again, progress = straight(checkpoint=tmp_path / "last.safetensors", identity="a")
+    assert same_state(method.state_dict(), again.state_dict())
+    assert progress.epochs == 5
+
+
+def test_selection_on_val_keeps_the_first_best_epoch():
+    method, progress = straight(selection="val", val=Source())
+    scores = [entry["val_top1"] for entry in progress.losses]
+    assert progress.best_val == max(scores)
+    shorter = replace(RECIPE, epochs=5)
+    best = scores.index(max(scores))
+    reached = Probe()
+
+    class UpTo(Source):
+        def batches(self, order, epoch):
+            if epoch > best:
+                raise KeyboardInterrupt
+            return super().batches(order, epoch)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(reached, Tower(), UpTo(), shorter, seed=1)
+    assert torch.equal(reached.linear.weight, method.linear.weight)
+
+
+@pytest.mark.parametrize("damage", ["identity", "truncated", "other tensors"])
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, damage):
+    checkpoint = tmp_path / "last.safetensors"
+    straight(checkpoint=checkpoint, identity="a")
+    before = checkpoint.read_bytes()
+    if damage == "truncated":
+        checkpoint.write_bytes(before[:-50])
+    method = Probe()
+    if damage == "other tensors":
+        method.linear = nn.Linear(4, 3)
+    with pytest.raises(UserError, match="start (this run )?again with force=true"):
+        fit(method, Tower(), Source(), RECIPE, seed=1, checkpoint=checkpoint,
+            identity="b" if damage == "identity" else "a")
+
+
+def test_a_loss_that_is_not_finite_is_told():
+    class Exploding(Probe):
+        def loss(self, x, y, clip, *, label_smoothing=0.0):
+            return super().loss(x, y, clip) * math.inf
+
+    with pytest.raises(UserError, match="became (inf|nan) in epoch 1: try a lower recipe.learning_rate"):
+        fit(Exploding(), Tower(), Source(), RECIPE, seed=1)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"optimizer": "lion"}, "unknown optimizer 'lion'"), ({"epochs": -1}, "epochs"), ({"batch_size": 1}, "batch_size"),
+    ({"learning_rate": 0.0}, "learning_rate"), ({"label_smoothing": 1.0}, "label_smoothing")])
+def test_bad_recipes_are_told(options, message):
+    with pytest.raises(UserError, match=message):
+        Recipe(**({"name": "bad", "epochs": 1} | options))
+
+
+def test_fit_cannot_see_a_test_part():
+    import inspect
+
+    assert not [name for name in inspect.signature(fit).parameters if "test" in name]

@@ -1,0 +1,120 @@
+"""A feature bank on disk: shards in safetensors, memory-mapped, each written whole, so an interruption loses one."""
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from xrvlm.backbone import Features
+from xrvlm.draws import generator
+from xrvlm.files import digest, write_atomically, write_json
+
+log = logging.getLogger(__name__)
+FORMAT = 1
+SHARD_BYTES = 64e6
+
+
+@dataclass
+class FeatureBank:
+    """Features of n images in v views, view 0 as the evaluation transform shows it; float32 when read."""
+
+    shards: Sequence[Mapping[str, Tensor]]           # each (rows, v, ...), memory-mapped
+    rows_per_shard: int
+    ids: tuple[str, ...]
+    labels: Tensor                                   # (n,)
+    views: int                                       # augmented ones: v - 1
+    seed: int
+
+    def batches(self, order: Sequence[Tensor], epoch: int) -> Iterator[tuple[Features, Tensor]]:
+        """Each image in one of its augmented views, drawn anew for every epoch."""
+        view = torch.zeros(len(self.labels), dtype=torch.long)                             # (n,)
+        if self.views:
+            view = torch.randint(1, self.views + 1, view.shape, generator=generator(self.seed, "view of", epoch))
+        for rows in order:
+            yield self.select(rows, view[rows]), self.labels[rows]
+
+    def in_order(self, batch_size: int = 256) -> Iterator[tuple[Features, Tensor]]:
+        for rows in torch.arange(len(self.labels)).split(batch_size):
+            yield self.select(rows, torch.zeros_like(rows)), self.labels[rows]
+
+    def select(self, rows: Tensor, views: Tensor) -> Features:
+        """float32 features of images `rows` (b,) in views `views` (b,)."""
+        shard = rows // self.rows_per_shard                                                # (b,)
+        chosen: dict[str, Tensor] = {}
+        for index in shard.unique().tolist():
+            here = (shard == index).nonzero().squeeze(1)                                   # (k,)
+            local = rows[here] - index * self.rows_per_shard
+            for name, values in self.shards[index].items():
+                picked = values[local, views[here]].float()                                # (k, ...)
+                chosen.setdefault(name, picked.new_empty(len(rows), *picked.shape[1:]))[here] = picked
+        return Features(**chosen)
+
+
+def open_bank(folder: Path, key: dict[str, Any], encode: Callable[[range], Iterable[Features]],
+              row_shapes: Mapping[str, torch.Size], *, dtype: torch.dtype, labels: Tensor, seed: int,
+              progress: Callable[[int], Any]) -> FeatureBank:
+    """The bank of `key` below `folder`. Shards that are missing or damaged are made with `encode(rows)`.
+
+    Several processes may ask for one bank: the first makes it, the others wait for it.
+    """
+    key = key | {"format": FORMAT}
+    name, ids = digest(key), tuple(key["ids"])
+    place = folder / name[:24]
+    row_bytes = sum(shape.numel() for shape in row_shapes.values()) * torch.finfo(dtype).bits // 8
+    rows_per_shard = max(1, int(SHARD_BYTES / row_bytes))
+    place.mkdir(parents=True, exist_ok=True)
+    shards = []
+    with FileLock(place / ".lock"):
+        for index, start in enumerate(range(0, len(ids), rows_per_shard)):
+            rows = range(start, min(start + rows_per_shard, len(ids)))
+            path = place / f"shard-{index:05d}.safetensors"
+            shard = _read(path, name, len(rows), row_shapes)
+            if shard is None:
+                _write(path, name, encode(rows), dtype, progress)
+                shard = _read(path, name, len(rows), row_shapes)
+            else:
+                progress(len(rows))
+            assert shard is not None, f"{path} cannot be read back"
+            shards.append(shard)
+        if not (place / "key.json").exists():
+            write_json(place / "key.json", key)      # for people: what this folder holds
+    return FeatureBank(shards, rows_per_shard, ids, labels, row_shapes["pooled"][0] - 1, seed)
+
+
+def _read(path: Path, name: str, rows: int, row_shapes: Mapping[str, torch.Size]) -> dict[str, Tensor] | None:
+    """The memory-mapped shard, or None where there is none that fits."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("xrvlm", "{}"))
+            tensors = {key: file.get_tensor(key) for key in file.keys()}    # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        log.warning("damaged feature shard %s (%s): its images are encoded again", path, error)
+        return None
+    shapes = {key: value.shape for key, value in tensors.items()}
+    if header.get("key") != name or shapes != {key: (rows, *shape) for key, shape in row_shapes.items()}:
+        log.warning("feature shard %s is not what its place says: its images are encoded again", path)
+        return None
+    return tensors
+
+
+def _write(path: Path, name: str, batches: Iterable[Features], dtype: torch.dtype,
+           progress: Callable[[int], Any]) -> None:
+    parts: dict[str, list[Tensor]] = {}
+    for batch in batches:
+        for key, value in vars(batch).items():
+            if value is not None:
+                parts.setdefault(key, []).append(value if key == "pooled" else value.to(dtype))
+        progress(len(batch))
+    tensors = {key: torch.cat(values) for key, values in parts.items()}                    # (rows, v, ...)
+    metadata = {"xrvlm": json.dumps({"key": name})}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))

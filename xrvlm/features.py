@@ -1,0 +1,224 @@
+"""Where the features of a data set come from: a bank on disk (`cached`) or the tower itself, every epoch (`online`)."""
+
+import logging
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from xrvlm.backbone import Features, FrozenCLIP, ImageTransform, Need
+from xrvlm.bank import FeatureBank, open_bank
+from xrvlm.data import ImageDataset, ImageSource, Item
+from xrvlm.draws import generator
+from xrvlm.errors import UserError, unknown
+from xrvlm.views import Augmentation, augmented_view, evaluation_view
+
+log = logging.getLogger(__name__)
+EXTRACTION_BATCH = 64                    # views encoded at once; fixed, so that a resumed bank equals a straight one
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """How features are made.
+
+    Args:
+        mode: `cached` reads `views` augmented views beside the evaluation view from disk; `online` draws new
+            augmentations and runs the tower in every epoch, as papers do.
+        views: augmented views an image in the bank; 0 trains on the evaluation view.
+        crop_scale, flip: see `Augmentation`.
+        dtype: of positions on disk (pooled features are always float32).
+        budget_gb: a bank larger than this is not written: training goes online, evaluation is streamed.
+        cache: folder of the banks; None: $XRVLM_CACHE, or ~/.cache/xrvlm.
+    """
+
+    mode: Literal["cached", "online"] = "cached"
+    views: int = 8
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    flip: bool = True
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    budget_gb: float = 20.0
+    cache: str | None = None
+
+    def __post_init__(self):
+        if self.mode not in ("cached", "online"):
+            raise unknown("feature mode", self.mode, ("cached", "online"))
+        if self.dtype not in ("float16", "bfloat16", "float32"):
+            raise unknown("features.dtype", self.dtype, ("float16", "bfloat16", "float32"))
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1 or self.views < 0:
+            raise UserError(f"features.crop_scale must be two shares of the area with 0 < low <= high <= 1 and "
+                            f"features.views at least 0, found {tuple(self.crop_scale)} and {self.views}")
+        object.__setattr__(self, "crop_scale", (float(low), float(high)))    # a YAML list becomes a tuple
+
+    @property
+    def augmentation(self) -> Augmentation:
+        return Augmentation(self.crop_scale, self.flip)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.cache or os.environ.get("XRVLM_CACHE") or "~/.cache/xrvlm").expanduser() / "features"
+
+
+class FeatureSource(Protocol):
+    """Features with labels, in a training order or one by one."""
+
+    ids: tuple[str, ...]
+    labels: Tensor                       # (n,) int64
+
+    def batches(self, order: Sequence[Tensor], epoch: int) -> Iterator[tuple[Features, Tensor]]:
+        """Augmented features and labels of each batch of `order` (rows of the source)."""
+        ...
+
+    def in_order(self, batch_size: int = 256) -> Iterator[tuple[Features, Tensor]]:
+        """Every item once, as the evaluation transform shows it."""
+        ...
+
+
+def training_order(labels: Tensor, seed: int, epoch: int, batch_size: int, *, balanced: bool = False) -> list[Tensor]:
+    """The batches of an epoch as rows. Only a last batch of one is dropped: BatchNorm has no variance there."""
+    draws = generator(seed, "order", epoch)
+    if balanced:
+        share = 1.0 / labels.bincount()[labels]                                            # (n,)
+        rows = torch.multinomial(share, len(labels), replacement=True, generator=draws)    # (n,)
+    else:
+        rows = torch.randperm(len(labels), generator=draws)                                # (n,)
+    batches = [batch for batch in rows.split(batch_size) if len(batch) > 1]
+    if not batches:
+        raise UserError("there is one training image in all: batch statistics need two; use more shots or classes, "
+                        "or method=zero_shot, which needs none")
+    return batches
+
+
+@dataclass
+class OnlineFeatures:
+    """The tower itself as a source: images are decoded, augmented and encoded whenever they are asked for."""
+
+    clip: FrozenCLIP
+    source: ImageSource
+    items: tuple[Item, ...]
+    needs: frozenset[Need]
+    augmentation: Augmentation
+    seed: int
+    workers: int = 0
+
+    def __post_init__(self):
+        self.ids = tuple(item.id for item in self.items)
+        self.labels = torch.tensor([item.label for item in self.items])                    # (n,)
+
+    def batches(self, order: Sequence[Tensor], epoch: int) -> Iterator[tuple[Features, Tensor]]:
+        view = _AugmentedViews(self.clip.transform, self.augmentation, self.ids, self.seed, epoch)
+        return self._encode(order, view)
+
+    def in_order(self, batch_size: int = 256) -> Iterator[tuple[Features, Tensor]]:
+        batches = torch.arange(len(self.items)).split(min(batch_size, EXTRACTION_BATCH))
+        return self._encode(batches, _EvaluationViews(self.clip.transform))
+
+    def _encode(self, order: Sequence[Tensor], view: Callable) -> Iterator[tuple[Features, Tensor]]:
+        dataset = ImageDataset(self.items, self.source, view)
+        loader = DataLoader(dataset, batch_sampler=_as_lists(order), num_workers=self.workers)
+        for rows, images in loader:                                                        # (b,), (b, 3, s, s)
+            yield self.clip.encode_image(images.to(self.clip.device), self.needs), self.labels[rows]
+
+
+def extract(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item], settings: FeatureSettings, *,
+            needs: Collection[Need] = ("pooled",), views: int = 0, seed: int = 0, workers: int = 0) -> FeatureBank:
+    """The bank of `items`: read from the cache, finished where it was interrupted, or made.
+
+    The key holds everything that the numbers depend on, so a stale bank is never read. A damaged part is made again.
+    """
+    key = {
+        "backbone": clip.fingerprint, "precision": clip.precision, "transform": asdict(clip.transform),
+        "source": source.fingerprint([item.id for item in items]), "ids": [item.id for item in items],
+        "needs": sorted(needs), "dtype": settings.dtype, "views": views,
+        "augmentation": asdict(settings.augmentation) | {"seed": seed} if views else None,
+    }
+    view = _BankViews(clip.transform, settings.augmentation, tuple(item.id for item in items), seed, views)
+
+    def encode(rows: range) -> Iterable[Features]:
+        dataset = ImageDataset(items, source, view)
+        batches = torch.tensor(rows).split(max(1, EXTRACTION_BATCH // (views + 1)))
+        loader = DataLoader(dataset, batch_sampler=_as_lists(batches), num_workers=workers)
+        for chosen, images in loader:                                                      # (b,), (b, v + 1, 3, s, s)
+            features = clip.encode_image(images.flatten(0, 1).to(clip.device), needs)
+            split = (len(chosen), views + 1)
+            yield features.map(lambda value: value.unflatten(0, split).cpu())              # noqa: B023
+
+    shapes = _row_shapes(clip, needs, views)
+    with tqdm(total=len(items), unit="image", desc="features", disable=None, leave=False) as progress:
+        return open_bank(settings.folder, key, encode, shapes, dtype=getattr(torch, settings.dtype),
+                         labels=torch.tensor([item.label for item in items]), seed=seed, progress=progress.update)
+
+
+def bank_bytes(clip: FrozenCLIP, count: int, settings: FeatureSettings, needs: Collection[Need], views: int) -> int:
+    """How large the bank of `count` images would be on disk."""
+    width = torch.finfo(getattr(torch, settings.dtype)).bits // 8
+    shapes = _row_shapes(clip, needs, views)
+    return count * sum(shape.numel() * (4 if name == "pooled" else width) for name, shape in shapes.items())
+
+
+def feature_source(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item], settings: FeatureSettings, *,
+                   needs: Collection[Need], views: int, seed: int, workers: int) -> FeatureSource:
+    """A bank where `settings` and the budget allow it, else the tower itself; says which, and how large."""
+    needs = frozenset(needs)
+    if settings.mode == "cached":
+        size = bank_bytes(clip, len(items), settings, needs, views) / 1e9
+        if size <= settings.budget_gb:
+            log.info("features: %d images x %d views, %.2f GB in %s", len(items), views + 1, size, settings.folder)
+            return extract(clip, source, items, settings, needs=needs, views=views, seed=seed, workers=workers)
+        log.warning("a bank of %.1f GB is over features.budget_gb=%g: going online, the tower runs in every epoch",
+                    size, settings.budget_gb)
+    return OnlineFeatures(clip, source, tuple(items), needs, settings.augmentation, seed, workers)
+
+
+@dataclass(frozen=True)
+class _EvaluationViews:
+    transform: ImageTransform
+
+    def __call__(self, image: Image.Image, index: int) -> Tensor:
+        return evaluation_view(image, self.transform)                                      # (3, s, s)
+
+
+@dataclass(frozen=True)
+class _AugmentedViews:
+    transform: ImageTransform
+    augmentation: Augmentation
+    ids: tuple[str, ...]
+    seed: int
+    epoch: int
+
+    def __call__(self, image: Image.Image, index: int) -> Tensor:
+        key = self.seed, "online", self.epoch, self.ids[index]
+        return augmented_view(image, self.transform, self.augmentation, *key)          # (3, s, s)
+
+
+@dataclass(frozen=True)
+class _BankViews:
+    transform: ImageTransform
+    augmentation: Augmentation
+    ids: tuple[str, ...]
+    seed: int
+    views: int
+
+    def __call__(self, image: Image.Image, index: int) -> Tensor:
+        augmented = [augmented_view(image, self.transform, self.augmentation, self.seed, "view", view, self.ids[index])
+                     for view in range(self.views)]
+        return torch.stack([evaluation_view(image, self.transform), *augmented])           # (v + 1, 3, s, s)
+
+
+def _as_lists(batches: Iterable[Tensor]) -> list[list[int]]:
+    return [batch.tolist() for batch in batches]
+
+
+def _row_shapes(clip: FrozenCLIP, needs: Collection[Need], views: int) -> dict[str, torch.Size]:
+    """The shape of one image in the bank, found with one empty image."""
+    size = clip.transform.image_size
+    example = clip.encode_image(torch.zeros(1, 3, size, size, device=clip.device), needs)
+    return {name: torch.Size((views + 1, *value.shape[1:])) for name, value in vars(example).items()
+            if value is not None}

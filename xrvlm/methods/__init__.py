@@ -1,0 +1,8 @@
+"""One file a method; each class is final and owns only what it learns."""
+
+from xrvlm.methods.coop import CoOp
+from xrvlm.methods.linear_probe import LinearProbe
+from xrvlm.methods.xr_vlm import XRVLM
+from xrvlm.methods.zero_shot import ZeroShot
+
+__all__ = ["XRVLM", "CoOp", "LinearProbe", "ZeroShot"]

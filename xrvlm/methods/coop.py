@@ -1,0 +1,37 @@
+"""CoOp (Zhou et al., IJCV 2022, arXiv:2109.01134): the words around a class name are learned, all else is frozen."""
+
+from torch import Tensor
+
+from xrvlm.backbone import Features, FrozenCLIP, NamePosition
+from xrvlm.context import ContextPrompts
+from xrvlm.method import Method
+from xrvlm.recipe import Recipe
+from xrvlm.text import ClassText
+
+
+class CoOp(Method):
+    """Cosine of the pooled feature with one learned prompt a class.
+
+    Args:
+        context_length: learned vectors in a prompt. Ignored with `context_words`.
+        shared_context: one context for all classes (the paper's default) instead of one for each.
+        context_words: start from these words instead of noise.
+        name_position: where the class name stands.
+    """
+
+    recipe = Recipe("coop", epochs=200, batch_size=32, learning_rate=2e-3, weight_decay=5e-4, warmup_epochs=1)
+    label = "CoOp"
+    prompts = "learned"
+
+    def __init__(self, clip: FrozenCLIP, classes: ClassText, *, context_length: int = 16, shared_context: bool = True,
+                 context_words: str | None = None, name_position: NamePosition = "end"):
+        super().__init__(clip, classes)
+        self.context = ContextPrompts(clip, classes.names, length=context_length, shared=shared_context,
+                                      words=context_words, position=name_position)
+        self.logit_scale, self.logit_bias = clip.logit_scale, clip.logit_bias
+
+    def class_features(self, clip: FrozenCLIP) -> Tensor:
+        return self.context(clip).squeeze(0)                                               # (c, d)
+
+    def logits(self, x: Features, class_features: Tensor) -> Tensor:
+        return self.logit_scale * x.pooled @ class_features.T + self.logit_bias            # (b, c)

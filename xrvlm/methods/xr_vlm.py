@@ -1,0 +1,87 @@
+"""XR-VLM (Wang et al., 2025, arXiv:2503.07075): relations of every image part with every prompt of every class."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from xrvlm.backbone import Features, FrozenCLIP, NamePosition
+from xrvlm.context import ContextPrompts
+from xrvlm.errors import UserError, unknown
+from xrvlm.features import FeatureSource
+from xrvlm.method import Method
+from xrvlm.parts import PartPooling
+from xrvlm.recipe import Recipe
+from xrvlm.relations import HIDDEN_WIDTH, CrossRelations
+from xrvlm.text import ClassText
+
+MOST_PARTS = 16
+
+
+class XRVLM(Method):
+    """Several part features of an image, several prompts of a class, and a classifier over all their relations.
+
+    Args:
+        head: what relates parts and prompts; `cross` is the paper's.
+        image_parts: m, part features of an image.
+        text_parts: g, learned prompts of a class. Part descriptions bring their own number.
+        part_prompts: `learned` context, or the fixed `descriptions` of the class's parts (`text.parts=`).
+        context_length: learned vectors in a prompt. Ignored with `context_words`.
+        shared_context: one context for all classes instead of one for each.
+        context_words: start from these words instead of noise.
+        name_position: where the class name stands.
+        hidden: width of the head's hidden layer.
+    """
+
+    needs = frozenset({"pooled", "tokens", "mid_tokens"})
+    recipe = Recipe("xr_vlm", epochs=100, batch_size=64, learning_rate=2e-3, weight_decay=1e-4, warmup_epochs=5)
+    label = "XR-VLM"
+
+    def __init__(self, clip: FrozenCLIP, classes: ClassText, *, head: Literal["cross"] = "cross",
+                 image_parts: int = 4, text_parts: int = 4,
+                 part_prompts: Literal["learned", "descriptions"] = "learned", context_length: int = 16,
+                 shared_context: bool = False, context_words: str | None = None,
+                 name_position: NamePosition = "end", hidden: int = HIDDEN_WIDTH):
+        super().__init__(clip, classes)
+        if head != "cross":
+            raise unknown("head", head, ("cross",))
+        for name, count in (("image_parts", image_parts), ("text_parts", text_parts)):
+            if not 1 <= count <= MOST_PARTS:
+                raise UserError(f"method.{name} must be from 1 to {MOST_PARTS}, found {count}")
+        if not clip.image_width:
+            raise UserError(f"{clip.name} shows no positions to attend to: xr_vlm needs another backbone, methods on "
+                            "pooled features (zero_shot, linear_probe, coop) work with this one")
+        self.head, self.classes = head, classes
+        self.pooling = PartPooling(clip.image_width, image_parts)
+        if part_prompts == "learned":
+            self.prompts = "learned"
+            self.context = ContextPrompts(clip, classes.names, text_parts=text_parts, length=context_length,
+                                          shared=shared_context, words=context_words, position=name_position)
+        elif part_prompts == "descriptions":
+            self.prompts, text_parts = "part_descriptions", len(_part_sentences(classes)[0])
+            self.described: Tensor
+            self.register_buffer("described", torch.zeros(text_parts, len(classes.names), clip.embed_dim))
+        else:
+            raise unknown("method.part_prompts", part_prompts, ("descriptions", "learned"))
+        self.relations = CrossRelations(clip.embed_dim, image_parts, text_parts, len(classes.names), hidden=hidden)
+
+    def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None,
+                unlabelled: FeatureSource | None = None) -> None:
+        if self.prompts == "part_descriptions":
+            for part, sentences in enumerate(zip(*_part_sentences(self.classes), strict=True)):
+                self.described[part] = clip.encode_text(sentences)                         # (c, d)
+
+    def class_features(self, clip: FrozenCLIP) -> Tensor:
+        return self.context(clip) if self.prompts == "learned" else self.described         # (g, c, d)
+
+    def logits(self, x: Features, class_features: Tensor) -> Tensor:
+        assert x.mid_tokens is not None and x.tokens is not None
+        image_parts = self.pooling(x.mid_tokens, x.tokens)                                 # (b, m, d)
+        return self.relations(image_parts, class_features)                                 # (b, c)
+
+
+def _part_sentences(classes: ClassText) -> tuple[tuple[str, ...], ...]:
+    if classes.parts is None:
+        raise UserError("method.part_prompts=descriptions needs a sentence for each part of each class: name a file "
+                        "with text.parts=FILE.json ({class: {part: sentence}}), or use method.part_prompts=learned")
+    return classes.parts

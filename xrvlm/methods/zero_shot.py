@@ -1,0 +1,43 @@
+"""Zero-shot CLIP (Radford et al., 2021, arXiv:2103.00020): the class whose sentences are nearest to the image."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xrvlm.backbone import Features, FrozenCLIP
+from xrvlm.features import FeatureSource
+from xrvlm.method import Method
+from xrvlm.recipe import TRAINING_FREE
+from xrvlm.text import ClassText
+
+
+class ZeroShot(Method):
+    """Cosine with the mean of a class's sentence features: templates around its name, or its descriptions."""
+
+    recipe, learns = TRAINING_FREE, False
+    label = "CLIP zero-shot"
+
+    def __init__(self, clip: FrozenCLIP, classes: ClassText):
+        super().__init__(clip, classes)
+        self.classes, self.prompts = classes, classes.kind
+        self.weights: Tensor
+        self.register_buffer("weights", torch.zeros(len(classes.names), clip.embed_dim))   # (c, d)
+        self.logit_scale, self.logit_bias = clip.logit_scale, clip.logit_bias
+
+    def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None,
+                unlabelled: FeatureSource | None = None) -> None:
+        self.weights.copy_(ensemble(clip, self.classes))
+
+    def class_features(self, clip: FrozenCLIP) -> Tensor:
+        return self.weights                                                                # (c, d)
+
+    def logits(self, x: Features, class_features: Tensor) -> Tensor:
+        return self.logit_scale * x.pooled @ class_features.T + self.logit_bias            # (b, c)
+
+
+def ensemble(clip: FrozenCLIP, classes: ClassText) -> Tensor:
+    """(c, d) unit norm: the mean over the sentences of a class, each of unit norm before."""
+    sentences = [sentence for prompts in classes.prompts for sentence in prompts]
+    counts = [len(prompts) for prompts in classes.prompts]
+    means = [features.mean(dim=0) for features in clip.encode_text(sentences).split(counts)]
+    return F.normalize(torch.stack(means), dim=-1)

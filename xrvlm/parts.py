@@ -1,0 +1,33 @@
+"""Unified attention of XR-VLM (arXiv:2503.07075): where the parts of an image are, and what stands there."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PartPooling(nn.Module):
+    """m part features of an image: attention maps from an earlier block pool the last block's projected positions.
+
+    One more map than parts is learned; the last one takes the background and is dropped.
+    """
+
+    def __init__(self, image_width: int, image_parts: int):
+        super().__init__()
+        self.attend_norm = nn.BatchNorm1d(image_width)
+        self.attend = nn.Linear(image_width, image_parts + 1, bias=False)
+        self.map_norm = nn.BatchNorm1d(image_parts + 1)
+
+    def maps(self, mid_tokens: Tensor) -> Tensor:
+        """(b, m + 1, p) non-negative weights of the positions, from `mid_tokens` (b, p, e)."""
+        batch, positions, _ = mid_tokens.shape
+        x = self.attend_norm(mid_tokens.flatten(0, 1)).unflatten(0, (batch, positions))    # (b, p, e)
+        attention = self.attend(x).softmax(dim=1)                                          # (b, p, m + 1)
+        maps = self.map_norm(attention.flatten(0, 1)).unflatten(0, (batch, positions))     # (b, p, m + 1)
+        return F.relu(maps).transpose(1, 2)                                                # (b, m + 1, p)
+
+    def forward(self, mid_tokens: Tensor, tokens: Tensor) -> Tensor:
+        """(b, m, d) part features, from `mid_tokens` (b, p, e) and `tokens` (b, p, d)."""
+        pooled = self.maps(mid_tokens) @ tokens                                            # (b, m + 1, d)
+        rooted = pooled.sign() * torch.sqrt(pooled.abs() + 1e-6)                           # (b, m + 1, d)
+        scaled = F.normalize(rooted.flatten(1), dim=1).view_as(rooted)     # one norm for all the parts of an image
+        return scaled[:, :-1]                                                              # (b, m, d)

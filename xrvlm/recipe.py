@@ -1,0 +1,58 @@
+"""How a method is trained. Each method names its own recipe, one for all data sets."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from xrvlm.errors import UserError, unknown
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Epochs, batches and optimiser. Linear warm-up over `warmup_epochs`, then cosine to zero, both per epoch.
+
+    `name` stands in the record; `grad_clip` is the largest norm of the whole gradient, `None` for no clipping;
+    `balanced` draws the classes equally often (with replacement) instead of every image once an epoch.
+    """
+
+    name: str
+    epochs: int
+    batch_size: int = 64
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 2e-3
+    momentum: float = 0.9                # sgd only
+    weight_decay: float = 1e-4
+    warmup_epochs: int = 5
+    grad_clip: float | None = None
+    label_smoothing: float = 0.0
+    balanced: bool = False
+
+    def __post_init__(self):
+        if self.optimizer not in ("sgd", "adamw"):
+            raise unknown("optimizer", self.optimizer, ("sgd", "adamw"))
+        if self.epochs < 0 or self.batch_size < 2 or self.warmup_epochs < 0:
+            raise UserError(f"recipe {self.name!r}: epochs and warmup_epochs must be at least 0 and batch_size at "
+                            f"least 2, found {self.epochs}, {self.warmup_epochs} and {self.batch_size}")
+        if self.learning_rate <= 0 or not 0 <= self.label_smoothing < 1:
+            raise UserError(f"recipe {self.name!r}: learning_rate must be above 0 and label_smoothing in [0, 1), "
+                            f"found {self.learning_rate} and {self.label_smoothing}")
+
+    def rate(self, epoch: int) -> float:
+        """The learning rate of `epoch`, counted from 0."""
+        if epoch < self.warmup_epochs:
+            return self.learning_rate * (epoch + 1) / self.warmup_epochs
+        progress = (epoch - self.warmup_epochs) / max(1, self.epochs - self.warmup_epochs)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(parameters, self.learning_rate, momentum=self.momentum,
+                                   weight_decay=self.weight_decay)
+        return torch.optim.AdamW(parameters, self.learning_rate, weight_decay=self.weight_decay)
+
+
+TRAINING_FREE = Recipe("none", epochs=0)
