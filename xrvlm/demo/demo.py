@@ -1,0 +1,80 @@
+"""`xrvlm demo`: the main job from end to end on drawn birds and the tiny CLIP, in a few minutes on two cores."""
+
+import math
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from xrvlm import plots
+from xrvlm.backbone import FrozenCLIP
+from xrvlm.data import Dataset
+from xrvlm.demo import load_tiny_clip, load_world
+from xrvlm.demo.drawn_birds import description, species
+from xrvlm.features import FeatureSettings
+from xrvlm.files import write_text
+from xrvlm.images import decode
+from xrvlm.methods import XRVLM, CoOp, LinearProbe, ZeroShot
+from xrvlm.records import read_records
+from xrvlm.report import write_report
+from xrvlm.run import Run, RunOptions, adapt
+from xrvlm.tables import terminal_table
+from xrvlm.text import class_text
+from xrvlm.views import evaluation_view
+
+PICTURED = 6
+EPOCHS = 20                              # of the methods that train, so that the demo takes minutes; all get the same
+
+
+def run_demo(runs: Path, *, small: bool = False, device: str = "auto", workers: int = 0) -> Path:
+    """Run the comparison, print its table and return the path of the report.
+
+    `small` does everything once on a few images and one epoch: it tests that all works and measures nothing.
+    """
+    start = time.monotonic()
+    clip, dataset = load_tiny_clip(device=device), load_world()
+    shots, epochs, views = (2, 1, 1) if small else (16, EPOCHS, 8)
+    if small:
+        dataset = replace(dataset, split=replace(dataset.split, test=dataset.split.test[::19]))
+    options = RunOptions(runs=runs, features=FeatureSettings(views=views), workers=workers)
+    described = partial(class_text, descriptions={kind.name: description(kind) for kind in species(0)})
+    adapt(clip, dataset, ZeroShot, options=options)
+    adapt(clip, dataset, ZeroShot, text=described, options=options)
+    adapt(clip, dataset, LinearProbe, shots=shots, options=options)
+    for method in (CoOp, XRVLM):
+        recipe = replace(method.recipe, name=f"{epochs} epochs", epochs=epochs, warmup_epochs=1)
+        run = adapt(clip, dataset, method, shots=shots, recipe=recipe, options=options)
+    report = write_report(runs)
+    _add_part_maps(report, run, dataset)
+    print(terminal_table(read_records(runs)))
+    print(f"{time.monotonic() - start:.0f} s; the lines of the table: {runs / 'results.jsonl'}")
+    print(f"the report, with pictures: {report}")
+    return report
+
+
+def _add_part_maps(report: Path, run: Run, dataset: Dataset) -> None:
+    """Where the parts of XR-VLM look on some test images, as a picture at the end of the report."""
+    items = dataset.split.test[::max(1, len(dataset.split.test) // PICTURED)][:PICTURED]
+    photos = [decode(dataset.source.read(item.id), item.id) for item in items]
+    method = run.classifier.method
+    assert isinstance(method, XRVLM)
+    maps = part_maps(run.classifier.clip, method, photos)
+    names = [dataset.split.classes[item.label] for item in items]
+    plots.save(plots.grid(photos, list(maps), names=names), report.parent / "parts.png")
+    text = report.read_text(encoding="utf-8")
+    write_text(report, f"{text}\n## Where the parts look\n\nEach map is stretched to its own range.\n\n"
+                       "![The part maps of XR-VLM over test images](parts.png)\n")
+
+
+@torch.no_grad()
+def part_maps(clip: FrozenCLIP, method: XRVLM, photos: list[Image.Image]) -> torch.Tensor:
+    """(b, m, h, w): the maps of the parts, without the background's."""
+    views = torch.stack([evaluation_view(photo, clip.transform) for photo in photos])
+    features = clip.encode_image(views.to(clip.device), {"mid_tokens", "tokens"})
+    assert features.mid_tokens is not None
+    maps = method.pooling.maps(features.mid_tokens)[:, :-1].cpu()                          # (b, m, p)
+    side = math.isqrt(maps.shape[-1])
+    return maps[..., -side * side:].unflatten(-1, (side, side))      # a class token, if any, stands before the grid

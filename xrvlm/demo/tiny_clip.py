@@ -1,0 +1,79 @@
+"""The tiny CLIP: a real CLIP in open_clip's own architecture, small enough to travel with the package.
+
+Its file holds fp16 weights. Of the token table only the rows that pretraining saw are stored; all others follow from
+a fixed rule, so that a word it never saw, a species name say, is the same noise on every machine.
+"""
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from open_clip.model import CLIP
+from open_clip.tokenizer import SimpleTokenizer
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from xrvlm.backbone import FrozenCLIP, ImageTransform
+from xrvlm.backbones import wrap_openclip
+from xrvlm.errors import UserError
+from xrvlm.files import write_atomically
+
+FOLDER = Path(str(resources.files("xrvlm.demo")))
+CHECKPOINT = FOLDER / "tiny_clip.safetensors"
+TABLE, ROWS, IDS = "token_embedding.weight", "token_embedding.rows", "token_embedding.ids"
+TRANSFORM = ImageTransform(64, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+def tower(**options: Any) -> FrozenCLIP:
+    """The embedded tower, frozen; `options` are device and precision."""
+    loader = {"target": "xrvlm.demo.load_tiny_clip", "arguments": {}}
+    return wrap_openclip(load(), tokenizer(), name="tiny", transform=TRANSFORM, loader=loader, **options)
+
+
+def tokenizer() -> SimpleTokenizer:
+    """CLIP's own; it ships with open_clip."""
+    return SimpleTokenizer()
+
+
+def build() -> Any:
+    """The architecture with random weights, but for the token table, which follows the rule."""
+    config = json.loads((FOLDER / "tiny_clip.json").read_text(encoding="utf-8"))
+    model: Any = CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
+    model.token_embedding.weight.data.copy_(token_rule(*model.token_embedding.weight.shape))
+    return model
+
+
+def token_rule(rows: int, width: int) -> Tensor:
+    """(rows, width) nearly normal, standard deviation 0.02: sums of four 16-bit integers, exact on every machine."""
+    raw = np.random.Philox(key=20250310).random_raw(rows * width)
+    words = raw.view(np.uint16).reshape(rows, width, 4).astype(np.int64).sum(axis=-1)    # (rows, width)
+    centred = words - 2 * 65535                                       # variance of each: (65536**2 - 1) / 12
+    return torch.from_numpy((centred / (65536 / 3**0.5) * 0.02).astype(np.float32))
+
+
+def save(model: Any, path: Path, token_ids: Tensor, metadata: dict[str, str]) -> None:
+    """Write the weights in fp16 with the rows `token_ids` (k,) of the token table alone."""
+    tensors = {name: value.half().contiguous() for name, value in model.state_dict().items() if name != TABLE}
+    tensors |= {ROWS: model.state_dict()[TABLE][token_ids].half(), IDS: token_ids.to(torch.int32)}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+
+
+def load(path: Path = CHECKPOINT) -> Any:
+    """The model in fp32 and eval mode; UserError where the file is missing or damaged."""
+    model = build()
+    fix = "install xrvlm again, or make the file with `python -m xrvlm.demo.pretrain`"
+    if not path.exists():
+        raise UserError(f"there is no {path}; {fix}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}    # noqa: SIM118 (not a dict)
+        table = model.token_embedding.weight.data
+        table[state.pop(IDS).long()] = state.pop(ROWS).float()
+        model.load_state_dict({name: value.float() for name, value in state.items()} | {TABLE: table})
+    except (SafetensorError, OSError, KeyError, RuntimeError) as error:
+        raise UserError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); {fix}") from error
+    return model.eval()
