@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+SWEEP := $(BIN)/xrvlm adapt -m experiment=results data.world=0,1
 
 .PHONY: demo test lint results setup clean
 
@@ -16,7 +17,12 @@ lint: $(READY)          ## ruff and pyright
 	$(BIN)/pyright
 
 results: $(READY)       ## the table of the README: 3 seeds, two worlds, full recipes
-	$(BIN)/xrvlm adapt -m experiment=results method=zero_shot,linear_probe,coop,xr_vlm data.world=0,1 seed=1,2,3
+	$(SWEEP) method=zero_shot
+	$(SWEEP) method=zero_shot text.descriptions=descriptions.json
+	$(SWEEP) method=linear_probe method.inputs=pooled,pooled+mid seed=1,2,3
+	$(SWEEP) method=coop seed=1,2,3
+	$(SWEEP) method=xr_vlm method.part_prompts=descriptions text.parts=parts.json seed=1,2,3
+	$(SWEEP) method=xr_vlm seed=1,2,3
 	$(BIN)/xrvlm report runs=runs/results
 
 setup: $(READY)

@@ -1,0 +1,180 @@
+"""One list of checks over every method's YAML: what is true of all methods, whatever they do."""
+
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+from towers import tiny_vit
+
+from xrvlm.backbone import Features
+from xrvlm.bank import FeatureBank
+from xrvlm.classifier import Classifier, describe
+from xrvlm.draws import seeded
+from xrvlm.evaluation import probabilities
+from xrvlm.recipe import Recipe
+from xrvlm.text import class_text
+from xrvlm.train import fit
+
+CONF = Path(__file__).parents[1] / "conf"
+METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+VARIANTS = {
+    "xr_vlm part_descriptions": ("xr_vlm", {"part_prompts": "descriptions"}),
+    "xr_vlm shared words middle": ("xr_vlm", {"shared_context": True, "context_words": "a photo of a",
+                                              "name_position": "middle"}),
+    "xr_vlm unequal parts": ("xr_vlm", {"image_parts": 3, "text_parts": 2, "name_position": "front"}),
+    "coop class-specific": ("coop", {"shared_context": False}),
+    "linear_probe pooled+mid": ("linear_probe", {"inputs": "pooled+mid"}),
+}
+CASES = {name: (name, {}) for name in METHODS} | VARIANTS
+NAMES = ("Sarkel's finch", "red_wren", "jay", "Grande Aigrette é")
+SHORT = Recipe("short", epochs=2, batch_size=6, warmup_epochs=1)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return tiny_vit()
+
+
+@pytest.fixture(scope="module")
+def bank(clip) -> FeatureBank:
+    """16 images of 4 classes in three views, made of noise around a centre for each class."""
+    with seeded("bank"):
+        labels = torch.arange(4).repeat(4)
+        size = clip.transform.image_size
+        images = torch.randn(4, 1, 3, size, size)[labels] + 0.5 * torch.randn(16, 3, 3, size, size)
+    encoded = clip.encode_image(images.flatten(0, 1), {"pooled", "tokens", "mid_tokens"})
+    shard = {name: value.unflatten(0, (16, 3)) for name, value in vars(encoded).items()}
+    return FeatureBank([shard], 16, tuple(f"{i}.png" for i in range(16)), labels, views=2, seed=1)
+
+
+def classes(names=NAMES):
+    parts = {name: {"beak": f"a {name} with a short beak.", "wing": f"a {name} with wings."} for name in names}
+    return class_text(names, parts=parts)
+
+
+@cache
+def factory(case: str):
+    name, options = CASES[case]
+    with initialize_config_module("xrvlm.conf", version_base="1.3"):
+        made = instantiate(compose("adapt", [f"method={name}"]).method, _convert_="all")
+    small = {"hidden": 8} if name == "xr_vlm" else {}
+    return partial(made.func, **(made.keywords | small | options))
+
+
+def trained(case, clip, bank, text=None):
+    with seeded(1, "initial weights"):
+        method = factory(case)(clip, text or classes())
+    method.prepare(clip, bank)
+    fit(method, clip, bank, SHORT, seed=1)
+    return method.eval()
+
+
+def some(bank, rows=range(5)) -> Features:
+    rows = torch.tensor(list(rows))
+    return bank.select(rows, torch.zeros_like(rows))
+
+
+@pytest.fixture(params=CASES)
+def case(request) -> str:
+    return request.param
+
+
+def test_logits_have_one_column_a_class_and_are_finite(case, clip, bank):
+    method = trained(case, clip, bank)
+    logits = method.logits(some(bank), method.class_features(clip))
+    assert logits.shape == (5, 4)
+    assert logits.dtype == torch.float32
+    assert logits.isfinite().all()
+
+
+def test_what_the_record_and_the_bank_need_is_said(case, clip, bank):
+    method = trained(case, clip, bank)
+    assert method.label
+    assert method.prompts in {"names", "descriptions", "learned", "part_descriptions", "none"}
+    assert method.needs <= {"pooled", "tokens", "mid_tokens"}
+    only = Features(**{name: value if name in method.needs | {"pooled"} else None
+                       for name, value in vars(some(bank)).items()})
+    assert torch.equal(method.logits(only, method.class_features(clip)),
+                       method.logits(some(bank), method.class_features(clip)))
+
+
+def test_the_tower_is_frozen_and_gets_no_gradient(case, clip, bank):
+    before = {name: value.clone() for name, value in clip.state_dict().items()}
+    trained(case, clip, bank)
+    for name, value in clip.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in clip.parameters())
+    assert not any(module.training for module in clip.modules())
+
+
+def test_the_loss_reaches_every_learned_tensor(case, clip, bank):
+    method = factory(case)(clip, classes())
+    method.prepare(clip, bank)
+    learned = {name: parameter for name, parameter in method.named_parameters() if parameter.requires_grad}
+    method.train()
+    loss = method.loss(some(bank, range(8)), bank.labels[:8], clip)
+    if not learned:
+        assert not loss.requires_grad
+        return
+    loss.backward()
+    for name, parameter in learned.items():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    assert any(parameter.grad.abs().max() > 0 for parameter in learned.values() if parameter.grad is not None)
+
+
+def test_training_lowers_the_loss(case, clip, bank):
+    method = factory(case)(clip, classes())
+    method.prepare(clip, bank)
+    if not any(parameter.requires_grad for parameter in method.parameters()):
+        pytest.skip("nothing is trained by steps")
+    losses = fit(method, clip, bank, replace(SHORT, epochs=12, learning_rate=0.02), seed=1).losses
+    assert losses[-1]["loss"] < losses[0]["loss"]
+
+
+def test_evaluation_does_not_depend_on_the_batch(case, clip, bank):
+    method = trained(case, clip, bank)
+    class_features = method.class_features(clip)
+    whole = method.logits(some(bank, range(16)), class_features)
+    single = torch.cat([method.logits(some(bank, [row]), class_features) for row in range(16)])
+    torch.testing.assert_close(single, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_weights(case, clip, bank):
+    first, second = (trained(case, clip, bank).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_saved_and_loaded_it_gives_the_same_probabilities(case, clip, bank, tmp_path):
+    method = trained(case, clip, bank)
+    classifier = Classifier(clip, method, describe(clip, factory(case), classes()))
+    loaded = Classifier.load(classifier.save(tmp_path), clip)
+    assert loaded.names == NAMES
+    assert torch.equal(probabilities(loaded.method, clip, bank), probabilities(method, clip, bank))
+
+
+def test_a_model_holds_nothing_of_the_tower(case, clip, bank):
+    method = trained(case, clip, bank)
+    towers = {value.data_ptr() for value in clip.state_dict().values()}
+    assert not any(module is clip for module in method.modules())
+    assert not towers & {value.data_ptr() for value in method.state_dict().values()}
+
+
+def test_class_order_permutes_the_probabilities(case, clip, bank):
+    if CASES[case][0] == "xr_vlm" or "class-specific" in case:
+        pytest.skip("the starting weights belong to places, not to classes")
+    order = torch.tensor([2, 0, 3, 1])
+    permuted = FeatureBank(bank.shards, 16, bank.ids, order.argsort()[bank.labels], views=2, seed=1)
+    one = probabilities(trained(case, clip, bank), clip, bank)
+    other = probabilities(trained(case, clip, permuted, classes([NAMES[i] for i in order])), clip, permuted)
+    torch.testing.assert_close(other, one[:, order], rtol=1e-3, atol=1e-4)
+
+
+def test_two_classes_work(case, clip, bank):
+    binary = FeatureBank(bank.shards, 16, bank.ids, bank.labels % 2, views=2, seed=1)
+    method = trained(case, clip, binary, classes(NAMES[:2]))
+    assert probabilities(method, clip, binary).shape == (16, 2)

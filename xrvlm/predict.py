@@ -1,0 +1,46 @@
+"""Label image files with a model."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from xrvlm.backbone import FrozenCLIP
+from xrvlm.classifier import Classifier, describe
+from xrvlm.data import Item
+from xrvlm.data_folder import FileSource, image_files
+from xrvlm.errors import UserError
+from xrvlm.features import OnlineFeatures
+from xrvlm.methods import ZeroShot
+from xrvlm.records import write_predictions
+from xrvlm.text import ClassText
+from xrvlm.views import Augmentation
+
+
+def zero_shot_classifier(clip: FrozenCLIP, classes: ClassText) -> Classifier:
+    """A model that was not trained: the class whose sentences are nearest."""
+    method = ZeroShot(clip, classes).to(clip.device)
+    method.prepare(clip, None)
+    return Classifier(clip, method, describe(clip, ZeroShot, classes))
+
+
+def predict_images(classifier: Classifier, images: Path, *, topk: int = 5, workers: int = 0,
+                   out: Path | None = None) -> Iterator[str]:
+    """Label a file, or every image below a folder; yields a line of text for each.
+
+    `out` also gets all of it as CSV: image, prediction, then class_1, probability_1 ... class_k, probability_k.
+    """
+    if topk < 1:
+        raise UserError(f"topk must be at least 1, found {topk}")
+    root, names = image_files(images)
+    source = OnlineFeatures(classifier.clip, FileSource(root), tuple(Item(name, 0) for name in names),
+                            frozenset(classifier.method.needs), Augmentation(), seed=0, workers=workers)
+    scores = torch.cat([classifier.from_features(x) for x, _ in tqdm(source.in_order(), disable=None, leave=False)])
+    if out is not None:
+        write_predictions(out, names, None, scores, classifier.names, topk=topk)
+    values, order = scores.topk(min(topk, len(classifier.names)), dim=1)                   # (n, k)
+    for name, chances, classes in zip(names, values.tolist(), order.tolist(), strict=True):
+        guesses = ", ".join(f"{classifier.names[index]} {chance:.1%}"
+                            for index, chance in zip(classes, chances, strict=True))
+        yield f"{name}: {guesses}"

@@ -1,0 +1,221 @@
+"""A whole run: split -> features -> method -> fit -> evaluate -> record. Knows no Hydra."""
+
+import logging
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from xrvlm.backbone import FrozenCLIP
+from xrvlm.bank import FeatureBank
+from xrvlm.classifier import Classifier, MethodFactory, class_order, describe
+from xrvlm.data import Dataset, Item, Split, label_budget, sample_shots, with_test_part, write_split
+from xrvlm.draws import seeded
+from xrvlm.errors import UserError, unknown
+from xrvlm.evaluation import probabilities
+from xrvlm.features import FeatureSettings, FeatureSource, feature_source
+from xrvlm.files import digest, read_json, write_json, write_text
+from xrvlm.method import Method
+from xrvlm.methods import XRVLM, ZeroShot
+from xrvlm.metrics import details, summarise
+from xrvlm.recipe import Recipe
+from xrvlm.records import PREDICTIONS, RunRecord, append_record, write_losses, write_metrics, write_predictions
+from xrvlm.text import ClassText, class_text
+from xrvlm.train import Progress, Selection, fit
+
+log = logging.getLogger(__name__)
+TextMaker = Callable[[Sequence[str]], ClassText]     # `class_text`, or a partial of it with templates, descriptions ...
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where and how a run is done; only `features` and `selection` have a say in its result."""
+
+    runs: Path | str = "runs"
+    features: FeatureSettings = field(default_factory=FeatureSettings)
+    selection: Selection = "last"        # or "val": the epoch that is best on the validation images
+    workers: int = 0                     # processes that decode images
+    force: bool = False                  # start again where a run is finished or unfinished
+    config: str | None = None            # the composed configuration, kept beside the result
+
+    def __post_init__(self):
+        if self.selection not in ("last", "val"):
+            raise unknown("selection", self.selection, ("last", "val"))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, its line in results.jsonl, and the adapted model."""
+
+    folder: Path
+    record: RunRecord
+    classifier: Classifier
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1 on the test part, 0..1."""
+        return self.record.metrics["top1"]
+
+
+def adapt(clip: FrozenCLIP, dataset: Dataset, method: MethodFactory = XRVLM, *, shots: int | None = 16, seed: int = 1,
+          val: bool = False, recipe: Recipe | None = None, text: TextMaker = class_text,
+          options: RunOptions | None = None) -> Run:
+    """Adapt `clip` to `dataset` with `shots` images a class (None: all) and measure it on the test part.
+
+    The run's folder ends in a hash of all that the result depends on: the same call resumes an unfinished run and
+    returns a finished one. `val` sets validation images aside (`selection="val"` implies it); they are counted as
+    labels. `recipe=None` takes the method's own.
+    """
+    options = options or RunOptions()
+    val = val or options.selection == "val"
+    split = sample_shots(with_test_part(dataset.split), shots, seed, val)
+    classes = text(split.classes)
+    about = describe(clip, method, classes) | {"split": split.fingerprint}
+    with seeded(seed, "initial weights"):
+        adapted = method(clip, classes).to(clip.device)
+    recipe = recipe or adapted.recipe
+    if not adapted.learns:
+        split, shots = replace(split, train=(), val=()), 0
+    job = _Job(clip, dataset, split, adapted, recipe, "all" if shots is None else shots, seed, about, options)
+    return job.finished() or job.train()
+
+
+def zero_shot(clip: FrozenCLIP, dataset: Dataset, *, text: TextMaker = class_text,
+              options: RunOptions | None = None) -> Run:
+    """Score `dataset` without a label: its test part where it brings one, else all of its images."""
+    options = options or RunOptions()
+    found = dataset.split
+    split = Split(found.classes, train=(), test=found.test or (*found.train, *found.val))
+    classes = text(split.classes)
+    about = describe(clip, ZeroShot, classes) | {"split": split.fingerprint}
+    method = ZeroShot(clip, classes).to(clip.device)
+    job = _Job(clip, dataset, split, method, method.recipe, 0, 0, about, options)
+    return job.finished() or job.train()
+
+
+def evaluate(classifier: Classifier, dataset: Dataset, items: Sequence[Item], folder: Path, *,
+             features: FeatureSettings | None = None, workers: int = 0) -> dict[str, float]:
+    """Score a model on `items` of `dataset`, whose classes it must know, and write the figures to `folder`."""
+    order = class_order(dataset.split.classes, classifier.names)
+    if not items:
+        raise UserError(f"{dataset.name} has no images to evaluate on")
+    known = [replace(item, label=order[item.label]) for item in items]
+    clip, method = classifier.clip, classifier.method
+    source = feature_source(clip, dataset.source, known, features or FeatureSettings(), needs=method.needs, views=0,
+                            seed=0, workers=workers)
+    return _write_scores(folder, source, probabilities(method, clip, source), classifier.names)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One run before it is done: everything its result depends on, and where the result goes."""
+
+    clip: FrozenCLIP
+    dataset: Dataset
+    split: Split
+    method: Method
+    recipe: Recipe
+    shots: int | str
+    seed: int
+    about: dict[str, Any]
+    options: RunOptions
+
+    @property
+    def identity(self) -> str:
+        features = asdict(self.options.features)
+        for name in ("cache", "budget_gb"):
+            del features[name]
+        return digest({"about": self.about | {"backbone": self.about["backbone"] | {"loader": None}},
+                       "precision": self.clip.precision, "recipe": asdict(self.recipe), "features": features,
+                       "selection": self.options.selection, "shots": self.shots, "seed": self.seed,
+                       "val": len(self.split.val), "test": len(self.split.test)})
+
+    @property
+    def folder(self) -> Path:
+        shots = f"{self.shots}shot" if isinstance(self.shots, int) else "all"
+        name = f"{_method_name(self.about)}-{self.dataset.name}-{shots}-seed{self.seed}-{self.identity[:10]}"
+        return Path(self.options.runs).expanduser() / name.replace(" ", "_").replace("/", "_")
+
+    def finished(self) -> Run | None:
+        """The run as it was finished before, unless it is to be done again."""
+        path = self.folder / "record.json"
+        if self.options.force or not path.exists():
+            return None
+        record = RunRecord(**read_json(path, "start this run again with force=true"))
+        append_record(self.folder.parent, record)     # in case the run was stopped just before its line was written
+        log.info("already finished: %s (force=true starts again)", self.folder)
+        return Run(self.folder, record, Classifier.load(self.folder, self.clip))
+
+    def train(self) -> Run:
+        """Do the run, going on where it was stopped."""
+        checkpoint = self.folder / "last.safetensors"
+        if self.options.force:
+            for name in ("record.json", "last.safetensors"):
+                (self.folder / name).unlink(missing_ok=True)
+        log.info("%s", self.folder)
+        if self.options.config is not None:
+            write_text(self.folder / "config.yaml", self.options.config)
+        write_split(self.folder / "split.json", self.split, self.dataset.source, seed=self.seed, shots=self.shots)
+        views = self.options.features.views if self.recipe.epochs else 0
+        train = self._source(self.split.train, views) if self.method.learns else None
+        val = self._source(self.split.val, 0) if self.split.val else None
+        start = time.perf_counter()
+        self.method.prepare(self.clip, train, val=val)
+        prepared = time.perf_counter() - start
+        progress = Progress()
+        if train is not None and self.recipe.epochs:
+            progress = fit(self.method, self.clip, train, self.recipe, seed=self.seed, val=val,
+                           selection=self.options.selection, checkpoint=checkpoint, identity=self.identity)
+        run = self._conclude(train, progress, prepared + progress.seconds)
+        checkpoint.unlink(missing_ok=True)
+        return run
+
+    def _conclude(self, train: FeatureSource | None, progress: Progress, seconds: float) -> Run:
+        test = self._source(self.split.test, 0)
+        summary = _write_scores(self.folder, test, probabilities(self.method, self.clip, test), self.split.classes)
+        if progress.losses:
+            write_losses(self.folder, progress.losses)
+        classifier = Classifier(self.clip, self.method, self.about | {"metrics": summary})
+        classifier.save(self.folder)
+        cached = isinstance(train or test, FeatureBank)
+        record = self._record(summary, seconds, "cached" if cached else "online")
+        write_json(self.folder / "record.json", asdict(record))
+        append_record(self.folder.parent, record)
+        return Run(self.folder, record, classifier)
+
+    def _source(self, items: tuple[Item, ...], views: int) -> FeatureSource:
+        return feature_source(self.clip, self.dataset.source, items, self.options.features, needs=self.method.needs,
+                              views=views, seed=self.seed, workers=self.options.workers)
+
+    def _record(self, summary: dict[str, float], seconds: float, features: str) -> RunRecord:
+        method, metrics = self.method, {name: value for name, value in summary.items() if name != "images"}
+        return RunRecord(
+            method=_method_name(self.about), label=method.label, head=method.head, prompts=method.prompts,
+            recipe=self.recipe.name, data=self.dataset.name, world=self.dataset.world, backbone=self.clip.name,
+            shots=self.shots, seed=self.seed, label_budget=label_budget(self.split), transductive=method.transductive,
+            selection=self.options.selection, split=self.split.fingerprint, metrics=metrics, train_seconds=seconds,
+            learned_parameters=sum(parameter.numel() for parameter in method.parameters()),
+            features=features, versions=versions(), run=self.folder.name)
+
+
+def versions() -> dict[str, str]:
+    """What a result may depend on beside its settings."""
+    packages = ("xrvlm", "torch", "open_clip_torch", "transformers", "scikit-learn")
+    return {name: version(name) for name in packages} | {"python": platform.python_version()}
+
+
+def _method_name(about: dict[str, Any]) -> str:
+    """The last module of the method's dotted path: "xr_vlm"."""
+    return about["method"]["target"].split(".")[-2]
+
+
+def _write_scores(folder: Path, source: FeatureSource, scores: Tensor, classes: Sequence[str]) -> dict[str, float]:
+    summary = summarise(scores, source.labels, classes)
+    write_metrics(folder, summary, details(scores, source.labels, classes))
+    write_predictions(folder / PREDICTIONS, source.ids, source.labels, scores, classes)
+    return summary
