@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from PIL import Image
 from photos import CLASSES, photo_folder, write_photo
+from PIL import Image
 from safetensors.torch import save_file
 from towers import openclip_model
 
@@ -209,7 +209,7 @@ def adapt_arguments(photos, *more):
     (("method.context_length=90",), "the prompt of class .* shorten the name or the context by"),
     (("backbone=openclip", "backbone.model=ViT-Z", "backbone.pretrained=openai"), "unknown model of open_clip 'ViT-Z'"),
     (("backbone=openclip", "backbone.model=RN50", "backbone.pretrained=nobody"), "unknown weights of RN50 'nobody'"),
-    (("backbone=openclip", "backbone.model=RN50", "backbone.pretrained=/no/where.pt"), "no weights file at /no/where.pt"),
+    (("backbone=openclip", "backbone.model=RN50", "backbone.pretrained=/no/where.pt"), "no weights file at /no"),
     (("backbone=openclip", "backbone.model=RN50"), "no weights for RN50: set pretrained to one of openai"),
     (("backbone=openclip",), "backbone.model is not given; add backbone.model=VALUE"),
     (("features.crop_scale=[0.9,0.1]",), "features.crop_scale"),
@@ -270,8 +270,8 @@ def test_a_run_folder_that_does_not_fit_is_told(finished, tmp_path, capsys):
     copy = tmp_path / "copy"
     copy.mkdir()
     data = (finished / "model.safetensors").read_bytes()
-    cases = ((data[:-9], "is damaged or not a model of xrvlm"), (data.replace(b"XRVLM", b"XRVLN"), "cannot find the method"))
-    for content, message in cases:
+    renamed = data.replace(b"XRVLM", b"XRVLN")
+    for content, message in ((data[:-9], "is damaged or not a model of xrvlm"), (renamed, "cannot find the method")):
         (copy / "model.safetensors").write_bytes(content)
         assert message in told(capsys, "eval", f"run={copy}", "device=cpu")
     assert "no model at" in told(capsys, "eval", "run=nowhere", "device=cpu")

@@ -83,7 +83,8 @@ def test_a_world_is_written_as_an_image_folder_once(tmp_path):
     assert len(list(folder.glob("train/*/*.png"))) == 80
     assert len(list(folder.glob("test/*/*.png"))) == 40
     name = birds.species(1)[5].name
-    assert np.array_equal(np.asarray(Image.open(folder / "train" / name / "0001.png")), birds.image_of(1, "train", 5, 1))
+    written = np.asarray(Image.open(folder / "train" / name / "0001.png"))
+    assert np.array_equal(written, birds.image_of(1, "train", 5, 1))
     assert set(json.loads((folder / "parts.json").read_text())) == {kind.name for kind in birds.species(1)}
     stamp = (folder / "world.json").stat().st_mtime_ns
     assert birds.write(folder, 1, train_images=2, test_images=1) == folder

@@ -82,7 +82,9 @@ def _order(row: Setting) -> tuple:
 
 def _variant(record: RunRecord, name: str) -> str:
     # a recipe is worth a column only where one is not the method's own
-    return "own" if name == "recipe" and record.recipe in (None, "none", record.method) else getattr(record, name) or "-"
+    if name == "recipe" and record.recipe in (None, "none", record.method):
+        return "own"
+    return getattr(record, name) or "-"
 
 
 def varying(records: Sequence[RunRecord]) -> list[str]:
