@@ -59,7 +59,7 @@ def short_run(clip, photos, place, **changes):
 
 def test_a_run_leaves_all_that_is_promised(clip, photos, tmp_path):
     run = short_run(clip, photos, tmp_path, config="shots: 4\n")
-    names = {path.name for path in run.folder.iterdir()}
+    names = {path.name for path in run.folder.iterdir() if path.name != ".lock"}
     assert names == {"config.yaml", "split.json", "model.safetensors", "metrics.json", "predictions.csv", "losses.csv",
                      "record.json"}
     line = json.loads((tmp_path / "runs" / "results.jsonl").read_text())
@@ -99,6 +99,29 @@ def test_a_finished_run_is_reported_not_repeated(clip, photos, tmp_path):
     short_run(clip, photos, tmp_path, force=True)
     assert (first.folder / "model.safetensors").stat().st_mtime_ns != stamp
     assert len(read_records(tmp_path / "runs")) == 1
+
+
+def test_two_processes_do_not_share_a_run(clip, photos, tmp_path, straight):
+    def again(*_):
+        with pytest.raises(UserError, match="another process is at this run; wait for it, or choose another runs="):
+            short_run(clip, photos, tmp_path, force=True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("xrvlm.run.write_losses", again)
+        short_run(clip, photos, tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["record", "keys", "model"])
+def test_a_finished_run_that_was_damaged_is_told_or_done_again(clip, photos, tmp_path, straight, damage):
+    run = short_run(clip, photos, tmp_path)
+    if damage == "model":
+        (run.folder / "model.safetensors").unlink()
+        assert_same_end(short_run(clip, photos, tmp_path), straight)
+        return
+    (run.folder / "record.json").write_text("{" if damage == "record" else '{"method": "x"}')
+    with pytest.raises(UserError, match="start this run again with force=true"):
+        short_run(clip, photos, tmp_path)
+    assert_same_end(short_run(clip, photos, tmp_path, force=True), straight)
 
 
 @pytest.mark.parametrize("change", ["shots", "seed", "recipe", "method", "selection", "text", "views", "photos",

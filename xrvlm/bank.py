@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from xrvlm.backbone import Features
 from xrvlm.draws import generator
-from xrvlm.files import digest, write_atomically, write_json
+from xrvlm.files import alone, digest, write_atomically, write_json
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -70,9 +69,8 @@ def open_bank(folder: Path, key: dict[str, Any], encode: Callable[[range], Itera
     place = folder / name[:24]
     row_bytes = sum(shape.numel() for shape in row_shapes.values()) * torch.finfo(dtype).bits // 8
     rows_per_shard = max(1, int(SHARD_BYTES / row_bytes))
-    place.mkdir(parents=True, exist_ok=True)
     shards = []
-    with FileLock(place / ".lock"):
+    with alone(place / ".lock"):
         for index, start in enumerate(range(0, len(ids), rows_per_shard)):
             rows = range(start, min(start + rows_per_shard, len(ids)))
             path = place / f"shard-{index:05d}.safetensors"

@@ -5,11 +5,11 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from xrvlm.errors import UserError
 
@@ -57,11 +57,27 @@ def read_json(path: Path, fix: str) -> Any:
 
 def rewrite_locked(path: Path, change: Callable[[str], str]) -> None:
     """Replace the text of `path` by `change(text)`, alone among the processes that do so through this call."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
+    with alone(path.with_name(f".{path.name}.lock")):
         before = path.read_bytes().decode("utf-8", "surrogateescape") if path.exists() else ""
         after = change(before).encode("utf-8", "surrogateescape")      # bytes that are no text stay as they are
         write_atomically(path, lambda temporary: temporary.write_bytes(after))
+
+
+@contextlib.contextmanager
+def alone(lock_file: Path, busy: str | None = None) -> Iterator[None]:
+    """One process at a time: wait for the others, or raise UserError with the sentence `busy` where there is one."""
+    lock = FileLock(lock_file, blocking=busy is None)
+    try:
+        lock_file.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(f"{lock_file.parent}: {busy}") from error
+    except OSError as error:
+        raise _write_error(lock_file.parent, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def sha256(data: bytes) -> str:

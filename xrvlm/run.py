@@ -19,7 +19,7 @@ from xrvlm.draws import seeded
 from xrvlm.errors import UserError, unknown
 from xrvlm.evaluation import probabilities
 from xrvlm.features import FeatureSettings, FeatureSource, feature_source
-from xrvlm.files import digest, read_json, write_json, write_text
+from xrvlm.files import alone, digest, read_json, write_json, write_text
 from xrvlm.method import Method
 from xrvlm.methods import XRVLM, ZeroShot
 from xrvlm.metrics import details, summarise
@@ -75,12 +75,12 @@ def adapt(clip: FrozenCLIP, dataset: Dataset, method: MethodFactory = XRVLM, *, 
     val = val or options.selection == "val"
     split = sample_shots(with_test_part(dataset.split), shots, seed, val)
     classes = text(split.classes)
-    about = describe(clip, method, classes) | {"split": split.fingerprint}
     with seeded(seed, "initial weights"):
         adapted = method(clip, classes).to(clip.device)
     recipe = recipe or adapted.recipe
     if not adapted.learns:
         split, shots = replace(split, train=(), val=()), 0
+    about = describe(clip, method, classes) | {"split": split.fingerprint}
     job = _Job(clip, dataset, split, adapted, recipe, "all" if shots is None else shots, seed, about, options)
     return job.finished() or job.train()
 
@@ -144,16 +144,22 @@ class _Job:
     def finished(self) -> Run | None:
         """The run as it was finished before, unless it is to be done again."""
         path = self.folder / "record.json"
-        if self.options.force or not path.exists():
+        if self.options.force or not path.exists() or not (self.folder / "model.safetensors").exists():
             return None
-        record = RunRecord(**read_json(path, "start this run again with force=true"))
+        try:
+            record = RunRecord(**read_json(path, "start this run again with force=true"))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{path} is damaged ({error}); start this run again with force=true") from error
         append_record(self.folder.parent, record)     # in case the run was stopped just before its line was written
         log.info("already finished: %s (force=true starts again)", self.folder)
         return Run(self.folder, record, Classifier.load(self.folder, self.clip))
 
     def train(self) -> Run:
         """Do the run, going on where it was stopped."""
-        checkpoint = self.folder / "last.safetensors"
+        with alone(self.folder / ".lock", "another process is at this run; wait for it, or choose another runs=FOLDER"):
+            return self._train(self.folder / "last.safetensors")
+
+    def _train(self, checkpoint: Path) -> Run:
         if self.options.force:
             for name in ("record.json", "last.safetensors"):
                 (self.folder / name).unlink(missing_ok=True)
