@@ -26,6 +26,8 @@ VARIANTS = {
     "xr_vlm shared words middle": ("xr_vlm", {"shared_context": True, "context_words": "a photo of a",
                                               "name_position": "middle"}),
     "xr_vlm unequal parts": ("xr_vlm", {"image_parts": 3, "text_parts": 2, "name_position": "front"}),
+    **{f"xr_vlm {head}": ("xr_vlm", {"head": head})
+       for head in ("diagonal", "per_class", "per_class_diagonal", "alignment", "visual")},
     "coop class-specific": ("coop", {"shared_context": False}),
     "linear_probe pooled+mid": ("linear_probe", {"inputs": "pooled+mid"}),
 }

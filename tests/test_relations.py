@@ -1,61 +1,115 @@
+import pytest
 import torch
 import torch.nn.functional as F
 from reference import assert_close, load, needs_reference, reference, slow_norm, slow_space
+from torch import Tensor, nn
 
-from xrvlm.relations import CrossRelations
+from xrvlm.relations import Alignment, CrossRelations, PerClassRelations, VisualParts
 
-NAMES = {
-    "image_space.in_norm": "image_in_norm", "image_space.project": "image_proj",
-    "image_space.out_norm": "image_out_norm", "text_space.in_norm": "text_in_norm",
-    "text_space.project": "text_proj", "text_space.out_norm": "text_out_norm",
-    "relation_norm": "relation_norm", "hidden": "hidden", "hidden_norm": "hidden_norm", "classifier": "classifier",
-}
+SPACES = {f"relations.{side}_space.{ours}": f"{side}_{theirs}" for side in ("image", "text")
+          for ours, theirs in (("in_norm", "in_norm"), ("project", "proj"), ("out_norm", "out_norm"))}
+PERCEPTRON = {"perceptron.norm": "relation_norm", "perceptron.hidden_norm": "hidden_norm",
+              "perceptron.hidden": "hidden", "perceptron.classifier": "classifier"}
+RELATED = ("cross", "diagonal", "per_class", "per_class_diagonal")
 
 
-def reference_head(tensors) -> CrossRelations:
-    head = CrossRelations(16, 4, 4, 5, hidden=32)
-    load(head, tensors, {ours: f"head.cross.{theirs}" for ours, theirs in NAMES.items()})
+def build(name: str, dim: int, image_parts: int, text_parts: int, classes: int, hidden: int) -> nn.Module:
+    diagonal = name.endswith("diagonal")
+    if name.startswith("per_class"):
+        return PerClassRelations(dim, image_parts, text_parts, diagonal=diagonal)
+    return CrossRelations(dim, image_parts, text_parts, classes, diagonal=diagonal, hidden=hidden)
+
+
+def reference_head(name: str, tensors: dict[str, Tensor]) -> nn.Module:
+    head = build(name, 16, 4, 4, 5, 32)
+    load(head, tensors, {ours: f"head.{name}.{theirs}" for ours, theirs in (SPACES | PERCEPTRON).items()})
     return head
 
 
 @needs_reference
-def test_cross_agrees_with_the_reference_in_eval_mode():
+@pytest.mark.parametrize("name", RELATED)
+def test_agrees_with_the_reference_in_eval_mode(name):
     tensors = reference()
-    logits = reference_head(tensors).eval()(tensors["out.eval.parts"], tensors["in.class_features"])
-    assert_close(logits, tensors["out.eval.logits.cross"])
+    logits = reference_head(name, tensors).eval()(tensors["out.eval.parts"], tensors["in.class_features"])
+    assert_close(logits, tensors[f"out.eval.logits.{name}"])
 
 
 @needs_reference
-def test_cross_agrees_with_the_reference_in_training():
+@pytest.mark.parametrize("name", RELATED)
+def test_agrees_with_the_reference_in_training(name):
     tensors = reference()
     parts = tensors["out.eval.parts"].clone().requires_grad_()
     classes = tensors["in.class_features"].clone().requires_grad_()
-    logits = reference_head(tensors).train()(parts, classes)
+    logits = reference_head(name, tensors).train()(parts, classes)
     loss = F.cross_entropy(logits, tensors["in.labels"].long())
     loss.backward()
     assert parts.grad is not None
     assert classes.grad is not None
-    assert_close(logits, tensors["out.train.logits.cross"])
-    assert_close(loss[None], tensors["out.train.loss.cross"])
-    assert_close(parts.grad, tensors["out.train.grad_parts.cross"])
-    assert_close(classes.grad, tensors["out.train.grad_class_features.cross"])
+    assert_close(logits, tensors[f"out.train.logits.{name}"])
+    assert_close(loss[None], tensors[f"out.train.loss.{name}"])
+    assert_close(parts.grad, tensors[f"out.train.grad_parts.{name}"])
+    assert_close(classes.grad, tensors[f"out.train.grad_class_features.{name}"])
+
+
+@needs_reference
+def test_alignment_and_visual_agree_with_the_reference():
+    tensors = reference()
+    parts, classes = tensors["out.eval.parts"], tensors["in.class_features"]
+    assert_close(Alignment(torch.tensor(100.0))(parts, classes), tensors["out.logits.alignment"])
+    head = VisualParts(16, 4, 5, hidden=32)
+    names = ("norm", "hidden_norm", "hidden", "classifier")
+    load(head, tensors, {f"perceptrons.{part}.{name}": f"head.visual.{part}.{name}" for part in range(4)
+                         for name in names})
+    assert_close(head.eval()(parts, classes), tensors["out.eval.logits.visual"])
+
+
+SIZES = ((4, 2, 3, 5, 8, 6), (7, 1, 1, 3, 6, 9), (3, 5, 2, 2, 4, 4), (5, 3, 3, 4, 6, 5))
 
 
 @torch.no_grad()
-def test_cross_agrees_with_the_formulas_at_other_sizes():
+@pytest.mark.parametrize("name", RELATED)
+@pytest.mark.parametrize("size", SIZES)
+def test_agrees_with_the_formulas_at_other_sizes(name, size):
+    batch, image_parts, text_parts, classes, dim, hidden = size
+    if name.endswith("diagonal") and image_parts != text_parts:
+        pytest.skip("needs as many text parts as image parts")
     torch.manual_seed(0)
-    sizes = ((4, 2, 3, 5, 8, 6), (7, 1, 1, 3, 6, 9), (3, 5, 2, 2, 4, 4))
-    for batch, image_parts, text_parts, classes, dim, hidden in sizes:
-        head = CrossRelations(dim, image_parts, text_parts, classes, hidden=hidden).double()
-        v = torch.randn(batch, image_parts, dim, dtype=torch.float64)
-        t = torch.randn(text_parts, classes, dim, dtype=torch.float64)
-        v_space, t_space = slow_space(v, head.image_space.project), slow_space(t, head.text_space.project)
-        relations = torch.tensor([[float(v_space[b, m] @ t_space[g, c]) for g in range(text_parts)
-                                   for m in range(image_parts) for c in range(classes)] for b in range(batch)],
-                                 dtype=torch.float64)
-        hidden_rows = slow_norm(relations) @ head.hidden.weight.T + head.hidden.bias
-        activated = torch.where(hidden_rows > 0, hidden_rows, torch.exp(hidden_rows) - 1)
-        assert_close(head(v, t), slow_norm(activated) @ head.classifier.weight.T, 1e-9)
+    head = build(name, dim, image_parts, text_parts, classes, hidden).double()
+    v = torch.randn(batch, image_parts, dim, dtype=torch.float64)
+    t = torch.randn(text_parts, classes, dim, dtype=torch.float64)
+    v_space = slow_space(v, head.relations.image_space.project)
+    t_space = slow_space(t, head.relations.text_space.project)
+
+    def related(b, g, m, c):
+        kept = g == m or not name.endswith("diagonal")
+        return float(v_space[b, m] @ t_space[g, c]) if kept else 0.0
+
+    images, prompts, parts, kinds = range(batch), range(text_parts), range(image_parts), range(classes)
+    if name == "cross":
+        rows = [[related(b, g, m, c) for g in prompts for m in parts for c in kinds] for b in images]
+    elif name == "diagonal":
+        rows = [[related(b, g, m, c) for c in kinds for g in prompts for m in parts] for b in images]
+    else:
+        rows = [[related(b, g, m, c) for g in prompts for m in parts] for b in images for c in kinds]
+    x = head.perceptron.hidden(slow_norm(torch.tensor(rows, dtype=torch.float64)))
+    expected = slow_norm(torch.where(x > 0, x, torch.exp(x) - 1)) @ head.perceptron.classifier.weight.T
+    assert_close(head(v, t), expected.view(batch, classes), 1e-9)
+
+
+@torch.no_grad()
+def test_alignment_and_visual_agree_with_the_formulas():
+    torch.manual_seed(0)
+    v, t = torch.randn(4, 3, 6, dtype=torch.float64), torch.randn(3, 5, 6, dtype=torch.float64)
+    expected = torch.tensor([[sum(float(v[b, i] @ t[i, c] / (v[b, i].norm() + 1e-6) / (t[i, c].norm() + 1e-6))
+                                  for i in range(3)) / 3 * 20 for c in range(5)] for b in range(4)])
+    assert_close(Alignment(torch.tensor(20.0))(v, t), expected.double(), 1e-6)
+    head = VisualParts(6, 3, 5, hidden=7).double()
+    logits = []
+    for part, perceptron in enumerate(head.perceptrons):
+        x = slow_norm(64 * v[:, part]) @ perceptron.hidden.weight.T + perceptron.hidden.bias
+        x = slow_norm(torch.where(x > 0, x, torch.exp(x) - 1))
+        logits.append(x @ perceptron.classifier.weight.T + perceptron.classifier.bias)
+    assert_close(head(v, t), sum(logits) / 3, 1e-9)
 
 
 def test_a_dead_part_gives_finite_logits_and_gradients():

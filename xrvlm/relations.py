@@ -1,4 +1,7 @@
-"""The cross-relationship head of XR-VLM (arXiv:2503.07075): every image part with every prompt of every class."""
+"""The heads of XR-VLM (arXiv:2503.07075): what relates image parts (b, m, d) and class features (g, c, d) to logits.
+
+`cross` is the paper's; the others are its ablations. Relations are products in a learned space of half the width.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -24,25 +27,91 @@ class RelationSpace(nn.Module):
         return F.elu(self.out_norm(projected)).unflatten(0, features.shape[:-1])
 
 
-class CrossRelations(nn.Module):
-    """An MLP over all relations of all classes: it sees how every other class relates, and is bound to its classes."""
+class Relations(nn.Module):
+    """Every image part with every prompt of every class; `diagonal` sets those of part i with prompt j != i to zero."""
 
-    def __init__(self, embed_dim: int, image_parts: int, text_parts: int, classes: int, *, hidden: int = HIDDEN_WIDTH):
+    def __init__(self, embed_dim: int, *, diagonal: bool = False):
         super().__init__()
-        relations = text_parts * image_parts * classes
         self.image_space = RelationSpace(embed_dim)
         self.text_space = RelationSpace(embed_dim)
-        self.relation_norm = nn.BatchNorm1d(relations)
-        self.hidden = nn.Linear(relations, hidden)
-        self.hidden_norm = nn.BatchNorm1d(hidden)
-        self.classifier = nn.Linear(hidden, classes, bias=False)
+        self.diagonal = diagonal
 
-    def relations(self, image_parts: Tensor, class_features: Tensor) -> Tensor:
-        """(b, g, m, c) from `image_parts` (b, m, d) and `class_features` (g, c, d)."""
-        return torch.einsum("bmr,gcr->bgmc", self.image_space(image_parts), self.text_space(class_features))
+    def forward(self, image_parts: Tensor, class_features: Tensor) -> Tensor:
+        """(b, g, m, c)"""
+        related = torch.einsum("bmr,gcr->bgmc", self.image_space(image_parts), self.text_space(class_features))
+        if self.diagonal:
+            related = related * torch.eye(*related.shape[1:3], device=related.device)[..., None]
+        return related
+
+
+class Perceptron(nn.Module):
+    """`BN -> Linear -> ELU -> BN -> Linear` on rows; `bias` is that of the last map."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, *, bias: bool = False):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(inputs)
+        self.hidden = nn.Linear(inputs, hidden)
+        self.hidden_norm = nn.BatchNorm1d(hidden)
+        self.classifier = nn.Linear(hidden, outputs, bias=bias)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(n, outputs) from (n, inputs)."""
+        return self.classifier(self.hidden_norm(F.elu(self.hidden(self.norm(rows)))))
+
+
+class CrossRelations(nn.Module):
+    """`cross` and `diagonal`: one perceptron over the relations of all classes together; bound to its classes."""
+
+    def __init__(self, embed_dim: int, image_parts: int, text_parts: int, classes: int, *, diagonal: bool = False,
+                 hidden: int = HIDDEN_WIDTH):
+        super().__init__()
+        self.relations = Relations(embed_dim, diagonal=diagonal)
+        self.perceptron = Perceptron(text_parts * image_parts * classes, hidden, classes)
 
     def forward(self, image_parts: Tensor, class_features: Tensor) -> Tensor:
         """(b, c) logits."""
-        relations = self.relations(image_parts, class_features).flatten(1)                 # (b, g * m * c)
-        hidden = F.elu(self.hidden(self.relation_norm(relations)))                         # (b, hidden)
-        return self.classifier(self.hidden_norm(hidden))                                   # (b, c)
+        related = self.relations(image_parts, class_features)                              # (b, g, m, c)
+        if self.relations.diagonal:
+            related = related.permute(0, 3, 1, 2)        # (b, c, g, m): the order in which the authors flatten here
+        return self.perceptron(related.flatten(1))
+
+
+class PerClassRelations(nn.Module):
+    """`per_class` and `per_class_diagonal`: one perceptron, shared by the classes, over the relations of each."""
+
+    def __init__(self, embed_dim: int, image_parts: int, text_parts: int, *, diagonal: bool = False):
+        super().__init__()
+        self.relations = Relations(embed_dim, diagonal=diagonal)
+        self.perceptron = Perceptron(text_parts * image_parts, max(1, text_parts * image_parts // 2), 1)
+
+    def forward(self, image_parts: Tensor, class_features: Tensor) -> Tensor:
+        """(b, c) logits."""
+        related = self.relations(image_parts, class_features).permute(0, 3, 1, 2)          # (b, c, g, m)
+        rows = related.flatten(2).flatten(0, 1)                                            # (b * c, g * m)
+        return self.perceptron(rows).view(related.shape[:2])
+
+
+class Alignment(nn.Module):
+    """`alignment`: part i with prompt i, by cosine, as CLIP does with its one feature. Learns nothing of its own."""
+
+    def __init__(self, logit_scale: Tensor):
+        super().__init__()
+        self.logit_scale = logit_scale
+
+    def forward(self, image_parts: Tensor, class_features: Tensor) -> Tensor:
+        """(b, c) logits."""
+        v, t = (x / (x.norm(dim=-1, keepdim=True) + 1e-6) for x in (image_parts, class_features))
+        return self.logit_scale * torch.einsum("bmd,mcd->bc", v, t) / v.shape[1]
+
+
+class VisualParts(nn.Module):
+    """`visual`: a perceptron for each image part, logits averaged; the text has no say."""
+
+    def __init__(self, embed_dim: int, image_parts: int, classes: int, *, hidden: int = HIDDEN_WIDTH):
+        super().__init__()
+        self.perceptrons = nn.ModuleList(Perceptron(embed_dim, hidden, classes, bias=True) for _ in range(image_parts))
+
+    def forward(self, image_parts: Tensor, class_features: Tensor) -> Tensor:
+        """(b, c) logits; `class_features` is not read."""
+        rows = FEATURE_SCALE * image_parts                                                 # (b, m, d)
+        return torch.stack([perceptron(rows[:, part]) for part, perceptron in enumerate(self.perceptrons)]).mean(dim=0)

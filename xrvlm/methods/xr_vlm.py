@@ -1,9 +1,9 @@
 """XR-VLM (Wang et al., 2025, arXiv:2503.07075): relations of every image part with every prompt of every class."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xrvlm.backbone import Features, FrozenCLIP, NamePosition
 from xrvlm.context import ContextPrompts
@@ -12,9 +12,11 @@ from xrvlm.features import FeatureSource
 from xrvlm.method import Method
 from xrvlm.parts import PartPooling
 from xrvlm.recipe import Recipe
-from xrvlm.relations import HIDDEN_WIDTH, CrossRelations
+from xrvlm.relations import HIDDEN_WIDTH, Alignment, CrossRelations, PerClassRelations, VisualParts
 from xrvlm.text import ClassText
 
+Head = Literal["cross", "diagonal", "per_class", "per_class_diagonal", "alignment", "visual"]
+PAIRED = ("diagonal", "per_class_diagonal", "alignment")    # image part i goes with text part i alone
 MOST_PARTS = 16
 
 
@@ -22,7 +24,7 @@ class XRVLM(Method):
     """Several part features of an image, several prompts of a class, and a classifier over all their relations.
 
     Args:
-        head: what relates parts and prompts; `cross` is the paper's.
+        head: what relates parts and prompts; `cross` is the paper's, the others are its ablations (relations.py).
         image_parts: m, part features of an image.
         text_parts: g, learned prompts of a class. Part descriptions bring their own number.
         part_prompts: `learned` context, or the fixed `descriptions` of the class's parts (`text.parts=`).
@@ -37,14 +39,14 @@ class XRVLM(Method):
     recipe = Recipe("xr_vlm", epochs=100, batch_size=64, learning_rate=2e-3, weight_decay=1e-4, warmup_epochs=5)
     label = "XR-VLM"
 
-    def __init__(self, clip: FrozenCLIP, classes: ClassText, *, head: Literal["cross"] = "cross",
+    def __init__(self, clip: FrozenCLIP, classes: ClassText, *, head: Head = "cross",
                  image_parts: int = 4, text_parts: int = 4,
                  part_prompts: Literal["learned", "descriptions"] = "learned", context_length: int = 16,
                  shared_context: bool = False, context_words: str | None = None,
                  name_position: NamePosition = "end", hidden: int = HIDDEN_WIDTH):
         super().__init__(clip, classes)
-        if head != "cross":
-            raise unknown("head", head, ("cross",))
+        if head not in get_args(Head):
+            raise unknown("method.head", head, get_args(Head))
         for name, count in (("image_parts", image_parts), ("text_parts", text_parts)):
             if not 1 <= count <= MOST_PARTS:
                 raise UserError(f"method.{name} must be from 1 to {MOST_PARTS}, found {count}")
@@ -53,7 +55,9 @@ class XRVLM(Method):
                             "pooled features (zero_shot, linear_probe, coop) work with this one")
         self.head, self.classes = head, classes
         self.pooling = PartPooling(clip.image_width, image_parts)
-        if part_prompts == "learned":
+        if head == "visual":
+            self.prompts = "none"
+        elif part_prompts == "learned":
             self.prompts = "learned"
             self.context = ContextPrompts(clip, classes.names, text_parts=text_parts, length=context_length,
                                           shared=shared_context, words=context_words, position=name_position)
@@ -63,7 +67,20 @@ class XRVLM(Method):
             self.register_buffer("described", torch.zeros(text_parts, len(classes.names), clip.embed_dim))
         else:
             raise unknown("method.part_prompts", part_prompts, ("descriptions", "learned"))
-        self.relations = CrossRelations(clip.embed_dim, image_parts, text_parts, len(classes.names), hidden=hidden)
+        if head in PAIRED and image_parts != text_parts:
+            raise UserError(f"head={head} pairs image part i with text part i and needs as many of one as of the "
+                            f"other, found image_parts={image_parts} and text_parts={text_parts}")
+        self.relations = self._make_head(clip, image_parts, text_parts, len(classes.names), hidden)
+
+    def _make_head(self, clip: FrozenCLIP, image_parts: int, text_parts: int, classes: int, hidden: int) -> nn.Module:
+        width, diagonal = clip.embed_dim, self.head in PAIRED
+        if self.head == "alignment":
+            return Alignment(clip.logit_scale)
+        if self.head == "visual":
+            return VisualParts(width, image_parts, classes, hidden=hidden)
+        if self.head in ("per_class", "per_class_diagonal"):
+            return PerClassRelations(width, image_parts, text_parts, diagonal=diagonal)
+        return CrossRelations(width, image_parts, text_parts, classes, diagonal=diagonal, hidden=hidden)
 
     def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None,
                 unlabelled: FeatureSource | None = None) -> None:
@@ -72,6 +89,8 @@ class XRVLM(Method):
                 self.described[part] = clip.encode_text(sentences)                         # (c, d)
 
     def class_features(self, clip: FrozenCLIP) -> Tensor:
+        if self.head == "visual":
+            return torch.zeros(0, device=clip.device)
         return self.context(clip) if self.prompts == "learned" else self.described         # (g, c, d)
 
     def logits(self, x: Features, class_features: Tensor) -> Tensor:
