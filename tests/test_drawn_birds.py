@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -92,6 +94,25 @@ def test_a_world_is_written_as_an_image_folder_once(tmp_path):
     with pytest.raises(UserError, match="remove that folder, or choose another with data.root=DIR"):
         birds.write(folder, 2, train_images=2, test_images=1)
     assert not [path for path in tmp_path.iterdir() if path != folder]
+
+
+def test_fewer_images_are_the_first_of_more(tmp_path):
+    more = birds.write(tmp_path / "more", 2, train_images=3, test_images=2)
+    fewer = birds.write(tmp_path / "fewer", 2, train_images=1, test_images=1)
+    images = sorted(path.relative_to(fewer) for path in fewer.glob("*/*/*.png"))
+    assert len(images) == 80
+    assert all((fewer / image).read_bytes() == (more / image).read_bytes() for image in images)
+
+
+def test_a_script_without_a_main_guard_can_draw(tmp_path):
+    """Where processes are spawned (macOS, Windows) such a script cannot start any."""
+    script = tmp_path / "script.py"
+    script.write_text("import multiprocessing, sys\nfrom pathlib import Path\n"
+                      "multiprocessing.set_start_method('spawn', force=True)\n"
+                      "from xrvlm.demo import drawn_birds\n"
+                      "drawn_birds.write(Path(sys.argv[1]), 1, train_images=8, test_images=1)\n")
+    subprocess.run([sys.executable, str(script), str(tmp_path / "world")], check=True, timeout=120)
+    assert len(list(tmp_path.glob("world/train/*/*.png"))) == 320
 
 
 def test_an_interrupted_writing_leaves_nothing(tmp_path, monkeypatch):

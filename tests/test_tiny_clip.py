@@ -27,6 +27,11 @@ def test_the_file_is_small_and_is_the_one_of_the_record():
     assert 100 * right.float().mean().item() == pytest.approx(found["descriptions"], abs=5.5)
 
 
+def test_the_default_settings_are_those_of_the_shipped_file():
+    record = json.loads(tiny_clip.CHECKPOINT.with_name("tiny_clip_record.json").read_text())
+    assert vars(pretrain.Settings()) == record["settings"]
+
+
 def test_saved_and_loaded_it_is_the_same_function(tmp_path):
     torch.manual_seed(0)
     model = tiny_clip.build().half().float().eval()
@@ -76,6 +81,22 @@ def test_a_short_pretraining_learns_and_leaves_a_file_that_loads(tmp_path):
     text = tiny_clip.tokenizer()(["a photo of a finch."])
     similarity = F.cosine_similarity(loaded.encode_text(text), after.encode_text(text))
     assert similarity.item() > 0.999             # fp16 on disk
+
+
+def test_the_pretraining_command_leaves_a_file_that_loads_and_its_record(tmp_path, monkeypatch):
+    measured = []
+    monkeypatch.setattr(pretrain, "figures", lambda model: measured.append(model) or {"descriptions": 1.0})
+    out, threads = tmp_path / "x.safetensors", torch.get_num_threads()
+    try:
+        pretrain.main(["--steps", "3", "--images", "64", "--batch-size", "16", "--out", str(out), "--threads", "1"])
+    finally:
+        torch.set_num_threads(threads)
+    record = json.loads((tmp_path / "x_record.json").read_text())
+    assert (record["images_seen"], record["world_0_training_images"]) == (48, {"descriptions": 1.0})
+    again = tiny_clip.load(out).state_dict()
+    # what is recorded is measured on the file as it is read back, not on the model in memory
+    assert all(torch.equal(value, again[name]) for name, value in measured[0].state_dict().items())
+    assert all(torch.equal(value, value.half().float()) for name, value in again.items() if name != tiny_clip.TABLE)
 
 
 def test_the_rows_of_captions_are_found_again():

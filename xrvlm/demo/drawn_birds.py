@@ -8,7 +8,6 @@ come from the same attributes; no species of any world is ever drawn for it.
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -97,7 +96,9 @@ def write(folder: Path, world: int, train_images: int = 32, test_images: int = 3
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        _write_images(temporary, world, {"train": train_images, "test": test_images})
+        for part, count in (("train", train_images), ("test", test_images)):
+            for kind in range(len(kinds)):
+                _write_species(temporary, world, part, kind, count)
         write_text(temporary / "class_names.txt", "".join(f"{name}\n" for name in sorted(kind.name for kind in kinds)))
         write_json(temporary / "descriptions.json", {kind.name: [description(kind)] for kind in kinds})
         write_json(temporary / "parts.json", {kind.name: part_descriptions(kind) for kind in kinds})
@@ -139,18 +140,7 @@ def image_of(world: int, part: str, kind: int, index: int) -> np.ndarray:
     return draw(species(world)[kind].attributes, rng)
 
 
-def _write_images(folder: Path, world: int, counts: Mapping[str, int]) -> None:
-    jobs = [(folder, world, part, kind, count) for part, count in counts.items() for kind in range(len(species(world)))]
-    if sum(counts.values()) < 8:         # not worth the processes
-        for job in jobs:
-            _write_species(job)
-        return
-    with ProcessPoolExecutor(max_workers=2) as pool:
-        list(pool.map(_write_species, jobs, chunksize=8))
-
-
-def _write_species(job: tuple[Path, int, str, int, int]) -> None:
-    folder, world, part, kind, count = job
+def _write_species(folder: Path, world: int, part: str, kind: int, count: int) -> None:
     place = folder / part / species(world)[kind].name
     place.mkdir(parents=True)
     for index in range(count):

@@ -31,7 +31,7 @@ WARMUP_STEPS = 100
 
 @dataclass(frozen=True)
 class Settings:
-    steps: int = 1200
+    steps: int = 1100                    # of the shipped file: the calibration on training images of world 0
     images: int = 40_000
     batch_size: int = 128
     learning_rate: float = 2e-3
