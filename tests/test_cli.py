@@ -127,9 +127,11 @@ def test_a_table_of_images(photos, tmp_path):
 
 
 def test_a_sweep_goes_on_past_a_mistake(photos, tmp_path, capsys):
-    code = main(["adapt", "-m", f"data.root={photos}", "method=zero_shot,linear_probe", "shots=0,2", *TINY])
+    code = main(["adapt", "-m", f"data.root={photos}", "method=zero_shot,linear_probe", "shots=0,2", "runs=~/my runs",
+                 *TINY])
     assert code == 2
-    records = [json.loads(line) for line in (tmp_path / "runs" / "results.jsonl").read_text().splitlines()]
+    assert not (tmp_path / "~").exists()         # HOME is this folder
+    records = [json.loads(line) for line in (tmp_path / "my runs" / "results.jsonl").read_text().splitlines()]
     assert {record["method"] for record in records} == {"zero_shot", "linear_probe"}
     error = capsys.readouterr().err
     assert "shots=0" in error
@@ -164,7 +166,7 @@ def test_a_method_of_ones_own(photos, tmp_path, monkeypatch, capsys):
     "~/birds", "/a b/c", "photo (1).jpg", "a,b.jpg", "a=b.jpg", "café.jpg", "Baird's Sparrow", 'say "hi"', "100%",
     "C:\\birds\\", "${HOME}", "[1]", "{a: b}", "a:b", "#1", "@home", "it\\'s", "x y  z", "null?", "1e3", "true"])
 def test_paths_and_names_reach_the_program_as_typed(value):
-    for key in ("data.root", "images", "+run"):
+    for key in ("data.root", "images", "+run", "out"):
         override = OverridesParser.create().parse_override(quote(f"{key}={value}"))
         from omegaconf import OmegaConf
 

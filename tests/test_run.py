@@ -329,6 +329,15 @@ def test_a_model_of_another_tower_class_or_method_is_refused(clip, straight, tmp
         Classifier.load(tmp_path / "nothing", clip)
 
 
+def test_a_model_file_cannot_name_a_function_to_call(clip, straight, tmp_path):
+    model = Classifier.load(straight.folder, clip)
+    model.about = model.about | {"backbone": model.about["backbone"] | {
+        "loader": {"target": "os.system", "arguments": {"command": f"touch '{tmp_path / 'called'}'"}}}}
+    with pytest.raises(UserError, match="none of xrvlm's: do not use this file"):
+        Classifier.load(model.save(tmp_path / "evil.safetensors"))
+    assert not (tmp_path / "called").exists()
+
+
 def test_a_tower_made_in_memory_must_be_passed(straight):
     with pytest.raises(UserError, match="pass it as `clip`"):
         Classifier.load(straight.folder)

@@ -154,6 +154,9 @@ def _load_tower(path: Path, backbone: dict[str, Any], options: dict[str, Any]) -
     if backbone["loader"] is None:
         raise UserError(f"{path} was adapted on {backbone['name']}, a tower made in memory: pass it as `clip`")
     module, _, name = backbone["loader"]["target"].rpartition(".")
+    if module not in ("xrvlm.backbones", "xrvlm.demo") or not name.startswith("load_"):    # a file may come from anyone
+        raise UserError(f"{path} names {backbone['loader']['target']} as the loader of its tower, which is none of "
+                        "xrvlm's: do not use this file, or pass the tower as `clip`")
     return getattr(importlib.import_module(module), name)(**backbone["loader"]["arguments"], **options)
 
 

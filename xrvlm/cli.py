@@ -67,6 +67,8 @@ def quote(override: str) -> str:
     quoted = value[:1] == value[-1:] and value[:1] in ("'", '"') and len(value) > 1
     if not equals or key.lstrip("+") not in LITERAL or quoted or value in ("null", ""):
         return override
+    if key == "runs" and value.startswith("~"):
+        value = os.path.expanduser(value)    # noqa: PTH111 (Hydra too writes there; a trailing slash stays)
     # backslashes count as such but before a quote, where the grammar wants them twice
     value = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
     return f"{key}='{value.replace('${', chr(92) + '${')}'"
