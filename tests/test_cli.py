@@ -198,6 +198,17 @@ def adapt_arguments(photos, *more):
     (("method.head=diagonal", "method.text_parts=3"), "as many of one as of the other, found image_parts=4 and text_p"),
     (("recipe.optimizer=lion",), "recipe.optimizer must be sgd or adamw"),
     (("recipe.epochs=-3",), "epochs"),
+    (("seed=abc",), "seed must be a whole number, found 'abc'"),
+    (("seed=1.5",), "seed must be a whole number, found 1.5"),
+    (("workers=-1",), "workers must be a whole number, at least 0, found -1"),
+    (("force=3",), "force must be true or false, found 3"),
+    (("runs=null",), "runs must be a folder, found null"),
+    (("recipe.weight_decay=-1",), "weight_decay must be at least 0"),
+    (("recipe.grad_clip=0",), "grad_clip must be above 0 or null"),
+    (("recipe.learning_rate=nan",), "learning_rate must be above 0"),
+    (("features.crop_scale=[0.5]",), "features.crop_scale must be two shares"),
+    (("method.hidden=0",), "method.hidden must be at least 1"),
+    (("method.context_words=''",), "holds no word"),
     (("shots=few",), "shots must be a number of images a class, or all"),
     (("shots=0",), "shots=0 must be a whole number"),
     (("selection=best",), "unknown selection 'best'; available: last, val"),
@@ -254,6 +265,37 @@ def test_too_few_images_are_said_and_used(tmp_path, capsys, caplog):
     assert main(adapt_arguments("few", "method=linear_probe", "shots=16")) == 0
     assert "fewer than 16 training images" in capsys.readouterr().err + caplog.text
     assert json.loads((tmp_path / "runs" / "results.jsonl").read_text())["label_budget"] == 6
+
+
+def test_one_image_a_class_leaves_none_to_test_on(tmp_path, capsys):
+    photo_folder(tmp_path / "single", images=1)
+    assert "no image left to test on" in told(capsys, *adapt_arguments("single", "method=linear_probe"))
+    photo_folder(tmp_path / "two", images=2)
+    assert "selection=val needs validation images" in told(capsys, *adapt_arguments("two", "selection=val"))
+
+
+def test_a_damaged_image_is_told_in_one_line_by_worker_processes_too(tmp_path, capsys):
+    photo_folder(tmp_path / "birds")
+    (tmp_path / "birds" / "wren" / "3.png").write_bytes(b"")
+    error = told(capsys, *adapt_arguments("birds", "method=linear_probe", "shots=all", "workers=2"))
+    assert error.startswith("error: ")
+    assert "wren/3.png" in error
+    assert "DataLoader" not in error
+
+
+def test_eval_keeps_the_classes_of_the_run_and_leaves_out_what_it_learned_from(photos, tmp_path, capsys, caplog):
+    (tmp_path / "names.txt").write_text("finch\ntit\nwren\n")
+    arguments = ["data.class_names=names.txt", "method=linear_probe", "shots=2"]
+    assert main(adapt_arguments(photos, *arguments)) == 0
+    record = json.loads((tmp_path / "runs" / "results.jsonl").read_text())
+    (tmp_path / "names.txt").write_text("wren\ntit\nfinch\n")
+    run = f"run=runs/{record['run']}"
+    assert main(["eval", run, "device=cpu", "workers=0"]) == 0
+    (metrics,) = (tmp_path / "runs").rglob("eval/*/metrics.json")
+    assert json.loads(metrics.read_text())["summary"]["top1"] == record["metrics"]["top1"]
+    (tmp_path / "names.txt").write_text("finch\ntit\nwren\n")
+    assert main(["eval", run, f"data.root={photos}", "data.class_names=names.txt", "device=cpu", "workers=0"]) == 0
+    assert "left out 6 of 15 images" in capsys.readouterr().err + caplog.text
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "not an image"])

@@ -250,7 +250,7 @@ def test_a_damaged_split_is_an_error(tmp_path, damage):
     record = write_split(path, with_test_part(SPLIT), Memory(), seed=0, shots=None)
     damage(record)
     path.write_text(json.dumps(record))
-    with pytest.raises(UserError, match=r"split\.json .*; delete it and run the same command again"):
+    with pytest.raises(UserError, match=r"split\.json .*with force=true"):
         read_split(path)
 
 
@@ -258,9 +258,9 @@ def test_a_damaged_split_is_an_error(tmp_path, damage):
 def test_what_is_no_split(tmp_path, content):
     path = tmp_path / "split.json"
     path.write_text(content)
-    with pytest.raises(UserError, match=r"split\.json.*delete it"):
+    with pytest.raises(UserError, match=r"split\.json.*with force=true"):
         read_split(path)
-    with pytest.raises(UserError, match=r"nowhere\.json.*delete it"):
+    with pytest.raises(UserError, match=r"nowhere\.json.*with force=true"):
         read_split(Path("nowhere.json"))
 
 

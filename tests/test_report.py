@@ -201,6 +201,14 @@ def test_runs_of_different_settings_are_never_averaged(change):
     assert text.count("| Seeds |") == (2 if change.keys() & {"data", "world", "backbone"} else 1)
 
 
+def test_rows_alike_in_every_column_are_told_apart():
+    records = [record(f"r{i}", seed=1 + i % 2, setting=f"{i // 2}abcdef") for i in range(4)]
+    text = markdown_table(records)
+    assert "[0abcde" in text.replace("\\", "")
+    assert "[1abcde" in text.replace("\\", "")
+    assert "compare their config.yaml" in text
+
+
 def test_worlds_in_the_order_of_their_numbers():
     text = markdown_table([record("a", world=10), record("b", world=9), record("c")])
     assert re.findall(r"world \d+", text) == ["world 9", "world 10"]

@@ -150,6 +150,26 @@ def test_a_run_has_an_identity(clip, photos, tmp_path, change):
     assert one.folder != other.folder
 
 
+def test_other_photos_of_the_same_names_are_another_run(clip, photos, tmp_path):
+    one = short_run(clip, photos, tmp_path)
+    other = photo_folder(tmp_path / "my birds")
+    first, second = other / CLASSES[0] / "0.png", other / CLASSES[1] / "0.png"
+    swapped = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(swapped)
+    assert short_run(clip, other, tmp_path).folder != one.folder
+
+
+def test_only_seeds_share_a_setting(clip, photos, tmp_path):
+    def setting(seed=1, **changes):
+        given = {"shots": 2, "recipe": replace(SHORT, epochs=1), "options": options(tmp_path)} | changes
+        return adapt(clip, image_folder(photos), SMALL, seed=seed, **given).record.setting
+
+    assert setting() == setting(seed=2)
+    assert len({setting(), setting(recipe=replace(SHORT, epochs=2)), setting(shots=3), setting(val=True),
+                setting(text=partial(class_text, templates="birds"))}) == 5
+
+
 def test_moving_the_photos_or_the_threads_is_no_other_run(clip, photos, tmp_path):
     moved = photo_folder(tmp_path / "elsewhere" / "my birds")
     one = short_run(clip, photos, tmp_path)

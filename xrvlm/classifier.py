@@ -17,7 +17,7 @@ from torch import Tensor
 
 from xrvlm.backbone import Features, FrozenCLIP
 from xrvlm.errors import UserError
-from xrvlm.files import write_atomically
+from xrvlm.files import user_path, write_atomically
 from xrvlm.images import decode
 from xrvlm.method import Method
 from xrvlm.text import ClassText
@@ -51,14 +51,17 @@ class Classifier:
     def predict(self, image: Image.Image | str | Path, topk: int = 5) -> list[tuple[str, float]]:
         """The `topk` most probable classes of one image (a PIL image or a file) with their probabilities."""
         if not isinstance(image, Image.Image):
-            image = decode(Path(image).expanduser().read_bytes(), str(image))
+            try:
+                image = decode(user_path(image).read_bytes(), str(image))
+            except OSError as error:
+                raise UserError(f"cannot read the image {image}: {error.strerror}; check the path") from error
         view = evaluation_view(image.convert("RGB"), self.clip.transform)
         values, classes = self.probabilities(view[None])[0].topk(min(topk, len(self.names)))
         return [(self.names[index], value) for index, value in zip(classes.tolist(), values.tolist(), strict=True)]
 
     def save(self, path: Path | str) -> Path:
         """Write the model to `path` (a file ending in .safetensors, or a folder: model.safetensors inside)."""
-        path = _model_file(Path(path).expanduser())
+        path = _model_file(user_path(path))
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.method.state_dict().items()}
         metadata = {"xrvlm": json.dumps(self.about, ensure_ascii=False)}
         write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
@@ -74,7 +77,7 @@ class Classifier:
             UserError: the file is missing or damaged, the tower is another one than the model was adapted on, or the
                 method's class is not what it was.
         """
-        path = _model_file(Path(path).expanduser())
+        path = _model_file(user_path(path))
         about, tensors = _read(path)
         clip = clip or _load_tower(path, about["backbone"], tower_options)
         if clip.fingerprint != about["backbone"]["fingerprint"]:

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -15,8 +16,10 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
 from xrvlm.errors import UserError
+from xrvlm.files import user_path
 
 HELP = """\
 xrvlm adapts a frozen CLIP to fine-grained recognition.
@@ -34,8 +37,16 @@ comma-separated values, `--help` lists the choices, `--config-dir DIR` adds conf
 """
 
 # Values that are paths or names: taken as they stand, whatever Hydra's grammar would make of their characters.
-LITERAL = ("data.root", "data.file", "data.path", "data.name", "images", "out", "run", "runs", "classes", "against",
-           "data.class_names", "text.descriptions", "text.parts", "backbone.pretrained", "features.cache")
+LITERAL = ("data.root", "data.file", "data.path", "data.name", "images", "out", "run", "runs", "classes",
+           "data.class_names", "text.templates", "text.descriptions", "text.parts", "backbone.pretrained",
+           "features.cache")
+LISTS = ("data.class_names", "text.templates")    # may also be a list in Hydra's grammar
+SCALARS: dict[str, tuple[type, str]] = {
+    "seed": (int, "a whole number"), "workers": (int, "a whole number, at least 0"), "topk": (int, "a whole number"),
+    "val": (bool, "true or false"), "force": (bool, "true or false"), "small": (bool, "true or false"),
+    "runs": (str, "a folder"), "device": (str, "auto, cpu, cuda or mps"), "images": (str, "a file or a folder"),
+    "precision": (str, "auto, fp32, bf16 or fp16"), "selection": (str, "last or val"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,7 +76,8 @@ def quote(override: str) -> str:
     """`data.root=~/my (birds), all` with its value quoted for Hydra's grammar, where the key takes a path or a name."""
     key, equals, value = override.partition("=")
     quoted = value[:1] == value[-1:] and value[:1] in ("'", '"') and len(value) > 1
-    if not equals or key.lstrip("+") not in LITERAL or quoted or value in ("null", ""):
+    a_list = key in LISTS and value.startswith("[") and value.endswith("]")
+    if not equals or key.lstrip("+") not in LITERAL or quoted or a_list or value in ("null", ""):
         return override
     if key == "runs" and value.startswith("~"):
         value = os.path.expanduser(value)    # noqa: PTH111 (Hydra too writes there; a trailing slash stays)
@@ -92,12 +104,23 @@ def _task(command: str, main_process: int, mistakes: list[str], config: DictConf
     """One job. A mistake is told at once; in a sweep the other jobs go on."""
     logging.captureWarnings(True)
     try:
+        _check_scalars(config)
         COMMANDS[command](config)
     except (UserError, OmegaConfBaseException) as error:
         _tell(error)
         mistakes.append(str(error))
         if os.getpid() != main_process:      # a launcher's process: its engine must see that the job failed
             raise
+
+
+def _check_scalars(config: DictConfig) -> None:
+    """UserError for a value at the top level that is of another kind than the program reads."""
+    for name, (kind, words) in SCALARS.items():
+        if name not in config or OmegaConf.is_missing(config, name):
+            continue
+        value = config[name]
+        if type(value) is not kind or (name == "workers" and value < 0):
+            raise UserError(f"{name} must be {words}, found {'null' if value is None else repr(value)}")
 
 
 def _tell(error: Exception) -> None:
@@ -126,17 +149,23 @@ def zeroshot(config: DictConfig) -> None:
 
 def evaluate(config: DictConfig) -> None:
     from xrvlm.classifier import Classifier
-    from xrvlm.data import read_split
+    from xrvlm.data import read_split, without_images_of
     from xrvlm.files import digest
     from xrvlm.run import evaluate as evaluate_on
 
-    folder = Path(config.run).expanduser()
+    folder = user_path(config.run)
     classifier = Classifier.load(folder, device=config.device, precision=config.precision)
+    split = read_split(folder / "split.json")
     if OmegaConf.is_missing(config.data, "root"):
-        dataset, items = _dataset(_saved(folder).data), read_split(folder / "split.json").test
+        own = _saved(folder).data
+        if "class_names" in own:
+            own.class_names = None               # the names that the run knew stand in its split
+        dataset = replace(_dataset(own), split=split)
+        items = split.test
     else:
         dataset = _dataset(config.data)
         items = dataset.split.test or (*dataset.split.train, *dataset.split.val)
+        items = without_images_of(folder / "split.json", dataset.source, items)
     place = folder / "eval" / f"{dataset.name}-{digest([item.id for item in items])[:10]}"
     summary = evaluate_on(classifier, dataset, items, place, features=_options(config).features,
                           workers=config.workers)
@@ -148,7 +177,7 @@ def predict(config: DictConfig) -> None:
     from xrvlm.predict import predict_images, zero_shot_classifier
     from xrvlm.text import class_names
 
-    images, out = Path(config.images), None if config.out is None else Path(config.out).expanduser()
+    images, out = user_path(config.images), None if config.out is None else user_path(config.out)
     if config.run is not None:
         classifier = Classifier.load(config.run, device=config.device, precision=config.precision)
     elif config.classes is not None:
@@ -164,15 +193,16 @@ def report(config: DictConfig) -> None:
     from xrvlm.report import write_report
     from xrvlm.tables import terminal_table
 
-    runs = Path(config.runs).expanduser()
+    runs = user_path(config.runs)
     print(terminal_table(read_records(runs)))
-    print(write_report(runs, None if config.out is None else Path(config.out).expanduser()))
+    print(write_report(runs, None if config.out is None else user_path(config.out)))
 
 
 def demo(config: DictConfig) -> None:
     from xrvlm.demo.demo import run_demo
 
-    run_demo(Path(config.runs).expanduser(), small=config.small, workers=config.workers)
+    run_demo(user_path(config.runs), small=config.small, device=config.device, precision=config.precision,
+             workers=config.workers)
 
 
 COMMANDS: dict[str, Callable[[DictConfig], None]] = {
@@ -211,8 +241,8 @@ def _text(config: DictConfig, dataset: Any) -> Any:
     assert isinstance(options, dict)
     root = getattr(dataset.source, "root", None) if dataset is not None else None
     for name in ("descriptions", "parts"):
-        if options[name] is not None and root is not None and (root / options[name]).is_file() \
-                and not Path(options[name]).expanduser().is_file():
+        if options.get(name) is not None and root is not None and (root / options[name]).is_file() \
+                and not user_path(options[name]).is_file():
             options[name] = str(root / options[name])
     return partial(class_text, **{str(name): value for name, value in options.items()})
 
@@ -229,7 +259,7 @@ def _composed(config: DictConfig) -> str:
     """The configuration as it is kept beside the result: resolved, the data where they are from anywhere."""
     kept = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
     if OmegaConf.select(kept, "data.root") is not None:
-        kept.data.root = str(Path(kept.data.root).expanduser().resolve())
+        kept.data.root = str(user_path(kept.data.root).resolve())
     return OmegaConf.to_yaml(kept)
 
 
@@ -237,8 +267,12 @@ def _saved(folder: Path) -> DictConfig:
     path = folder / "config.yaml"
     if not path.exists():
         raise UserError(f"{folder} does not say where its images were; name them with data.root=DIR")
-    saved = OmegaConf.load(path)
-    assert isinstance(saved, DictConfig)
+    try:
+        saved = OmegaConf.load(path)
+    except (YAMLError, OSError, UnicodeDecodeError):
+        saved = None
+    if not isinstance(saved, DictConfig) or "data" not in saved:
+        raise UserError(f"{path} is damaged; name the images with data.root=DIR")
     return saved
 
 

@@ -29,6 +29,8 @@ class ContextPrompts(nn.Module):
                             f"{length} and text_parts={text_parts}")
         start = None if words is None else clip.embed_words(words)                         # (l, w)
         length = length if start is None else len(start)
+        if length < 1:
+            raise UserError(f"context_words={words!r} holds no word that the tokenizer knows; give some, or null")
         self.layout = clip.layout(names, length, position)
         self.context = nn.Parameter(torch.randn(text_parts, 1 if shared else len(names), length, clip.text_width)
                                     * 0.02)                                                # (g, c or 1, l, w)

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 PARTS = ("train", "val", "test")
 PART_OF_WORD = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLIT_FIX = "give the command of that run again with force=true"
 MOST_VALIDATION_SHOTS = 4    # a class; as CoOp and most after it
 
 
@@ -132,12 +133,29 @@ def label_budget(split: Split) -> int:
     return len(split.train) + len(split.val)
 
 
-def write_split(path: Path, split: Split, source: ImageSource, *, seed: int, shots: int | str | None) -> dict[str, Any]:
+def hash_images(split: Split, source: ImageSource) -> dict[str, str]:
+    """{id: sha256 of the image file's bytes} of all parts."""
+    return {item.id: sha256(source.read(item.id)) for part in PARTS for item in getattr(split, part)}
+
+
+def without_images_of(split_file: Path, source: ImageSource, items: Sequence[Item]) -> tuple[Item, ...]:
+    """The items whose bytes are not those of a training or validation image of the split; a warning counts the rest."""
+    record = read_json(split_file, SPLIT_FIX)
+    learned = {entry["sha256"] for part in ("train", "val") for entry in record[part]}
+    kept = tuple(item for item in items if sha256(source.read(item.id)) not in learned)
+    if len(kept) < len(items):
+        log.warning("left out %d of %d images: the run learned from them", len(items) - len(kept), len(items))
+    return kept
+
+
+def write_split(path: Path, split: Split, source: ImageSource, *, seed: int, shots: int | str | None,
+                hashes: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Write split.json: which images stand in which part, with the hash of each; returns what was written.
 
     `duplicates` lists the byte-identical images that stand both in training (or validation) and in test.
     """
-    parts = {part: [{"path": item.id, "class": split.classes[item.label], "sha256": sha256(source.read(item.id))}
+    hashes = hashes or hash_images(split, source)
+    parts = {part: [{"path": item.id, "class": split.classes[item.label], "sha256": hashes[item.id]}
                     for item in getattr(split, part)] for part in PARTS}
     duplicates = _duplicates([*parts["train"], *parts["val"]], parts["test"])
     if duplicates:
@@ -151,7 +169,7 @@ def write_split(path: Path, split: Split, source: ImageSource, *, seed: int, sho
 
 def read_split(path: Path) -> Split:
     """The split that `write_split` wrote; UserError where the file is damaged or was changed by hand."""
-    fix = "delete it and run the same command again"
+    fix = SPLIT_FIX
     record = read_json(path, fix)
     try:
         labels = {name: label for label, name in enumerate(record["classes"])}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from xrvlm.data import PART_OF_WORD, PARTS, Dataset, assemble
 from xrvlm.errors import UserError
-from xrvlm.files import digest
+from xrvlm.files import digest, user_path
 from xrvlm.images import DAMAGED_FIX, SUFFIXES
-from xrvlm.text import few, user_path
+from xrvlm.text import few
 
 log = logging.getLogger(__name__)
 

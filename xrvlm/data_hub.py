@@ -12,9 +12,9 @@ from PIL import Image
 
 from xrvlm.data import PART_OF_WORD, Dataset, assemble
 from xrvlm.errors import UserError
-from xrvlm.files import digest
+from xrvlm.files import digest, user_path
 from xrvlm.images import DAMAGED_FIX
-from xrvlm.text import few, user_path
+from xrvlm.text import few
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,8 @@ from typing import Any
 from xrvlm.data import PART_OF_WORD, PARTS, Dataset, assemble
 from xrvlm.data_folder import FileSource, existing_folder
 from xrvlm.errors import UserError
-from xrvlm.text import few, user_path
+from xrvlm.files import user_path
+from xrvlm.text import few
 
 Row = tuple[int, Mapping[str, Any]]    # the line in the file, counted from 1, and its cells
 

@@ -5,12 +5,12 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
 from xrvlm.backbone import Features, FrozenCLIP, ImageTransform, Need
@@ -18,6 +18,7 @@ from xrvlm.bank import FeatureBank, open_bank
 from xrvlm.data import ImageDataset, ImageSource, Item
 from xrvlm.draws import generator
 from xrvlm.errors import UserError, unknown
+from xrvlm.files import user_path
 from xrvlm.views import Augmentation, augmented_view, evaluation_view
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,10 @@ class FeatureSettings:
             raise unknown("feature mode", self.mode, ("cached", "online"))
         if self.dtype not in ("float16", "bfloat16", "float32"):
             raise unknown("features.dtype", self.dtype, ("float16", "bfloat16", "float32"))
-        low, high = self.crop_scale
+        scale = self.crop_scale
+        if len(scale) != 2 or not all(isinstance(share, int | float) for share in scale):
+            raise UserError(f"features.crop_scale must be two shares of the area, such as [0.5, 1.0]; found {scale}")
+        low, high = scale
         if not 0 < low <= high <= 1 or self.views < 0:
             raise UserError(f"features.crop_scale must be two shares of the area with 0 < low <= high <= 1 and "
                             f"features.views at least 0, found {tuple(self.crop_scale)} and {self.views}")
@@ -63,7 +67,7 @@ class FeatureSettings:
 
     @property
     def folder(self) -> Path:
-        return Path(self.cache or os.environ.get("XRVLM_CACHE") or "~/.cache/xrvlm").expanduser() / "features"
+        return user_path(self.cache or os.environ.get("XRVLM_CACHE") or "~/.cache/xrvlm") / "features"
 
 
 class FeatureSource(Protocol):
@@ -121,9 +125,7 @@ class OnlineFeatures:
         return self._encode(batches, _EvaluationViews(self.clip.transform))
 
     def _encode(self, order: Sequence[Tensor], view: Callable) -> Iterator[tuple[Features, Tensor]]:
-        dataset = ImageDataset(self.items, self.source, view)
-        loader = DataLoader(dataset, batch_sampler=_as_lists(order), num_workers=self.workers)
-        for rows, images in loader:                                                        # (b,), (b, 3, s, s)
+        for rows, images in _load(self.items, self.source, view, order, self.workers):    # (b,), (b, 3, s, s)
             yield self.clip.encode_image(images.to(self.clip.device), self.needs), self.labels[rows]
 
 
@@ -142,10 +144,8 @@ def extract(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item], settin
     view = _BankViews(clip.transform, settings.augmentation, tuple(item.id for item in items), seed, views)
 
     def encode(rows: range) -> Iterable[Features]:
-        dataset = ImageDataset(items, source, view)
         batches = torch.tensor(rows).split(max(1, EXTRACTION_BATCH // (views + 1)))
-        loader = DataLoader(dataset, batch_sampler=_as_lists(batches), num_workers=workers)
-        for chosen, images in loader:                                                      # (b,), (b, v + 1, 3, s, s)
+        for chosen, images in _load(items, source, view, batches, workers):    # (b,), (b, v + 1, 3, s, s)
             features = clip.encode_image(images.flatten(0, 1).to(clip.device), needs)
             split = (len(chosen), views + 1)
             yield features.map(lambda value: value.unflatten(0, split).cpu())              # noqa: B023
@@ -212,8 +212,29 @@ class _BankViews:
         return torch.stack([evaluation_view(image, self.transform), *augmented])           # (v + 1, 3, s, s)
 
 
-def _as_lists(batches: Iterable[Tensor]) -> list[list[int]]:
-    return [batch.tolist() for batch in batches]
+class _Guarded(ImageDataset):
+    """Hands a mistake over to the main process, where it is told in one line."""
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return super().__getitem__(index)
+        except UserError as error:
+            return error
+
+
+def _load(items: Sequence[Item], source: ImageSource, view: Callable, order: Iterable[Tensor],
+          workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(b,) rows and their images, batch by batch of `order`."""
+    loader = DataLoader(_Guarded(items, source, view), batch_sampler=[batch.tolist() for batch in order],
+                        num_workers=workers, collate_fn=_collate)
+    for loaded in loader:
+        if isinstance(loaded, UserError):
+            raise loaded
+        yield loaded
+
+
+def _collate(batch: list[Any]) -> Any:
+    return next((entry for entry in batch if isinstance(entry, UserError)), None) or default_collate(batch)
 
 
 def _row_shapes(clip: FrozenCLIP, needs: Collection[Need], views: int) -> dict[str, torch.Size]:

@@ -80,6 +80,14 @@ def alone(lock_file: Path, busy: str | None = None) -> Iterator[None]:
         lock.release()
 
 
+def user_path(path: str | Path) -> Path:
+    """`path` with its `~` expanded; a file may also be called `~photos`."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:    # no user of that name
+        return Path(path)
+
+
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 

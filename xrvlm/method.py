@@ -30,8 +30,7 @@ class Method(nn.Module, ABC):
         """Allocates only. What depends on data or on the text tower is made in `prepare`."""
         super().__init__()
 
-    def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None,
-                unlabelled: FeatureSource | None = None) -> None:
+    def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None) -> None:
         """Closed forms, data-dependent starts, text encoded once. Called once before training; skipped on load."""
 
     @abstractmethod

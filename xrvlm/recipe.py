@@ -37,9 +37,14 @@ class Recipe:
         if self.epochs < 0 or self.batch_size < 2 or self.warmup_epochs < 0:
             raise UserError(f"recipe {self.name!r}: epochs and warmup_epochs must be at least 0 and batch_size at "
                             f"least 2, found {self.epochs}, {self.warmup_epochs} and {self.batch_size}")
-        if self.learning_rate <= 0 or not 0 <= self.label_smoothing < 1:
+        if not 0 < self.learning_rate < math.inf or not 0 <= self.label_smoothing < 1:
             raise UserError(f"recipe {self.name!r}: learning_rate must be above 0 and label_smoothing in [0, 1), "
                             f"found {self.learning_rate} and {self.label_smoothing}")
+        if not 0 <= self.weight_decay < math.inf or not 0 <= self.momentum < 1:
+            raise UserError(f"recipe {self.name!r}: weight_decay must be at least 0 and momentum in [0, 1), found "
+                            f"{self.weight_decay} and {self.momentum}")
+        if self.grad_clip is not None and not self.grad_clip > 0:
+            raise UserError(f"recipe {self.name!r}: grad_clip must be above 0 or null, found {self.grad_clip}")
 
     def rate(self, epoch: int) -> float:
         """The learning rate of `epoch`, counted from 0."""

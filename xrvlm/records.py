@@ -45,6 +45,7 @@ class RunRecord:
     features: str | None        # "cached" or "online"
     versions: dict
     run: str                    # the run's folder, relative to the folder of results.jsonl
+    setting: str = ""           # hash of all options but the seed: what may be averaged over seeds
 
     def __post_init__(self) -> None:
         wrong = [field.name for field in fields(self) if not isinstance(getattr(self, field.name), field.type)]  # pyright: ignore
@@ -97,6 +98,7 @@ def _parse(line: bytes, where: str) -> RunRecord:
         if not isinstance(value, dict):
             raise ValueError("not a JSON object")
         known: dict[str, Any] = {field.name: value.get(field.name) for field in fields(RunRecord)}
+        known["setting"] = known["setting"] or ""    # lines of before it was recorded
         return RunRecord(**known)
     except ValueError as error:
         raise UserError(f"{where} is damaged ({error}); delete that line, then give the `xrvlm adapt` command of its "

@@ -5,6 +5,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ from torch import Tensor
 from xrvlm.backbone import FrozenCLIP
 from xrvlm.bank import FeatureBank
 from xrvlm.classifier import Classifier, MethodFactory, class_order, describe
-from xrvlm.data import Dataset, Item, Split, label_budget, sample_shots, with_test_part, write_split
+from xrvlm.data import Dataset, Item, Split, hash_images, label_budget, sample_shots, with_test_part, write_split
 from xrvlm.draws import seeded
 from xrvlm.errors import UserError, unknown
 from xrvlm.evaluation import probabilities
 from xrvlm.features import FeatureSettings, FeatureSource, feature_source
-from xrvlm.files import alone, digest, read_json, write_json, write_text
+from xrvlm.files import alone, digest, read_json, user_path, write_json, write_text
 from xrvlm.method import Method
 from xrvlm.methods import XRVLM, ZeroShot
 from xrvlm.metrics import details, summarise
@@ -72,8 +73,15 @@ def adapt(clip: FrozenCLIP, dataset: Dataset, method: MethodFactory = XRVLM, *, 
     labels. `recipe=None` takes the method's own.
     """
     options = options or RunOptions()
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise UserError(f"seed must be a whole number, found {seed!r}")
     val = val or options.selection == "val"
     split = sample_shots(with_test_part(dataset.split), shots, seed, val)
+    if not split.test:
+        raise UserError(f"{dataset.name} has no image left to test on: give a class two at least, or a test part")
+    if options.selection == "val" and not split.val:
+        raise UserError("selection=val needs validation images, and the shots take all there are: use fewer shots, or "
+                        "selection=last")
     classes = text(split.classes)
     with seeded(seed, "initial weights"):
         adapted = method(clip, classes).to(clip.device)
@@ -125,21 +133,30 @@ class _Job:
     about: dict[str, Any]
     options: RunOptions
 
-    @property
-    def identity(self) -> str:
-        features = asdict(self.options.features)
-        for name in ("cache", "budget_gb"):
-            del features[name]
-        return digest({"about": self.about | {"backbone": self.about["backbone"] | {"loader": None}},
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        return hash_images(self.split, self.dataset.source)
+
+    @cached_property
+    def setting(self) -> str:
+        """A hash of all that the result depends on but the seed and the images that it draws."""
+        features = {name: value for name, value in asdict(self.options.features).items() if name != "cache"}
+        about = {name: value for name, value in self.about.items() if name != "split"}
+        return digest({"about": about | {"backbone": about["backbone"] | {"loader": None}},
                        "precision": self.clip.precision, "recipe": asdict(self.recipe), "features": features,
-                       "selection": self.options.selection, "shots": self.shots, "seed": self.seed,
-                       "val": len(self.split.val), "test": len(self.split.test)})
+                       "selection": self.options.selection, "shots": self.shots, "val": bool(self.split.val),
+                       "test": len(self.split.test)})
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash of all that the result depends on: the setting, the seed, which images and what is in them."""
+        return digest([self.setting, self.seed, self.split.fingerprint, self.hashes])
 
     @property
     def folder(self) -> Path:
         shots = f"{self.shots}shot" if isinstance(self.shots, int) else "all"
-        name = f"{_method_name(self.about)}-{self.dataset.name}-{shots}-seed{self.seed}-{self.identity[:10]}"
-        return Path(self.options.runs).expanduser() / name.replace(" ", "_").replace("/", "_")
+        name = f"{_method_name(self.about)}-{self.dataset.name[:60]}-{shots}-seed{self.seed}-{self.identity[:10]}"
+        return user_path(self.options.runs) / name.replace(" ", "_").replace("/", "_")
 
     def finished(self) -> Run | None:
         """The run as it was finished before, unless it is to be done again."""
@@ -166,7 +183,8 @@ class _Job:
         log.info("%s", self.folder)
         if self.options.config is not None:
             write_text(self.folder / "config.yaml", self.options.config)
-        write_split(self.folder / "split.json", self.split, self.dataset.source, seed=self.seed, shots=self.shots)
+        write_split(self.folder / "split.json", self.split, self.dataset.source, seed=self.seed, shots=self.shots,
+                    hashes=self.hashes)
         views = self.options.features.views if self.recipe.epochs else 0
         train = self._source(self.split.train, views) if self.method.learns else None
         val = self._source(self.split.val, 0) if self.split.val else None
@@ -202,11 +220,18 @@ class _Job:
         method, metrics = self.method, {name: value for name, value in summary.items() if name != "images"}
         return RunRecord(
             method=_method_name(self.about), label=method.label, head=method.head, prompts=method.prompts,
-            recipe=self.recipe.name, data=self.dataset.name, world=self.dataset.world, backbone=self.clip.name,
+            recipe=self._recipe_name, data=self.dataset.name, world=self.dataset.world, backbone=self.clip.name,
             shots=self.shots, seed=self.seed, label_budget=label_budget(self.split), transductive=method.transductive,
             selection=self.options.selection, split=self.split.fingerprint, metrics=metrics, train_seconds=seconds,
             learned_parameters=sum(parameter.numel() for parameter in method.parameters()),
-            features=features, versions=versions(), run=self.folder.name)
+            features=features, versions=versions(), run=self.folder.name,
+            setting=self.setting[:16])
+
+    @property
+    def _recipe_name(self) -> str:
+        """The recipe's name, marked where its values are no longer those of the method's own of that name."""
+        changed = self.recipe.name == self.method.recipe.name and self.recipe != self.method.recipe
+        return f"{self.recipe.name} (changed)" if changed else self.recipe.name
 
 
 def versions() -> dict[str, str]:

@@ -7,6 +7,7 @@ import math
 import re
 import statistics
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, zip_longest
@@ -16,7 +17,7 @@ from xrvlm.records import METRICS, RunRecord
 NUMBERS = 5 + len(METRICS)      # the columns behind the words: shots, labels, seeds, METRICS, seconds, parameters
 # what may tell two rows of one table apart, beside the method's name and the shots; a column each where it does
 VARIANTS = {"head": "Head", "prompts": "Prompts", "recipe": "Recipe", "features": "Features", "selection": "Selection"}
-SETTING = ("data", "world", "backbone", "method", "label", "transductive", *VARIANTS, "shots")
+SETTING = ("data", "world", "backbone", "method", "label", "transductive", *VARIANTS, "shots", "setting")
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +25,7 @@ class Setting:
     """The runs of one setting, by seed: one row of a table."""
 
     runs: tuple[RunRecord, ...]
+    mark: str = ""                       # tells the row from another that is alike in every column
 
     @property
     def first(self) -> RunRecord:
@@ -42,7 +44,7 @@ class Setting:
     def cells(self, variants: Sequence[str]) -> list[str]:
         (mean, deviation), seeds = self.percent("top1"), len({run.seed for run in self.runs})
         return [
-            self.first.label + " †" * self.first.transductive,
+            self.first.label + " †" * self.first.transductive + self.mark,
             *(_variant(self.first, name) for name in variants),
             str(self.first.shots), _span(run.label_budget for run in self.runs),
             str(seeds) if seeds == len(self.runs) else f"{seeds} ({len(self.runs)} runs)",
@@ -70,7 +72,9 @@ def tables(records: Sequence[RunRecord]) -> list[Table]:
     settings: dict[tuple, list[RunRecord]] = {}
     for record in sorted(once.values(), key=lambda record: (record.seed, record.run)):
         settings.setdefault(tuple(getattr(record, name) for name in SETTING), []).append(record)
-    rows = sorted((Setting(tuple(runs)) for runs in settings.values()), key=_order)
+    alike = Counter(key[:-1] for key in settings)
+    rows = [Setting(tuple(runs), f" [{key[-1][:6]}]" if alike[key[:-1]] > 1 else "") for key, runs in settings.items()]
+    rows.sort(key=_order)
     return [_table(list(group)) for _, group in groupby(rows, key=lambda row: row.place)]
 
 
@@ -98,6 +102,8 @@ def _table(rows: list[Setting]) -> Table:
     caption = [rows[0].place, *shared, "values in %, mean ± sample standard deviation over the seeds"]
     if any(row.first.transductive for row in rows):
         caption.append("† transductive: saw the test images, without labels")
+    if any(row.mark for row in rows):
+        caption.append("[...] tells rows apart that differ in options which no column shows: compare their config.yaml")
     if any(len({run.seed for run in row.runs}) < len(row.runs) for row in rows):
         caption.append("a row of more runs than seeds mixes runs that differ in what no column shows")
     header = ["Method", *(VARIANTS[name] for name in variants),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from xrvlm.errors import UserError, unknown
-from xrvlm.files import read_json
+from xrvlm.files import read_json, user_path
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,6 @@ def name_classes(folders: Sequence[str], names: str | Sequence[str] | Mapping[st
 def readable(name: str) -> str:
     """A class name as it stands in a sentence: `_` becomes a space, accents one character whatever the file system."""
     return unicodedata.normalize("NFC", name).replace("_", " ")
-
-
-def user_path(path: str | Path) -> Path:
-    """`path` with its `~` expanded; a file may also be called `~photos`."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:    # no user of that name
-        return Path(path)
 
 
 def few(names: Iterable[str], limit: int = 5) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from xrvlm.backbone import FrozenCLIP
 from xrvlm.data import Dataset
 from xrvlm.data_folder import image_folder
+from xrvlm.files import user_path
 
 
 def load_world(*, world: int = 0, root: str | None = None) -> Dataset:
@@ -19,7 +20,7 @@ def load_world(*, world: int = 0, root: str | None = None) -> Dataset:
 
     cache = Path(os.environ.get("XRVLM_CACHE") or "~/.cache/xrvlm") / f"drawn_birds-{drawn_birds.VERSION}"
     folder = Path(root) if root is not None else cache / f"world{world}"
-    return replace(image_folder(drawn_birds.write(folder.expanduser(), world), name="drawn_birds"), world=world)
+    return replace(image_folder(drawn_birds.write(user_path(folder), world), name="drawn_birds"), world=world)
 
 
 def load_tiny_clip(**options: Any) -> FrozenCLIP:

@@ -29,13 +29,14 @@ PICTURED = 6
 EPOCHS = 20                              # of the methods that train, so that the demo takes minutes; all get the same
 
 
-def run_demo(runs: Path, *, small: bool = False, device: str = "auto", workers: int = 0) -> Path:
+def run_demo(runs: Path, *, small: bool = False, device: str = "auto", precision: str = "auto",
+             workers: int = 0) -> Path:
     """Run the comparison, print its table and return the path of the report.
 
     `small` does everything once on a few images and one epoch: it tests that all works and measures nothing.
     """
     start = time.monotonic()
-    clip, dataset = load_tiny_clip(device=device), load_world()
+    clip, dataset = load_tiny_clip(device=device, precision=precision), load_world()
     shots, epochs, views = (2, 1, 1) if small else (16, EPOCHS, 8)
     if small:
         dataset = replace(dataset, split=replace(dataset.split, test=dataset.split.test[::19]))

@@ -40,8 +40,7 @@ class LinearProbe(Method):
         width = clip.embed_dim + (clip.image_width if self.with_mid else 0)
         self.linear = nn.Linear(width, len(classes.names)).requires_grad_(False)
 
-    def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None,
-                unlabelled: FeatureSource | None = None) -> None:
+    def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None) -> None:
         assert support is not None
         x, y = self._matrix(support)                                                       # (n, f), (n,)
         mean, deviation = x.mean(axis=0), x.std(axis=0) + 1e-6

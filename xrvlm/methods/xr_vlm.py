@@ -50,6 +50,8 @@ class XRVLM(Method):
         for name, count in (("image_parts", image_parts), ("text_parts", text_parts)):
             if not 1 <= count <= MOST_PARTS:
                 raise UserError(f"method.{name} must be from 1 to {MOST_PARTS}, found {count}")
+        if hidden < 1:
+            raise UserError(f"method.hidden must be at least 1, found {hidden}")
         if not clip.image_width:
             raise UserError(f"{clip.name} shows no positions to attend to: xr_vlm needs another backbone, methods on "
                             "pooled features (zero_shot, linear_probe, coop) work with this one")
@@ -82,8 +84,7 @@ class XRVLM(Method):
             return PerClassRelations(width, image_parts, text_parts, diagonal=diagonal)
         return CrossRelations(width, image_parts, text_parts, classes, diagonal=diagonal, hidden=hidden)
 
-    def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None,
-                unlabelled: FeatureSource | None = None) -> None:
+    def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None) -> None:
         if self.prompts == "part_descriptions":
             for part, sentences in enumerate(zip(*_part_sentences(self.classes), strict=True)):
                 self.described[part] = clip.encode_text(sentences)                         # (c, d)

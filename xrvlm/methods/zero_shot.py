@@ -24,8 +24,7 @@ class ZeroShot(Method):
         self.register_buffer("weights", torch.zeros(len(classes.names), clip.embed_dim))   # (c, d)
         self.logit_scale, self.logit_bias = clip.logit_scale, clip.logit_bias
 
-    def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None,
-                unlabelled: FeatureSource | None = None) -> None:
+    def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None) -> None:
         self.weights.copy_(ensemble(clip, self.classes))
 
     def class_features(self, clip: FrozenCLIP) -> Tensor:
