@@ -16,8 +16,3 @@ def probabilities(method: Method, clip: FrozenCLIP, source: FeatureSource) -> Te
     rows = [method.logits(x.map(lambda value: value.to(clip.device)), class_features).softmax(dim=1).cpu()
             for x, _ in source.in_order()]
     return torch.cat(rows)
-
-
-def accuracy(method: Method, clip: FrozenCLIP, source: FeatureSource) -> float:
-    """Top-1 accuracy, 0..1."""
-    return (probabilities(method, clip, source).argmax(dim=1) == source.labels).double().mean().item()

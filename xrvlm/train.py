@@ -17,10 +17,11 @@ from tqdm import tqdm
 from xrvlm.backbone import FrozenCLIP
 from xrvlm.draws import seeded
 from xrvlm.errors import UserError
-from xrvlm.evaluation import accuracy
+from xrvlm.evaluation import probabilities
 from xrvlm.features import FeatureSource, training_order
 from xrvlm.files import write_atomically
 from xrvlm.method import Method
+from xrvlm.metrics import top1
 from xrvlm.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def fit(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe: Recipe,
         entry = {"epoch": epoch, "learning_rate": recipe.rate(epoch),
                  "loss": _train_epoch(method, clip, source, recipe, optimizer, seed, epoch)}
         if val is not None:
-            entry["val_top1"] = accuracy(method, clip, val)
+            entry["val_top1"] = top1(probabilities(method, clip, val), val.labels)
             if selection == "val" and entry["val_top1"] > progress.best_val:
                 progress.best_val, best = entry["val_top1"], _state(method)
         progress.epochs, progress.seconds = epoch + 1, progress.seconds + time.perf_counter() - start
