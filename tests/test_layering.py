@@ -16,12 +16,14 @@ LAYERS = (
     ("classifier",),
     ("run", "predict"),
     ("demo",),
+    ("commands",),
     ("cli",),
 )
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 ONLY_IMPORTERS = {
-    "hydra": {"cli"}, "omegaconf": {"cli"}, "open_clip": {"backbones", "demo"}, "timm": {"backbones"},
-    "transformers": {"backbones"}, "matplotlib": {"plots"}, "sklearn": {"methods", "demo"}, "datasets": {"data_hub"},
+    "hydra": {"cli", "commands"}, "omegaconf": {"cli", "commands"}, "open_clip": {"backbones", "demo"},
+    "timm": {"backbones"}, "transformers": {"backbones"}, "matplotlib": {"plots"}, "sklearn": {"methods", "demo"},
+    "datasets": {"data_hub"},
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
