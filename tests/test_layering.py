@@ -10,7 +10,7 @@ LAYERS = (
     ("_torchvision", "errors", "options", "draws", "text_tower"),
     ("files", "recipe", "images", "metrics"),
     ("backbone", "backbones", "text", "data", "data_folder", "data_table", "data_hub", "plots"),
-    ("views", "bank", "features", "context", "parts", "relations"),
+    ("views", "bank", "features", "context", "part_prompts", "parts", "relations"),
     ("method", "methods"),
     ("evaluation", "train", "records", "tables", "report"),
     ("classifier",),

@@ -23,12 +23,16 @@ CONF = Path(__file__).parents[1] / "conf"
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 VARIANTS = {
     "xr_vlm part_descriptions": ("xr_vlm", {"part_prompts": "descriptions"}),
-    "xr_vlm shared words middle": ("xr_vlm", {"shared_context": True, "context_words": "a photo of a",
+    "xr_vlm learned_from_descriptions": ("xr_vlm", {"part_prompts": "learned_from_descriptions"}),
+    "xr_vlm vectors": ("xr_vlm", {"part_prompts": "vectors"}),
+    "xr_vlm shared_then_specific": ("xr_vlm", {"context": "shared_then_specific", "shared_length": 5}),
+    "xr_vlm shared words middle": ("xr_vlm", {"context": "shared", "context_words": "a photo of a",
                                               "name_position": "middle"}),
     "xr_vlm unequal parts": ("xr_vlm", {"image_parts": 3, "text_parts": 2, "name_position": "front"}),
     **{f"xr_vlm {head}": ("xr_vlm", {"head": head})
        for head in ("diagonal", "per_class", "per_class_diagonal", "alignment", "visual")},
-    "coop class-specific": ("coop", {"shared_context": False}),
+    "coop class-specific": ("coop", {"context": "specific"}),
+    "coop shared_then_specific": ("coop", {"context": "shared_then_specific", "context_words": "a photo of the"}),
     "linear_probe pooled+mid": ("linear_probe", {"inputs": "pooled+mid"}),
 }
 CASES = {name: (name, {}) for name in METHODS} | VARIANTS
@@ -96,7 +100,8 @@ def test_logits_have_one_column_a_class_and_are_finite(case, clip, bank):
 def test_what_the_record_and_the_bank_need_is_said(case, clip, bank):
     method = trained(case, clip, bank)
     assert method.label
-    assert method.prompts in {"names", "descriptions", "learned", "part_descriptions", "none"}
+    assert method.prompts in {"names", "descriptions", "learned", "part_descriptions", "learned_from_descriptions",
+                              "vectors", "none"}
     assert method.needs <= {"pooled", "tokens", "mid_tokens"}
     only = Features(**{name: value if name in method.needs | {"pooled"} else None
                        for name, value in vars(some(bank)).items()})
@@ -167,7 +172,7 @@ def test_a_model_holds_nothing_of_the_tower(case, clip, bank):
 
 
 def test_class_order_permutes_the_probabilities(case, clip, bank):
-    if CASES[case][0] == "xr_vlm" or "class-specific" in case:
+    if CASES[case][0] == "xr_vlm" or "specific" in case:
         pytest.skip("the starting weights belong to places, not to classes")
     order = torch.tensor([2, 0, 3, 1])
     permuted = FeatureBank(bank.shards, 16, bank.ids, order.argsort()[bank.labels], views=2, seed=1)

@@ -99,6 +99,14 @@ class FrozenCLIP(nn.Module, ABC):
         in the middle. UserError that names the class whose prompt does not fit the window."""
 
     @abstractmethod
+    def sentence_layout(self, sentences: Sequence[str]) -> tuple[PromptLayout, Tensor]:
+        """Each of n sentences as a prompt whose words are all learned, and their embeddings (n, l, w) to start from.
+
+        l is the number of word tokens in the longest; a shorter one has its further slots where its padding stands.
+        UserError for a sentence without a word or one that does not fit the window.
+        """
+
+    @abstractmethod
     def encode_prompts(self, context: Tensor, layout: PromptLayout) -> Tensor:
         """(g, c, d) unit norm, float32, differentiable in `context` (g, c or 1, l, w), which is float32."""
 

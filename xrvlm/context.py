@@ -1,28 +1,52 @@
 """Learnable prompts (CoOp, Zhou et al., IJCV 2022, arXiv:2109.01134): context vectors around a class name."""
 
+from abc import ABC, abstractmethod
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor, nn
 
 from xrvlm.backbone import FrozenCLIP, NamePosition
-from xrvlm.errors import UserError
+from xrvlm.errors import UserError, unknown
+
+ContextKind = Literal["specific", "shared", "shared_then_specific"]
 
 
-class ContextPrompts(nn.Module):
-    """`[SOS] v_1 ... v_l Class Name . [EOS]`, g prompts a class, the context shared by the classes or one for each.
+class ClassPrompts(nn.Module, ABC):
+    """What stands for the classes on the text side: g features of each. Never holds the tower."""
+
+    text_parts: int                      # g
+    label: str                           # what a run's record calls it
+
+    def prepare(self, clip: FrozenCLIP) -> None:
+        """Text encoded once; skipped on load."""
+
+    @abstractmethod
+    def forward(self, clip: FrozenCLIP) -> Tensor:
+        """(g, c, d) unit norm."""
+
+
+class ContextPrompts(ClassPrompts):
+    """`[SOS] v_1 ... v_l Class Name . [EOS]`, g prompts a class.
 
     Args:
         text_parts: g, prompts per class.
         length: l, learned vectors per prompt. Ignored with `words`.
-        shared: one context for all classes instead of one for each.
+        context: every class has vectors of its own, or all share one context, or they share the first vectors of it.
+        shared_length: with `shared_then_specific`, how many are shared; None: half.
         words: start from the token embeddings of these words ("a photo of a") instead of N(0, 0.02).
         position: where the class name stands.
 
     Raises:
-        UserError: a prompt does not fit the window of the text tower, or there is nothing to learn.
+        UserError: a prompt does not fit the window of the text tower, there is nothing to learn, or `shared_length`
+            does not go with the rest.
     """
 
+    label = "learned"
+
     def __init__(self, clip: FrozenCLIP, names: tuple[str, ...], *, text_parts: int = 1, length: int = 16,
-                 shared: bool = False, words: str | None = None, position: NamePosition = "end"):
+                 context: ContextKind = "specific", shared_length: int | None = None, words: str | None = None,
+                 position: NamePosition = "end"):
         super().__init__()
         if length < 1 or text_parts < 1:
             raise UserError(f"a learned prompt needs at least one vector and one text part, found context_length="
@@ -31,12 +55,40 @@ class ContextPrompts(nn.Module):
         length = length if start is None else len(start)
         if length < 1:
             raise UserError(f"context_words={words!r} holds no word that the tokenizer knows; give some, or null")
+        self.text_parts, shared = text_parts, _shared_vectors(context, length, shared_length)
         self.layout = clip.layout(names, length, position)
-        self.context = nn.Parameter(torch.randn(text_parts, 1 if shared else len(names), length, clip.text_width)
-                                    * 0.02)                                                # (g, c or 1, l, w)
+        self.shared = _vectors(text_parts, 1, shared, clip.text_width)                     # (g, 1, l_s, w)
+        self.specific = _vectors(text_parts, len(names), length - shared, clip.text_width)    # (g, c, l_c, w)
         if start is not None:
-            self.context.data.copy_(start.expand_as(self.context))
+            for vectors, begin in ((self.shared, start[:shared]), (self.specific, start[shared:])):
+                if vectors is not None:
+                    vectors.data.copy_(begin.expand_as(vectors))
 
     def forward(self, clip: FrozenCLIP) -> Tensor:
-        """(g, c, d) unit norm."""
-        return clip.encode_prompts(self.context, self.layout)
+        learned = [vectors for vectors in (self.shared, self.specific) if vectors is not None]
+        classes = max(vectors.shape[1] for vectors in learned)
+        context = torch.cat([vectors.expand(-1, classes, -1, -1) for vectors in learned], 2)  # (g, c or 1, l, w)
+        return clip.encode_prompts(context, self.layout)                                   # (g, c, d)
+
+
+def _shared_vectors(context: ContextKind, length: int, shared_length: int | None) -> int:
+    """How many of `length` vectors the classes share."""
+    if context not in get_args(ContextKind):
+        raise unknown("method.context", context, get_args(ContextKind))
+    if context != "shared_then_specific":
+        if shared_length is not None:
+            raise UserError(f"method.shared_length={shared_length} is read with method.context=shared_then_specific "
+                            f"alone, found method.context={context}; leave it out, or change the context")
+        return length if context == "shared" else 0
+    if length < 2:
+        raise UserError("method.context=shared_then_specific needs two learned vectors at least, found one; choose a "
+                        "longer context, or another kind of it")
+    shared = length // 2 if shared_length is None else shared_length
+    if not 1 <= shared < length:
+        raise UserError(f"method.shared_length must leave some of the {length} learned vectors to each side: from 1 to "
+                        f"{length - 1}, found {shared}")
+    return shared
+
+
+def _vectors(text_parts: int, classes: int, length: int, width: int) -> nn.Parameter | None:
+    return nn.Parameter(torch.randn(text_parts, classes, length, width) * 0.02) if length else None

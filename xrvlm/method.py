@@ -24,7 +24,7 @@ class Method(nn.Module, ABC):
     recipe: ClassVar[Recipe]
     label: str                                       # as tables show it
     head: str | None = None                          # which head, where a method has several
-    prompts: str                                     # "names", "descriptions", "learned", "part_descriptions", "none"
+    prompts: str                                     # "names", "descriptions", "learned", "none"; a ClassPrompts' label
 
     def __init__(self, clip: FrozenCLIP, classes: ClassText):
         """Allocates only. What depends on data or on the text tower is made in `prepare`."""

@@ -108,9 +108,11 @@ class CausalText(TextTower):
 
 
 def _put(embedded: Tensor, slots: Tensor, vectors: Tensor) -> Tensor:
-    """(n, t, w) with `vectors` (n, l, w) at `slots` (n, l)."""
+    """(n, t, w) with `vectors` (n, l, w) at `slots` (n, l); those at positions that are not computed are left out."""
     at = slots[..., None].expand(-1, -1, embedded.shape[-1])
-    return embedded.scatter(1, at, vectors.to(embedded.dtype))
+    length = embedded.shape[1]
+    left_out = max(0, int(slots.max()) + 1 - length)
+    return F.pad(embedded, (0, 0, 0, left_out)).scatter(1, at, vectors.to(embedded.dtype))[:, :length]
 
 
 def _block(block: Any, x: Tensor, future: Tensor) -> Tensor:

@@ -59,6 +59,19 @@ class Tokens:
         first = self._first(rows)                                                      # (c,)
         return PromptLayout(self._padded(rows), slots + first[:, None], first + _lengths(rows) - 1)
 
+    def sentence_layout(self, texts: Sequence[str]) -> PromptLayout:
+        """See `FrozenCLIP.sentence_layout`: a slot under each word, and further ones under padding, as many for all."""
+        tokens, ends = self.sentences(texts)
+        counts = [len(self.words(text)) for text in texts]
+        slots = []
+        for text, end, count in zip(texts, ends.tolist(), counts, strict=True):
+            if not count:
+                raise UserError(f"the text {text!r} has no word that the tokenizer knows; write another")
+            spare = max(counts) - count
+            begin = end - count - len(self.start) - spare if self.pads_left else end + 1
+            slots.append([*range(end - count, end), *range(begin, begin + spare)])
+        return PromptLayout(tokens, torch.tensor(slots, dtype=torch.long), ends)
+
     def _prompt(self, name: str, length: int, position: NamePosition) -> tuple[list[int], list[int]]:
         """Ids of one class prompt and the positions of its `length` learned vectors."""
         text = name.replace("_", " ").strip()

@@ -84,6 +84,12 @@ class Tower(FrozenCLIP):
     def layout(self, names: Sequence[str], length: int, position: NamePosition = "end") -> PromptLayout:
         return self.tokens.layout(names, length, position)
 
+    @torch.no_grad()
+    def sentence_layout(self, sentences: Sequence[str]) -> tuple[PromptLayout, Tensor]:
+        layout = self.tokens.sentence_layout(sentences)
+        ids = layout.tokens.gather(1, layout.slots).to(self.device)                                    # (n, l)
+        return layout, self.text.embedding(ids).float()                                                # (n, l, w)
+
     def encode_prompts(self, context: Tensor, layout: PromptLayout) -> Tensor:
         tokens, slots, ends = (part.to(self.device) for part in (layout.tokens, layout.slots, layout.ends))
         features = self.text.encode_prompts(context, tokens, slots, ends)                              # (g, c, d)

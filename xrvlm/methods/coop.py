@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from xrvlm.backbone import Features, FrozenCLIP, NamePosition
-from xrvlm.context import ContextPrompts
+from xrvlm.context import ContextKind, ContextPrompts
 from xrvlm.method import Method
 from xrvlm.recipe import Recipe
 from xrvlm.text import ClassText
@@ -14,7 +14,8 @@ class CoOp(Method):
 
     Args:
         context_length: learned vectors in a prompt. Ignored with `context_words`.
-        shared_context: one context for all classes (the paper's default) instead of one for each.
+        context: one for all classes (`shared`, the paper's default), one for each, or `shared_then_specific`.
+        shared_length: with `shared_then_specific`, how many of the vectors are shared; None: half.
         context_words: start from these words instead of noise.
         name_position: where the class name stands.
     """
@@ -23,11 +24,12 @@ class CoOp(Method):
     label = "CoOp"
     prompts = "learned"
 
-    def __init__(self, clip: FrozenCLIP, classes: ClassText, *, context_length: int = 16, shared_context: bool = True,
-                 context_words: str | None = None, name_position: NamePosition = "end"):
+    def __init__(self, clip: FrozenCLIP, classes: ClassText, *, context_length: int = 16,
+                 context: ContextKind = "shared", shared_length: int | None = None, context_words: str | None = None,
+                 name_position: NamePosition = "end"):
         super().__init__(clip, classes)
-        self.context = ContextPrompts(clip, classes.names, length=context_length, shared=shared_context,
-                                      words=context_words, position=name_position)
+        self.context = ContextPrompts(clip, classes.names, length=context_length, context=context,
+                                      shared_length=shared_length, words=context_words, position=name_position)
         self.logit_scale, self.logit_bias = clip.logit_scale, clip.logit_bias
 
     def class_features(self, clip: FrozenCLIP) -> Tensor:

@@ -2,14 +2,14 @@
 
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from xrvlm.backbone import Features, FrozenCLIP, NamePosition
-from xrvlm.context import ContextPrompts
+from xrvlm.context import ClassPrompts, ContextKind, ContextPrompts
 from xrvlm.errors import UserError, unknown
 from xrvlm.features import FeatureSource
 from xrvlm.method import Method
+from xrvlm.part_prompts import FreeVectors, NoPrompts, PartPrompts, described_parts
 from xrvlm.parts import PartPooling
 from xrvlm.recipe import Recipe
 from xrvlm.relations import HIDDEN_WIDTH, Alignment, CrossRelations, PerClassRelations, VisualParts
@@ -27,9 +27,12 @@ class XRVLM(Method):
         head: what relates parts and prompts; `cross` is the paper's, the others are its ablations (relations.py).
         image_parts: m, part features of an image.
         text_parts: g, learned prompts of a class. Part descriptions bring their own number.
-        part_prompts: `learned` context, or the fixed `descriptions` of the class's parts (`text.parts=`).
-        context_length: learned vectors in a prompt. Ignored with `context_words`.
-        shared_context: one context for all classes instead of one for each.
+        part_prompts: `learned` context; the `descriptions` of the class's parts (`text.parts=`), fixed, or as what
+            learned vectors start from (`learned_from_descriptions`); or free `vectors` without any language.
+        context_length: learned vectors in a prompt; this option and those down to `name_position` are read with
+            `learned` alone. Ignored with `context_words`.
+        context: vectors for each class, for all, or `shared_then_specific`.
+        shared_length: with `shared_then_specific`, how many of the vectors are shared; None: half.
         context_words: start from these words instead of noise.
         name_position: where the class name stands.
         hidden: width of the head's hidden layer.
@@ -41,34 +44,25 @@ class XRVLM(Method):
 
     def __init__(self, clip: FrozenCLIP, classes: ClassText, *, head: Head = "cross",
                  image_parts: int = 4, text_parts: int = 4,
-                 part_prompts: Literal["learned", "descriptions"] = "learned", context_length: int = 16,
-                 shared_context: bool = False, context_words: str | None = None,
+                 part_prompts: PartPrompts = "learned", context_length: int = 16, context: ContextKind = "specific",
+                 shared_length: int | None = None, context_words: str | None = None,
                  name_position: NamePosition = "end", hidden: int = HIDDEN_WIDTH):
         super().__init__(clip, classes)
-        if head not in get_args(Head):
-            raise unknown("method.head", head, get_args(Head))
-        for name, count in (("image_parts", image_parts), ("text_parts", text_parts)):
-            if not 1 <= count <= MOST_PARTS:
-                raise UserError(f"method.{name} must be from 1 to {MOST_PARTS}, found {count}")
-        if hidden < 1:
-            raise UserError(f"method.hidden must be at least 1, found {hidden}")
-        if not clip.image_width:
-            raise UserError(f"{clip.name} shows no positions to attend to: xr_vlm needs another backbone, methods on "
-                            "pooled features (zero_shot, linear_probe, coop) work with this one")
-        self.head, self.classes = head, classes
+        _check(clip, head, image_parts, text_parts, hidden)
+        self.head = head
         self.pooling = PartPooling(clip.image_width, image_parts)
+        self.class_prompts: ClassPrompts
         if head == "visual":
-            self.prompts = "none"
+            self.class_prompts = NoPrompts(text_parts=text_parts)
         elif part_prompts == "learned":
-            self.prompts = "learned"
-            self.context = ContextPrompts(clip, classes.names, text_parts=text_parts, length=context_length,
-                                          shared=shared_context, words=context_words, position=name_position)
-        elif part_prompts == "descriptions":
-            self.prompts, text_parts = "part_descriptions", len(_part_sentences(classes)[0])
-            self.described: Tensor
-            self.register_buffer("described", torch.zeros(text_parts, len(classes.names), clip.embed_dim))
+            self.class_prompts = ContextPrompts(clip, classes.names, text_parts=text_parts, length=context_length,
+                                                context=context, shared_length=shared_length, words=context_words,
+                                                position=name_position)
+        elif part_prompts == "vectors":
+            self.class_prompts = FreeVectors(clip, classes, text_parts=text_parts)
         else:
-            raise unknown("method.part_prompts", part_prompts, ("descriptions", "learned"))
+            self.class_prompts = described_parts(part_prompts, clip, classes)
+        self.prompts, text_parts = self.class_prompts.label, self.class_prompts.text_parts
         if head in PAIRED and image_parts != text_parts:
             raise UserError(f"head={head} pairs image part i with text part i and needs as many of one as of the "
                             f"other, found image_parts={image_parts} and text_parts={text_parts}")
@@ -85,14 +79,10 @@ class XRVLM(Method):
         return CrossRelations(width, image_parts, text_parts, classes, diagonal=diagonal, hidden=hidden)
 
     def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None) -> None:
-        if self.prompts == "part_descriptions":
-            for part, sentences in enumerate(zip(*_part_sentences(self.classes), strict=True)):
-                self.described[part] = clip.encode_text(sentences)                         # (c, d)
+        self.class_prompts.prepare(clip)
 
     def class_features(self, clip: FrozenCLIP) -> Tensor:
-        if self.head == "visual":
-            return torch.zeros(0, device=clip.device)
-        return self.context(clip) if self.prompts == "learned" else self.described         # (g, c, d)
+        return self.class_prompts(clip)                                                    # (g, c, d)
 
     def logits(self, x: Features, class_features: Tensor) -> Tensor:
         assert x.mid_tokens is not None and x.tokens is not None
@@ -100,8 +90,14 @@ class XRVLM(Method):
         return self.relations(image_parts, class_features)                                 # (b, c)
 
 
-def _part_sentences(classes: ClassText) -> tuple[tuple[str, ...], ...]:
-    if classes.parts is None:
-        raise UserError("method.part_prompts=descriptions needs a sentence for each part of each class: name a file "
-                        "with text.parts=FILE.json ({class: {part: sentence}}), or use method.part_prompts=learned")
-    return classes.parts
+def _check(clip: FrozenCLIP, head: Head, image_parts: int, text_parts: int, hidden: int) -> None:
+    if head not in get_args(Head):
+        raise unknown("method.head", head, get_args(Head))
+    for name, count in (("image_parts", image_parts), ("text_parts", text_parts)):
+        if not 1 <= count <= MOST_PARTS:
+            raise UserError(f"method.{name} must be from 1 to {MOST_PARTS}, found {count}")
+    if hidden < 1:
+        raise UserError(f"method.hidden must be at least 1, found {hidden}")
+    if not clip.image_width:
+        raise UserError(f"{clip.name} shows no positions to attend to: xr_vlm needs another backbone, methods on "
+                        "pooled features (zero_shot, linear_probe, coop) work with this one")

@@ -1,0 +1,107 @@
+"""The text parts of a class without a learned context: part descriptions, fixed or learned on, and free vectors."""
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xrvlm.backbone import FrozenCLIP
+from xrvlm.context import ClassPrompts
+from xrvlm.errors import UserError, unknown
+from xrvlm.text import ClassText
+
+PartPrompts = Literal["learned", "descriptions", "learned_from_descriptions", "vectors"]
+
+
+class PartDescriptions(ClassPrompts):
+    """One fixed sentence a part and class, encoded once."""
+
+    label = "part_descriptions"
+
+    def __init__(self, clip: FrozenCLIP, classes: ClassText):
+        super().__init__()
+        self.sentences = _sentences(clip, classes)
+        self.text_parts = len(self.sentences)
+        self.features: Tensor
+        self.register_buffer("features", torch.zeros(self.text_parts, len(classes.names), clip.embed_dim))
+
+    def prepare(self, clip: FrozenCLIP) -> None:
+        for part, sentences in enumerate(self.sentences):
+            self.features[part] = clip.encode_text(sentences)                              # (c, d)
+
+    def forward(self, clip: FrozenCLIP) -> Tensor:
+        return self.features
+
+
+class LearnedDescriptions(ClassPrompts):
+    """Learned vectors in place of the words of each part sentence, which start as those words.
+
+    All prompts have as many vectors as the longest sentence has words. Those that a shorter one does not need stand
+    where its padding is: a causal tower never reads them, any other starts from the padding that it knows.
+    """
+
+    label = "learned_from_descriptions"
+
+    def __init__(self, clip: FrozenCLIP, classes: ClassText):
+        super().__init__()
+        sentences = _sentences(clip, classes)
+        self.text_parts = len(sentences)
+        # each part has sentences of its own, so that a prompt of a part and a class is a "class" to the tower
+        self.layout, start = clip.sentence_layout([text for part in sentences for text in part])    # (g * c, l, w)
+        self.vectors = nn.Parameter(start.unflatten(0, (self.text_parts, -1)))             # (g, c, l, w)
+
+    def forward(self, clip: FrozenCLIP) -> Tensor:
+        features = clip.encode_prompts(self.vectors.flatten(0, 1)[None], self.layout)      # (1, g * c, d)
+        return features.unflatten(1, self.vectors.shape[:2]).squeeze(0)                    # (g, c, d)
+
+
+class FreeVectors(ClassPrompts):
+    """Learned points of the joint space and no language at all: what the text tower adds is measured against them."""
+
+    label = "vectors"
+
+    def __init__(self, clip: FrozenCLIP, classes: ClassText, *, text_parts: int):
+        super().__init__()
+        self.text_parts = text_parts
+        self.vectors = nn.Parameter(F.normalize(torch.randn(text_parts, len(classes.names), clip.embed_dim), dim=-1))
+
+    def forward(self, clip: FrozenCLIP) -> Tensor:
+        return F.normalize(self.vectors, dim=-1)
+
+
+class NoPrompts(ClassPrompts):
+    """For a head that reads the image alone."""
+
+    label = "none"
+
+    def __init__(self, *, text_parts: int):
+        super().__init__()
+        self.text_parts = text_parts
+
+    def forward(self, clip: FrozenCLIP) -> Tensor:
+        return torch.zeros(0, device=clip.device)
+
+
+def described_parts(kind: PartPrompts, clip: FrozenCLIP, classes: ClassText) -> ClassPrompts:
+    """The prompts of a `kind` that is made from part descriptions."""
+    kinds = {"descriptions": PartDescriptions, "learned_from_descriptions": LearnedDescriptions}
+    if kind not in kinds:
+        raise unknown("method.part_prompts", kind, get_args(PartPrompts))
+    return kinds[kind](clip, classes)
+
+
+def _sentences(clip: FrozenCLIP, classes: ClassText) -> tuple[tuple[str, ...], ...]:
+    """The part sentences as g rows of c; UserError where there are none, or one that the text tower cannot read."""
+    if classes.parts is None:
+        raise UserError("method.part_prompts with descriptions needs a sentence for each part of each class: name a "
+                        "file with text.parts=FILE.json ({class: {part: sentence}}) or a shipped one with "
+                        "text.parts=NAME, or use method.part_prompts=learned")
+    part_names = classes.part_names or [f"number {part + 1}" for part in range(len(classes.parts[0]))]
+    for name, sentences in zip(classes.names, classes.parts, strict=True):
+        for part, sentence in zip(part_names, sentences, strict=True):
+            try:
+                clip.sentence_layout([sentence])
+            except UserError as error:
+                raise UserError(f"part {part!r} of class {name!r}: {error}") from error
+    return tuple(zip(*classes.parts, strict=True))
