@@ -9,6 +9,7 @@ from PIL import Image
 from xrvlm.demo import drawn_birds as birds
 from xrvlm.demo import load_world
 from xrvlm.errors import UserError
+from xrvlm.text import prompts_folder
 
 EVERY = [kind for world in range(birds.WORLDS) for kind in birds.species(world)]
 
@@ -61,6 +62,12 @@ def test_what_is_said_of_a_species():
     parts = birds.part_descriptions(kind)
     assert tuple(parts) == birds.PARTS
     assert all(text.removeprefix(f"a photo of a {kind.name} with ").rstrip(".") in sentence for text in parts.values())
+
+
+def test_the_shipped_part_descriptions_are_those_of_all_worlds():
+    shipped = json.loads((prompts_folder() / "parts" / "drawn_birds.json").read_text(encoding="utf-8"))
+    assert list(shipped.items()) == list(birds.every_part_description().items())
+    assert {name: tuple(parts) for name, parts in shipped.items()} == {kind.name: birds.PARTS for kind in EVERY}
 
 
 def test_images_depend_on_their_place_alone():

@@ -42,7 +42,8 @@ def installed(wheel, tmp_path_factory) -> dict[str, str]:
 
 def test_the_wheel_holds_configurations_prompts_and_the_tower(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    for folder, pattern in (("conf", "**/*.yaml"), ("prompts", "**/*.txt"), ("xrvlm/demo", "*.safetensors"),
+    for folder, pattern in (("conf", "**/*.yaml"), ("prompts", "**/*.txt"), ("prompts", "**/*.json"),
+                            ("xrvlm/demo", "*.safetensors"),
                             ("xrvlm", "**/*.py")):
         for path in (ROOT / folder).glob(pattern):
             inside = path.relative_to(ROOT).as_posix()

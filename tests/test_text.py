@@ -8,6 +8,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from towers import tiny_vit
 
 from xrvlm.errors import UserError
 from xrvlm.text import class_names, class_text, few, name_classes, prompts_folder, readable, templates, user_path
@@ -148,14 +149,58 @@ def test_parts(tmp_path, by_path):
     ({"bill": "x", "tail": "y", "eye": "z"}, "class 'jay' in text.parts has the part 'eye', which the classes before"),
     ({"tail": "y", "bill": "x"}, "parts in the order tail, bill; write them as bill, tail"),
     ({}, "parts of class 'jay' in text.parts must be"),
-    ({"bill": "", "tail": "y"}, "parts of class 'jay' in text.parts must be"),
     (["x", "y"], "parts of class 'jay' in text.parts must be"),
+    ({"bill": "x", "tail": ""}, "part 'tail' of class 'jay' in text.parts must have a name and a sentence, found ''"),
+    ({"bill": ["x"], "tail": "y"}, r"part 'bill' of class 'jay' in text.parts must have .*, found \['x'\]"),
+    ({3: "x", "tail": "y"}, "part 3 of class 'jay' in text.parts must have a name"),
 ])
 def test_wrong_parts(jay, message):
     with pytest.raises(UserError, match=message):
         class_text(["robin", "jay"], parts={**PARTS, "jay": jay})
     with pytest.raises(UserError, match=r"no parts for 1 of 2 classes in text.parts: 'wren'"):
         class_text(["robin", "wren"], parts=PARTS)
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ("", "cannot read .*p.json: .*; mend it or pass another file"),
+    ("{}", "no parts for 1 of 1 classes in .*p.json: 'robin'; add them, or call the classes as it does"),
+    ('{"robin": {"bill": "x"}, "robin": {"bill": "y"}}', "cannot read .*p.json: the key 'robin' occurs twice"),
+    ('{"robin": {"bill": "x", "bill": "y"}}', "cannot read .*p.json: the key 'bill' occurs twice"),
+    ('{"robin": {"bill": "x"}, "a b": {"bill": "x"}, "a_b": {"bill": "y"}}',
+     "duplicate class names in .*p.json: 'a b' and 'a_b'"),
+    ('{"robin": {"bill": 3}}', "part 'bill' of class 'robin' in .*p.json must have a name and a sentence, found 3"),
+])
+def test_wrong_part_files(tmp_path, content, message):
+    with pytest.raises(UserError, match=message):
+        class_text(["robin"], parts=write(tmp_path / "p.json", content))
+
+
+def test_a_class_that_is_no_text():
+    with pytest.raises(UserError, match=r"^3 in text.parts is no class name"):
+        class_text(["robin"], parts={"robin": {"bill": "x"}, 3: {"bill": "y"}})
+
+
+def test_an_unknown_part_file_lists_the_shipped_ones():
+    with pytest.raises(UserError, match="available: drawn_birds, flowers17; did you mean 'flowers17'"):
+        class_text(["robin"], parts="flower17")
+
+
+@pytest.mark.parametrize("path", sorted((prompts_folder() / "parts").glob("*.json")), ids=lambda path: path.stem)
+def test_shipped_parts(path):
+    """The validator reads all of it; no sentence is there twice, and each names its class."""
+    table = json.loads(path.read_text(encoding="utf-8"))
+    text = class_text(list(table), parts=path.stem)
+    assert len(text.part_names) == (6 if path.stem == "drawn_birds" else 5)
+    sentences = [sentence for row in text.parts for sentence in row]
+    assert len(set(sentences)) == len(sentences)
+    assert all(name in sentence for name, row in zip(text.names, text.parts, strict=True) for sentence in row)
+    tiny_vit().sentence_layout(sentences)    # 77 tokens: UserError for one that is longer
+    assert max(map(len, sentences)) < 150
+
+
+def test_the_parts_of_the_flowers_are_those_of_the_named_classes():
+    table = json.loads((prompts_folder() / "parts" / "flowers17.json").read_text(encoding="utf-8"))
+    assert tuple(table) == class_names("flowers17")
 
 
 def test_shipped_class_names():

@@ -50,8 +50,8 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, fix: str) -> Any:
     """The parsed file; a damaged one raises UserError that ends in `fix`."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repetition)
+    except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}; {fix}") from error
 
 
@@ -95,6 +95,15 @@ def sha256(data: bytes) -> str:
 def digest(value: Any) -> str:
     """A hash of anything that JSON can say, whatever the order of its keys."""
     return sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:    # JSON would keep the last and say nothing
+            raise ValueError(f"the key {key!r} occurs twice")
+        found[key] = value
+    return found
 
 
 def _flush(path: Path) -> None:

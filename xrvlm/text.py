@@ -137,8 +137,12 @@ def _part_sentences(names: tuple[str, ...], parts: str | Mapping[str, Any],
     table, where = _class_table(names, parts, "parts")
     rows = [table[readable(name)] for name in names]
     for name, row in zip(names, rows, strict=True):
-        if not isinstance(row, Mapping) or not row or not all(_is_sentence(text) for text in row.values()):
-            raise UserError(f"the parts of class {name!r} in {where} must be {{part: sentence}}, none of them empty")
+        if not isinstance(row, Mapping) or not row:
+            raise UserError(f"the parts of class {name!r} in {where} must be {{part: sentence}}, one part at least")
+        for part, text in row.items():
+            if not _is_sentence(part) or not _is_sentence(text):
+                raise UserError(f"part {part!r} of class {name!r} in {where} must have a name and a sentence, found "
+                                f"{text!r}")
         _check_same_parts(tuple(rows[0]), tuple(row), f"class {name!r} in {where}")
     return tuple(rows[0]), tuple(tuple(row.values()) for row in rows)
 
@@ -157,10 +161,13 @@ def _class_table(names: tuple[str, ...], given: str | Mapping[str, Any], kind: s
     """The entries of `given` by readable class name, and what to call it in an error. Every one of `names` is there."""
     where = given if isinstance(given, str) else f"text.{kind}"
     mapping = _read_mapping(given, kind, f"{kind} file") if isinstance(given, str) else given
+    if wrong := [name for name in mapping if not _is_sentence(name)]:
+        raise UserError(f"{wrong[0]!r} in {where} is no class name; write every name as text")
+    check_unique(tuple(mapping), f"class names in {where}")
     table = {readable(name): entry for name, entry in mapping.items()}
     if missing := [name for name in names if readable(name) not in table]:
         raise UserError(f"no {kind} for {len(missing)} of {len(names)} classes in {where}: "
-                        f"{few(map(repr, missing))}; add them")
+                        f"{few(map(repr, missing))}; add them, or call the classes as it does (data.class_names=)")
     return table, where
 
 

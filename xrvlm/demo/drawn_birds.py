@@ -18,6 +18,7 @@ from PIL import Image
 from xrvlm.demo.drawing import draw
 from xrvlm.errors import UserError
 from xrvlm.files import read_json, write_json, write_text
+from xrvlm.text import prompts_folder
 
 VERSION = 1                              # of the benchmark: rises whenever an image or a name changes
 WORLDS = 8
@@ -77,6 +78,11 @@ def part_descriptions(kind: Species) -> dict[str, str]:
     """{part: a sentence of that part}, each naming the species."""
     phrases = _phrases(kind.attributes)
     return {part: f"a photo of a {kind.name} with {phrases[part]}." for part in PARTS}
+
+
+def every_part_description() -> dict[str, dict[str, str]]:
+    """{species: {part: sentence}} of all worlds, as shipped: `python -m xrvlm.demo.drawn_birds` writes that file."""
+    return {kind.name: part_descriptions(kind) for world in range(WORLDS) for kind in species(world)}
 
 
 def write(folder: Path, world: int, train_images: int = 32, test_images: int = 38) -> Path:
@@ -208,3 +214,7 @@ def _caption(attributes: Mapping[str, str], noun: str, rng: np.random.Generator)
 
 def _joined(phrases: list[str]) -> str:
     return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
+
+
+if __name__ == "__main__":
+    write_json(prompts_folder() / "parts" / "drawn_birds.json", every_part_description())
