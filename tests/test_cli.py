@@ -187,6 +187,17 @@ def adapt_arguments(photos, *more):
     return ["adapt", f"data.root={photos}", *TINY, *more]
 
 
+@pytest.mark.parametrize(("name", "classes", "part_prompts", "expected"), [
+    ("flowers17", ("daisy", "lily_of_the_valley", "tulip"), "descriptions", "part_descriptions"),
+    ("drawn_birds", ("Kelbri's finch", "Maryar's finch"), "learned_from_descriptions", "learned_from_descriptions"),
+])
+def test_shipped_part_descriptions_by_name(tmp_path, name, classes, part_prompts, expected):
+    photo_folder(tmp_path / "photos", images=3, classes=classes)
+    assert main(["adapt", "data.root=photos", f"text.parts={name}", f"method.part_prompts={part_prompts}", *FAST]) == 0
+    record, = (json.loads(path.read_text()) for path in tmp_path.glob("runs/*/record.json"))
+    assert record["prompts"] == expected
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (("method=xr_vlmm",), "Could not find 'method/xr_vlmm'.*Available options.*xr_vlm"),
     (("backbone=vit_b99",), "Could not find 'backbone/vit_b99'.*vit_b16_openai"),
@@ -220,6 +231,12 @@ def adapt_arguments(photos, *more):
     (("data.class_names=flowers17",), "holds 17 names for 3 classes"),
     (("text.descriptions=nowhere.json",), "nowhere.json"),
     (("method.part_prompts=descriptions",), "needs a sentence for each part of each class: .*text.parts=FILE.json"),
+    (("text.parts=flowers17", "method.part_prompts=descriptions"),
+     "no parts for 3 of 3 classes in flowers17: .*; add them, or call the classes as it does .data.class_names=."),
+    (("text.parts=flowers",), "unknown parts file 'flowers'; available: drawn_birds, flowers17; did you mean"),
+    (("method.part_prompts=none",), "method.part_prompts must be learned or descriptions or learned_from_descriptions"),
+    (("method.context=both",), "method.context must be specific or shared or shared_then_specific, found 'both'"),
+    (("method.shared_length=1",), "shared_length=1 is read with method.context=shared_then_specific alone"),
     (("method.context_length=90",), "the prompt of class .* shorten the name or the context by"),
     (("backbone=openclip", "backbone.model=ViT-Z", "backbone.pretrained=openai"), "unknown model of open_clip 'ViT-Z'"),
     (("backbone=openclip", "backbone.model=RN50", "backbone.pretrained=nobody"), "unknown weights of RN50 'nobody'"),
