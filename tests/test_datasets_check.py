@@ -95,6 +95,7 @@ def test_a_wrong_folder_is_told_with_the_one_that_looks_right(whole_cub, tmp_pat
         assert f"{whole_cub} looks right: data.root={whole_cub}" in out
         assert f"data.root={whole_cub}" in err
     photo_folder(tmp_path / "birds")
+    (tmp_path / "birds" / "wren" / "images").mkdir()     # one name alike does not make it the set
     code, out, err = check("data=cub", f"data.root={tmp_path / 'birds'}")
     assert code == 2
     assert out.count("missing") == 5
@@ -134,7 +135,8 @@ def test_a_file_found_elsewhere_is_shown_where_it_lies(tmp_path, check):
     (tmp_path / "cars_test_annos_withlabels.mat").write_bytes(b"damaged")
     code, out, err = check("data=cars", f"data.root={tmp_path}")
     assert code == 2
-    assert "cannot read" in err
+    assert "  wrong    cannot read " in out
+    assert "cannot read " in err
 
 
 def test_other_data_is_loaded_and_counted(tmp_path, check):
