@@ -47,7 +47,8 @@ def test_a_folder_of_transformers(folder):
         assert (transform.resize, transform.resize_to, transform.interpolation) == ("shortest", 40, "bilinear")
         assert transform.mean == (0.4, 0.5, 0.6)
     assert clip.loader == {"target": "xrvlm.backbones.load_hf",
-                           "arguments": {"model": str(folder.path), "image_size": None}}
+                           "arguments": {"model": str(folder.path), "image_size": None, "resize_to": None,
+                                         "interpolation": None}}
 
 
 def test_a_folder_of_transformers_at_another_size(folder):

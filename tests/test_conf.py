@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from xrvlm.cli import COMMANDS
+from xrvlm.cli import COMMANDS, config_name
 from xrvlm.method import Method
 from xrvlm.options import check_options
 
@@ -30,7 +30,7 @@ def hydra_is_ready():
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_command_has_a_configuration(command):
-    assert compose(command).device == "auto"
+    assert compose(config_name(command)).device == "auto"
 
 
 @pytest.mark.parametrize("path", FILES, ids=group_and_name)

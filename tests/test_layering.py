@@ -9,7 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "xrvlm"
 LAYERS = (
     ("_torchvision", "errors", "options", "draws", "text_tower"),
     ("files", "recipe", "images", "metrics"),
-    ("backbone", "backbones", "text", "data", "data_folder", "data_table", "data_hub", "plots"),
+    ("backbone", "backbones", "text", "data", "data_folder", "data_table", "data_hub", "datasets",
+     "plots"),
     ("views", "bank", "features", "context", "part_prompts", "parts", "relations"),
     ("method", "methods"),
     ("evaluation", "train", "records", "tables", "report"),
@@ -23,7 +24,7 @@ HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 ONLY_IMPORTERS = {
     "hydra": {"cli", "commands"}, "omegaconf": {"cli", "commands"}, "open_clip": {"backbones", "demo"},
     "timm": {"backbones"}, "transformers": {"backbones"}, "matplotlib": {"plots"}, "sklearn": {"methods", "demo"},
-    "datasets": {"data_hub"},
+    "datasets": {"data_hub"}, "scipy": {"datasets"},
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

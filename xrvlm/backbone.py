@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 Need = Literal["pooled", "tokens", "mid_tokens"]
+Interpolation = Literal["bicubic", "bilinear"]
 NamePosition = Literal["end", "front", "middle"]
 Precision = Literal["fp32", "bf16", "fp16"]
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
@@ -44,7 +45,7 @@ class ImageTransform:
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    interpolation: Interpolation = "bicubic"
     resize: Literal["shortest", "squash"] = "shortest"    # shorter side then centre crop, or both sides at once
     resize_to: int | None = None         # shorter side before the centre crop; None: image_size
 
@@ -66,10 +67,11 @@ class FrozenCLIP(nn.Module, ABC):
     image_width: int                     # e; 0 for a tower without positions
     text_width: int                      # w
     context_length: int                  # positions of the text window
-    transform: ImageTransform            # the checkpoint's own evaluation transform
+    transform: ImageTransform            # the checkpoint's own evaluation transform, unless a user set another
     logit_scale: Tensor                  # () already exponentiated, float32
     logit_bias: Tensor                   # () 0 but for SigLIP
-    fingerprint: str                     # hash of weights, activation and image size; not of device or precision
+    fingerprint: str                     # hash of weights, activation, image size and a transform that is not the
+                                         # checkpoint's own; not of device or precision
     precision: Precision                 # what the tower computes in; features are float32 all the same
     loader: Mapping[str, Any] | None     # {"target": dotted path, "arguments": ...} of what made it; None: in memory
 

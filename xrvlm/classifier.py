@@ -83,7 +83,8 @@ class Classifier:
         if clip.fingerprint != about["backbone"]["fingerprint"]:
             before = about["backbone"]
             raise UserError(f"{path} was adapted on {before['name']} at {before['image_size']} pixels, not on "
-                            f"{clip.name} at {clip.transform.image_size}: load that tower, or adapt again")
+                            f"{clip.name} at {clip.transform.image_size}: load that tower, with the same transform, "
+                            "or adapt again")
         method = build_method(about["method"], clip, read_class_text(about["classes"]))
         try:
             method.load_state_dict(tensors)

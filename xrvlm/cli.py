@@ -25,6 +25,7 @@ xrvlm adapts a frozen CLIP to fine-grained recognition.
   xrvlm predict run=RUNDIR images=FILE_OR_DIR [topk=5] [out=preds.csv]
   xrvlm predict backbone=vit_b16_openai classes=names.txt images=DIR        without a run: zero-shot
   xrvlm report runs=DIR                             tables and plots of all runs in a folder
+  xrvlm data check data=cub data.root=DIR           what of a data set is there and what is missing
   xrvlm demo [small=true]                           the main job on the embedded default, offline
 
 Behind each command: Hydra overrides (`key=value`), `--cfg job` shows the configuration, `-m` sweeps over
@@ -53,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(f"xrvlm {version('xrvlm')}")
         return 0
-    command, *overrides = arguments
+    words = " ".join(arguments[:2])
+    command = words if words in COMMANDS else arguments[0]
+    overrides = arguments[len(command.split()):]
     try:
         if command not in COMMANDS:
             raise UserError(f"unknown command {command!r}; available: {', '.join(COMMANDS)}; see `xrvlm --help`")
@@ -65,6 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted; the same command goes on where it was", file=sys.stderr)
         return 130
     return 2 if mistakes else 0
+
+
+def config_name(command: str) -> str:
+    """The primary configuration of a command of one word or two: `data check` has conf/data_check.yaml."""
+    return command.replace(" ", "_")
 
 
 def quote(override: str) -> str:
@@ -89,7 +97,7 @@ def _run_hydra(command: str, overrides: list[str]) -> list[str]:
     before = sys.argv
     sys.argv = [f"xrvlm {command}", *overrides]
     try:
-        hydra.main(version_base="1.3", config_path="pkg://xrvlm.conf", config_name=command)(task)()
+        hydra.main(version_base="1.3", config_path="pkg://xrvlm.conf", config_name=config_name(command))(task)()
     finally:
         sys.argv = before
     return mistakes

@@ -89,8 +89,19 @@ def demo(config: DictConfig) -> None:
              workers=config.workers)
 
 
+def data_check(config: DictConfig) -> None:
+    from xrvlm.datasets.check import check
+
+    made = _partial(config.data, "data")
+    finding = check(made.func, made.keywords)
+    print("\n".join(finding.lines))
+    if finding.faults:
+        raise UserError(f"the data set is not complete: {'; '.join(finding.faults)}")
+
+
 COMMANDS: dict[str, Callable[[DictConfig], None]] = {
     "adapt": adapt, "zeroshot": zeroshot, "eval": evaluate, "predict": predict, "report": report, "demo": demo,
+    "data check": data_check,
 }
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
-from xrvlm.backbone import DeviceName, FrozenCLIP, ImageTransform, PrecisionName
+from xrvlm.backbone import DeviceName, FrozenCLIP, ImageTransform, Interpolation, PrecisionName
 from xrvlm.backbones.image_side import ImageSide, Reading, at_each_position, captured
 from xrvlm.backbones.tokens import Tokens
-from xrvlm.backbones.tower import Parts, Tower
+from xrvlm.backbones.tower import Parts, Tower, adjusted
 from xrvlm.errors import UserError
 from xrvlm.text_tower import LibraryText
 
@@ -24,18 +24,21 @@ KINDS = ("clip", "siglip")               # fixed-size SigLIP 2 checkpoints call 
 INTERPOLATION: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}    # as Pillow counts
 
 
-def load_hf(model: str, *, image_size: int | None = None, device: DeviceName = "auto",
+def load_hf(model: str, *, image_size: int | None = None, resize_to: int | None = None,
+            interpolation: Interpolation | None = None, device: DeviceName = "auto",
             precision: PrecisionName = "auto") -> FrozenCLIP:
     """A CLIP or SigLIP model of the Hugging Face hub, or of a local folder in its format, frozen.
 
     Args:
         model: `owner/name` on the hub, or a folder.
         image_size: pixels, where not the checkpoint's own; the position embedding is interpolated.
+        resize_to: pixels of the shorter side before the centre crop; None: as the checkpoint's own transform.
+        interpolation: `bicubic` or `bilinear`, of training crops too; None: the checkpoint's own.
 
     Raises:
         UserError: the model cannot be fetched or read, is of another kind, or its weights are incomplete.
     """
-    arguments = {"model": model, "image_size": image_size}
+    arguments = {"model": model, "image_size": image_size, "resize_to": resize_to, "interpolation": interpolation}
     folder = Path(model).expanduser()
     source = str(folder) if folder.is_dir() else model
     try:
@@ -53,12 +56,13 @@ def load_hf(model: str, *, image_size: int | None = None, device: DeviceName = "
         raise UserError(f"{model} lacks {len(missing)} of its weights ({', '.join(missing[:3])} ...), which would stay "
                         "random; fetch a complete checkpoint")
     return wrap_hf(network, tokenizer, name=model, transform=_transform(model, processor), image_size=image_size,
-                   device=device, precision=precision,
+                   resize_to=resize_to, interpolation=interpolation, device=device, precision=precision,
                    loader={"target": "xrvlm.backbones.load_hf", "arguments": arguments})
 
 
 def wrap_hf(model: Any, tokenizer: Any, *, name: str, transform: ImageTransform | None = None,
-            image_size: int | None = None, device: DeviceName = "auto", precision: PrecisionName = "auto",
+            image_size: int | None = None, resize_to: int | None = None, interpolation: Interpolation | None = None,
+            device: DeviceName = "auto", precision: PrecisionName = "auto",
             loader: Mapping[str, Any] | None = None) -> FrozenCLIP:
     """Freeze a CLIPModel or SiglipModel that stands in memory. The model itself is moved and converted, not a copy.
 
@@ -66,6 +70,7 @@ def wrap_hf(model: Any, tokenizer: Any, *, name: str, transform: ImageTransform 
     """
     _check_kind(name, model.config.model_type)
     transform = _resized(name, model.config.vision_config.patch_size, transform or _usual_transform(model), image_size)
+    transform, adjustment = adjusted(transform, resize_to, interpolation)
     interpolates = transform.image_size != model.config.vision_config.image_size
     clip = model.config.model_type == "clip"
     image = HFImage(model, interpolates)
@@ -78,7 +83,7 @@ def wrap_hf(model: Any, tokenizer: Any, *, name: str, transform: ImageTransform 
         raise UserError(f"{name} reads texts at token {model.text_model.eos_token_id}, its tokenizer ends them with "
                         f"{tokens.end}; use the tokenizer that belongs to the checkpoint")
     parts = Parts(
-        image=image, text=text, tokens=tokens, transform=transform, embed_dim=image.embed_dim,
+        image=image, text=text, tokens=tokens, transform=transform, adjustment=adjustment, embed_dim=image.embed_dim,
         logit_scale=model.logit_scale.detach().float().exp(),
         logit_bias=torch.zeros(()) if clip else model.logit_bias.detach(),
         activation=f"{model.config.vision_config.hidden_act} {model.config.text_config.hidden_act}")

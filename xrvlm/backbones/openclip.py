@@ -12,10 +12,10 @@ from open_clip.tokenizer import HFTokenizer, SigLipTokenizer, SimpleTokenizer, b
 from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
 
-from xrvlm.backbone import DeviceName, FrozenCLIP, ImageTransform, PrecisionName
+from xrvlm.backbone import DeviceName, FrozenCLIP, ImageTransform, Interpolation, PrecisionName
 from xrvlm.backbones.openclip_image import image_side
 from xrvlm.backbones.tokens import Tokens
-from xrvlm.backbones.tower import Parts, Tower
+from xrvlm.backbones.tower import Parts, Tower, adjusted
 from xrvlm.errors import UserError
 from xrvlm.text_tower import CausalText, LibraryText, TextTower
 
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def wrap_openclip(model: Any, tokenizer: Any, *, name: str, transform: ImageTransform | None = None,
+                  resize_to: int | None = None, interpolation: Interpolation | None = None,
                   device: DeviceName = "auto", precision: PrecisionName = "auto",
                   loader: Mapping[str, Any] | None = None) -> FrozenCLIP:
     """Freeze an open_clip model that stands in memory. The model itself is moved and converted, not a copy.
@@ -30,14 +31,17 @@ def wrap_openclip(model: Any, tokenizer: Any, *, name: str, transform: ImageTran
     Args:
         tokenizer: what `open_clip.get_tokenizer` returns for the model.
         transform: None takes what open_clip keeps with the model.
+        resize_to: pixels of the shorter side before the centre crop; None: as the checkpoint's own transform.
+        interpolation: `bicubic` or `bilinear`, of training crops too; None: the checkpoint's own.
         loader: how a saved classifier gets this tower again; None where it must be passed by hand.
 
     Raises:
         UserError: a tokenizer or an image transform that is not supported, or a device that is not there.
     """
+    seen, adjustment = adjusted(transform or _transform(model), resize_to, interpolation)
     parts = Parts(
         image=image_side(model), text=_text_side(model), tokens=_tokens(tokenizer),
-        transform=transform or _transform(model), embed_dim=_embed_dim(model),
+        transform=seen, adjustment=adjustment, embed_dim=_embed_dim(model),
         logit_scale=_number(model.logit_scale).exp(),
         logit_bias=torch.zeros(()) if model.logit_bias is None else _number(model.logit_bias),
         activation=" ".join(sorted(_activations(model))))

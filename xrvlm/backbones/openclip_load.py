@@ -18,7 +18,7 @@ from open_clip.pretrained import get_pretrained_cfg
 from safetensors.torch import save_file
 from torch import nn
 
-from xrvlm.backbone import DeviceName, FrozenCLIP, PrecisionName
+from xrvlm.backbone import DeviceName, FrozenCLIP, Interpolation, PrecisionName
 from xrvlm.backbones.openclip import wrap_openclip
 from xrvlm.errors import UserError, unknown
 
@@ -30,7 +30,8 @@ RESNET_STRIDE = 32
 
 
 def load_openclip(model: str, pretrained: str | None = None, *, image_size: int | None = None,
-                  quick_gelu: bool | None = None, allow_random: bool = False, device: DeviceName = "auto",
+                  quick_gelu: bool | None = None, resize_to: int | None = None,
+                  interpolation: Interpolation | None = None, allow_random: bool = False, device: DeviceName = "auto",
                   precision: PrecisionName = "auto") -> FrozenCLIP:
     """A model of open_clip, frozen.
 
@@ -39,13 +40,15 @@ def load_openclip(model: str, pretrained: str | None = None, *, image_size: int 
         pretrained: a tag of `open_clip.list_pretrained()`, or a weights file.
         image_size: pixels, where not the checkpoint's own; the position embedding is interpolated.
         quick_gelu: the activation; None: what the published weights were trained with, else the model's own.
+        resize_to: pixels of the shorter side before the centre crop; None: as the checkpoint's own transform.
+        interpolation: `bicubic` or `bilinear`, of training crops too; None: the checkpoint's own.
         allow_random: let `pretrained=None` mean random weights (tests, benchmarks).
 
     Raises:
         UserError: an unknown name, or weights that cannot be fetched, are damaged or do not fit.
     """
     arguments = {"model": model, "pretrained": pretrained, "image_size": image_size, "quick_gelu": quick_gelu,
-                 "allow_random": allow_random}
+                 "resize_to": resize_to, "interpolation": interpolation, "allow_random": allow_random}
     model = _known_model(model)
     config: Any = _fetched(lambda: open_clip.get_model_config(model), f"the configuration of {model}")
     _check_image_size(model, config["vision_cfg"], image_size)
@@ -58,6 +61,7 @@ def load_openclip(model: str, pretrained: str | None = None, *, image_size: int 
     suffix = "-quickgelu" if options.get("quick_gelu") and "quickgelu" not in model else ""
     weights = f"/{Path(pretrained).stem}" if pretrained else "" if model.startswith(BRINGS_WEIGHTS) else "/random"
     return wrap_openclip(network, tokenizer, name=f"{model}{suffix}{weights}", device=device, precision=precision,
+                         resize_to=resize_to, interpolation=interpolation,
                          loader={"target": "xrvlm.backbones.load_openclip", "arguments": arguments})
 
 

@@ -1,7 +1,7 @@
 """The one FrozenCLIP there is: an image side, a text side and a tokenizer of whatever library, frozen together."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from xrvlm.backbone import (
     Features,
     FrozenCLIP,
     ImageTransform,
+    Interpolation,
     NamePosition,
     Need,
     Precision,
@@ -40,6 +41,7 @@ class Parts:
     logit_scale: Tensor                  # () exponentiated
     logit_bias: Tensor                   # ()
     activation: str                      # QuickGELU or GELU: the same weights, another function
+    adjustment: str = ""                 # what of `transform` a user set, in words; nothing: the checkpoint's own
 
 
 class Tower(FrozenCLIP):
@@ -48,11 +50,13 @@ class Tower(FrozenCLIP):
     def __init__(self, model: nn.Module, parts: Parts, *, name: str, device: DeviceName = "auto",
                  precision: PrecisionName = "auto", loader: Mapping[str, Any] | None = None):
         super().__init__()
-        self.name, self.transform, self.loader = name, parts.transform, loader
+        self.transform, self.loader = parts.transform, loader
+        self.name = f"{name} ({parts.adjustment})" if parts.adjustment else name
         self.embed_dim, self.image_width = parts.embed_dim, parts.image.width
         self.text_width, self.context_length = parts.text.embedding.embedding_dim, parts.tokens.window
         self.image, self.text, self.tokens = parts.image, parts.text, parts.tokens
-        self.fingerprint = hash_state(model, f"{parts.activation} {parts.transform.image_size}")
+        seen = f"{parts.transform.image_size} {parts.adjustment}".rstrip()
+        self.fingerprint = hash_state(model, f"{parts.activation} {seen}")
         place = choose_device(device)
         self.precision = choose_precision(precision, place)
         self.model = model.to(place, DTYPES[self.precision])
@@ -99,6 +103,22 @@ class Tower(FrozenCLIP):
     def embed_words(self, text: str) -> Tensor:
         ids = torch.tensor(self.tokens.words(text), dtype=torch.long, device=self.device)
         return self.text.embedding(ids).float()                                                        # (t, w)
+
+
+def adjusted(own: ImageTransform, resize_to: int | None, interpolation: Interpolation | None,
+             ) -> tuple[ImageTransform, str]:
+    """`own` with what a user sets in its place (None keeps it), and in words what that changed."""
+    if interpolation not in (None, "bicubic", "bilinear"):
+        raise unknown("interpolation", interpolation, ("bicubic", "bilinear"))
+    if resize_to is not None and resize_to < own.image_size:
+        raise UserError(f"resize_to={resize_to} is less than the {own.image_size} pixels that the centre crop leaves: "
+                        f"use {own.image_size} at least")
+    changed, words = own, []
+    if resize_to is not None and (own.resize, own.resize_to or own.image_size) != ("shortest", resize_to):
+        changed, words = replace(own, resize="shortest", resize_to=resize_to), [f"resize {resize_to}"]
+    if interpolation is not None and interpolation != own.interpolation:
+        changed, words = replace(changed, interpolation=interpolation), [*words, interpolation]
+    return changed, ", ".join(words)
 
 
 def choose_device(wanted: DeviceName) -> torch.device:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from xrvlm.backbone import FrozenCLIP
+from xrvlm.backbone import FrozenCLIP, Interpolation
 from xrvlm.data import Dataset
 from xrvlm.data_folder import image_folder
 from xrvlm.files import user_path
@@ -23,8 +23,9 @@ def load_world(*, world: int = 0, root: str | None = None) -> Dataset:
     return replace(image_folder(drawn_birds.write(user_path(folder), world), name="drawn_birds"), world=world)
 
 
-def load_tiny_clip(**options: Any) -> FrozenCLIP:
-    """The embedded tower; `options` are device and precision."""
+def load_tiny_clip(*, resize_to: int | None = None, interpolation: Interpolation | None = None,
+                   **options: Any) -> FrozenCLIP:
+    """The embedded tower; `options` are device and precision, the others as in `load_openclip`."""
     from xrvlm.demo import tiny_clip
 
-    return tiny_clip.tower(**options)
+    return tiny_clip.tower(resize_to=resize_to, interpolation=interpolation, **options)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from xrvlm.backbone import FrozenCLIP, ImageTransform
+from xrvlm.backbone import FrozenCLIP, ImageTransform, Interpolation
 from xrvlm.backbones import wrap_openclip
 from xrvlm.errors import UserError
 from xrvlm.files import write_atomically
@@ -28,10 +28,12 @@ TABLE, ROWS, IDS = "token_embedding.weight", "token_embedding.rows", "token_embe
 TRANSFORM = ImageTransform(64, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 
-def tower(**options: Any) -> FrozenCLIP:
-    """The embedded tower, frozen; `options` are device and precision."""
-    loader = {"target": "xrvlm.demo.load_tiny_clip", "arguments": {}}
-    return wrap_openclip(load(), tokenizer(), name="tiny", transform=TRANSFORM, loader=loader, **options)
+def tower(*, resize_to: int | None = None, interpolation: Interpolation | None = None, **options: Any) -> FrozenCLIP:
+    """The embedded tower, frozen; `options` are device and precision, the others as in `load_openclip`."""
+    loader = {"target": "xrvlm.demo.load_tiny_clip",
+              "arguments": {"resize_to": resize_to, "interpolation": interpolation}}
+    return wrap_openclip(load(), tokenizer(), name="tiny", transform=TRANSFORM, resize_to=resize_to,
+                         interpolation=interpolation, loader=loader, **options)
 
 
 def tokenizer() -> SimpleTokenizer:

@@ -1,0 +1,119 @@
+"""What of a data set is there, what is missing, and where people get it: told before a long run stumbles on it."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xrvlm.data import PARTS, Dataset
+from xrvlm.data_folder import existing_folder, image_files
+from xrvlm.datasets import aircraft, cars, cub, dogs, nabirds
+from xrvlm.datasets.layout import Layout, absent_images, counted, suggestion
+from xrvlm.errors import UserError
+from xrvlm.text import few, name_classes
+
+SHOWN = 3    # absent images that are named
+_PLAIN = {cub.cub_200_2011: cub.layout, nabirds.nabirds_v1: nabirds.layout, dogs.stanford_dogs: dogs.layout}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A report to read, line by line, and what is wrong, in a few words each."""
+
+    lines: tuple[str, ...]
+    faults: tuple[str, ...]
+
+
+def check(loader: Callable[..., Dataset], options: Mapping[str, Any]) -> Finding:
+    """Look at what `loader(**options)` would read.
+
+    A set with an official layout is held against what was published. Any other is loaded and counted: its own
+    mistakes come as the UserError of its loader.
+    """
+    if loader not in (cars.stanford_cars, aircraft.fgvc_aircraft, *_PLAIN):
+        return _count(loader(**options))
+    root = existing_folder(options["root"])
+    return _check_layout(_layout(loader, root, options), root, options.get("class_names"))
+
+
+def _layout(loader: Callable[..., Dataset], root: Path, options: Mapping[str, Any]) -> Layout:
+    if loader is cars.stanford_cars:
+        return cars.layout(root)
+    if loader is aircraft.fgvc_aircraft:
+        return aircraft.layout(**{name: options[name] for name in ("level", "trainval") if name in options})
+    return _PLAIN[loader]()
+
+
+def _check_layout(layout: Layout, root: Path, class_names: Any) -> Finding:
+    found = layout.found(root)
+    lines = [f"{layout.title} in {root}"]
+    lines += [f"  {'found  ' if official in found else 'missing'}  {official}"
+              + (f" (at {found[official].relative_to(root).as_posix()})" if _elsewhere(root, official, found) else "")
+              for official in layout.places]
+    missing = [official for official in layout.places if official not in found]
+    if missing:
+        faults = [f"missing: {few(missing)}", suggestion(layout, root)]
+        lines += [*_without_lists(layout, found), f"  {faults[-1]}"]
+    else:
+        faults = _hold_against(layout, root, found, class_names, lines)
+    return Finding((*lines, "not complete" if faults else "complete"), tuple(faults))
+
+
+def _elsewhere(root: Path, official: str, found: Mapping[str, Path]) -> bool:
+    return official in found and found[official] != root / official.rstrip("/")
+
+
+def _without_lists(layout: Layout, found: Mapping[str, Path]) -> list[str]:
+    """How many image files there are, where no list can say which are wanted."""
+    lines = []
+    for official, path in found.items():
+        if official.endswith("/"):
+            try:
+                count = len(image_files(path)[1])
+            except UserError:
+                count = 0
+            lines.append(f"  {count} image files in {official} ({sum(layout.images.values())} officially in all)")
+    return lines
+
+
+def _hold_against(layout: Layout, root: Path, found: Mapping[str, Path], class_names: Any,
+                  lines: list[str]) -> list[str]:
+    """Adds what was counted to `lines`; returns the faults."""
+    try:
+        listing = layout.listing(root, found)
+        name_classes(listing.classes, class_names)
+    except UserError as error:
+        lines.append(f"  wrong    {error}")
+        return [str(error)]
+    counts = {part: len(pairs) for part, pairs in listing.parts.items()}
+    total = sum(counts.values())
+    absent = absent_images(root, listing)
+    lines += [f"  classes  {len(listing.classes)} (officially {layout.classes})",
+              f"  listed   {counted(counts)} (officially {counted(layout.images)})",
+              f"  images   {total - len(absent)} of {total} listed ones are there"]
+    faults = []
+    if len(listing.classes) != layout.classes or counts != dict(layout.images):
+        faults.append(f"the lists name {len(listing.classes)} classes and {counted(counts)} images, officially "
+                      f"{layout.classes} classes and {counted(layout.images)}")
+    if absent:
+        lines.append(f"  absent   {len(absent)}: {few(absent, SHOWN)}")
+        faults.append(f"{len(absent)} of {total} images are absent: {few(absent, SHOWN)}")
+    if faults:
+        faults.append(f"get it from {layout.address}")
+        lines.append(f"  {faults[-1]}")
+    return faults
+
+
+def _count(dataset: Dataset) -> Finding:
+    """What a loader found, where there is no official number to hold it against."""
+    split = dataset.split
+    counts = {part: len(getattr(split, part)) for part in PARTS if getattr(split, part)}
+    each = Counter(item.label for item in split.train)
+    low, high = min(each.values()), max(each.values())
+    fewest = few(split.classes[label] for label, count in sorted(each.items()) if count == low)
+    lines = [f"{dataset.name}", f"  classes  {len(split.classes)}: {few(split.classes)}",
+             f"  images   {counted(counts)}", f"  training images a class: {low} to {high}; fewest: {fewest}"]
+    if not split.test:
+        lines.append("  no test part is given: a quarter of each class will be kept for testing")
+    return Finding((*lines, "complete"), ())
