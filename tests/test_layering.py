@@ -9,12 +9,13 @@ PACKAGE = Path(__file__).parents[1] / "xrvlm"
 LAYERS = (
     ("_torchvision", "errors", "options", "draws", "text_tower"),
     ("files", "recipe", "images", "metrics"),
-    ("backbone", "backbones", "text", "data", "data_folder", "data_table", "data_hub", "plots"),
+    ("backbone", "backbones", "text", "data", "data_folder", "data_table", "data_hub", "plots", "plots_explain"),
     ("views", "bank", "features", "context", "parts", "relations"),
     ("method", "methods"),
     ("evaluation", "train", "records", "tables", "report"),
     ("classifier",),
-    ("run", "predict"),
+    ("explain",),
+    ("run", "predict", "explanations"),
     ("demo",),
     ("commands",),
     ("cli",),
@@ -22,8 +23,8 @@ LAYERS = (
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 ONLY_IMPORTERS = {
     "hydra": {"cli", "commands"}, "omegaconf": {"cli", "commands"}, "open_clip": {"backbones", "demo"},
-    "timm": {"backbones"}, "transformers": {"backbones"}, "matplotlib": {"plots"}, "sklearn": {"methods", "demo"},
-    "datasets": {"data_hub"},
+    "timm": {"backbones"}, "transformers": {"backbones"}, "matplotlib": {"plots", "plots_explain"},
+    "sklearn": {"methods", "demo"}, "datasets": {"data_hub"},
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
