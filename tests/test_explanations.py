@@ -76,7 +76,10 @@ def test_a_folder(photos, run, capsys):
 def test_one_file_numbers_alone(photos, run, tmp_path, capsys):
     capsys.readouterr()
     assert explained(run, photos / CLASSES[0] / "0.png", f"out={tmp_path / 'a (b)'}", "pictures=false") == 0
-    assert "0.png: " in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" ")[0] for line in lines[:4]] == ["0.png:", "prompt", "prompt", "1"]
+    assert lines[1].startswith("prompt 1, the nearest word to each learned vector and its distance: ")
+    assert lines[1].count(",") >= 2          # two vectors
     assert [path.name for path in (tmp_path / "a (b)").iterdir()] == ["explanations.json"]
 
 

@@ -10,7 +10,7 @@ from xrvlm.plots_explain import Panel, explanation
 def drawn(parts: int, panels: int, prompts: int = 3):
     by_part = torch.linspace(-2, 1, prompts * parts).view(prompts, parts)
     panel = Panel("wren $5: +1.00", by_part, [("part 1 x prompt 2, wren", 0.5), ("part 2 x prompt 1, jay", -0.25)],
-                  "wren", "jay")
+                  12 * parts, "wren", "jay")
     return explanation(Image.new("RGB", (32, 32), "green"), torch.rand(parts, 4, 4), [panel] * panels,
                        parts=[f"part {part}" for part in range(parts)],
                        prompts=[f"prompt {prompt}" for prompt in range(prompts)], title="wren 90%", note="how")

@@ -13,7 +13,7 @@ from xrvlm import plots, plots_explain
 from xrvlm.classifier import Classifier
 from xrvlm.data_folder import image_files
 from xrvlm.errors import UserError
-from xrvlm.explain import STEPS, Attribution, Explanation, explained, prompt_names, prompt_words
+from xrvlm.explain import STEPS, Attribution, Explanation, Words, explained, prompt_names, prompt_words
 from xrvlm.files import write_json
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ BARS, LISTED = 8, 20                     # strongest relations in a picture, and
 
 def explain_images(classifier: Classifier, images: Path, out: Path, *, against: str | None = None,
                    pictures: bool = True) -> Iterator[str]:
-    """Explain a file, or every image below a folder; yields a line of text for each and two about all of them.
+    """Explain a file, or every image below a folder; yields a line of text for each, then about all of them.
 
     Writes `out`/explanations.json and, with `pictures`, a PNG for each image, at its path below `images`.
 
@@ -52,6 +52,8 @@ def explain_images(classifier: Classifier, images: Path, out: Path, *, against: 
         "method": classifier.about["method"], "steps": None if rows[0]["attribution"] == "exact" else STEPS,
         "summary": summary, "images": rows, "words": {name: near for name, near in words.items() if near}})
     shown = "undefined" if summary["overlap"] is None else f"{summary['overlap']:.2f}"
+    if len(rows) == 1:
+        yield from _word_lines(words[rows[0]["prediction"]])
     yield (f"{len(rows)} images: mean overlap of the part maps {shown}, dead parts {summary['dead_parts']} of "
            f"{summary['parts']}, {summary['dead_everywhere']} of them parts that are dead in every image")
     yield str(out)
@@ -111,13 +113,21 @@ def _panel(classifier: Classifier, attribution: Attribution, prompts: Sequence[s
     added = f"  +  prior {attribution.added:+.2f}" if attribution.added else ""
     title = (f"{what}: {attribution.value:+.2f}  =  relations {attribution.contributions.sum().item():+.2f}  +  "
              f"baseline {attribution.baseline:+.2f}{added}")
-    return plots_explain.Panel(title, attribution.by_part, _named(classifier, attribution, prompts, BARS), more, less)
+    return plots_explain.Panel(title, attribution.by_part, _named(classifier, attribution, prompts, BARS),
+                               attribution.contributions.numel(), more, less)
 
 
 def _named(classifier: Classifier, attribution: Attribution, prompts: Sequence[str],
            count: int) -> list[tuple[str, float]]:
     return [(f"part {strong.part + 1} x {prompts[strong.prompt]}, {classifier.names[strong.label]}",
              strong.contribution) for strong in attribution.strongest(count)]
+
+
+def _word_lines(words: Words | None) -> Iterator[str]:
+    """For each learned prompt the word nearest to each of its vectors."""
+    for prompt, vectors in enumerate(words or (), start=1):
+        nearest = ", ".join(f"{near[0][0]} {near[0][1]:.2f}" for near in vectors)
+        yield f"prompt {prompt}, the nearest word to each learned vector and its distance: {nearest}"
 
 
 def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

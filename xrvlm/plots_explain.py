@@ -26,6 +26,7 @@ class Panel:
     title: str
     by_part: Tensor                      # (g, m) signed
     strongest: Sequence[tuple[str, float]]    # single relations, by name, signed
+    relations: int                       # how many there are
     more: str                            # what a positive number speaks for
     less: str
 
@@ -67,7 +68,7 @@ def _panel(band: SubFigure, panel: Panel, parts: Sequence[str], prompts: Sequenc
     right.set_yticks(range(len(names)), [shortened(name, 60) for name in names], fontsize=8)
     right.invert_yaxis()
     right.axvline(0, color="black", linewidth=0.8)
-    right.set_title("the strongest single relations", fontsize=9)
+    right.set_title(f"the {len(values)} strongest of {panel.relations} single relations", fontsize=9)
     right.set_xlabel(f"{shortened(panel.less, 36)} ← contribution → {shortened(panel.more, 36)}", fontsize=8)
     right.tick_params(axis="x", labelsize=8)
     right.margins(x=0.12)
