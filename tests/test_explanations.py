@@ -9,7 +9,8 @@ from photos import CLASSES, photo_folder, write_photo
 from xrvlm.cli import main, quote
 
 FAST = ("backbone=tiny", "device=cpu", "workers=0", "shots=2", "features.views=1")
-XR_VLM = ("method.image_parts=2", "method.text_parts=2", "method.context_length=2", "method.hidden=8", "recipe.epochs=1")
+XR_VLM = ("method.image_parts=2", "method.text_parts=2", "method.context_length=2", "method.hidden=8",
+          "recipe.epochs=1")
 
 
 @pytest.fixture(autouse=True)
