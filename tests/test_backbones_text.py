@@ -105,4 +105,30 @@ def test_texts_padded_on_the_left_stand_where_the_library_puts_them():
 
 def test_a_tokenizer_that_never_ends_is_refused():
     with pytest.raises(UserError, match=r"not with its \[EOS\] id 7; .* use the tokenizer that belongs"):
-        Tokens(lambda text: [5, 6], window=10, pad=0, end=7)
+        Tokens(lambda text: [5, 6], window=10, pad=0, end=7, decode=str, special=())
+
+
+@torch.no_grad()
+def test_the_nearest_words_are_those_of_the_vectors(text_kind):
+    clip, embeddings = text_kind.clip, text_kind.clip.text.embedding.weight
+    wanted = ["bird", "the", "dog"]
+    vectors = torch.cat([clip.embed_words(word) for word in wanted]) + 1e-3
+    found = clip.nearest_words(vectors, 4)
+    assert [row[0][0] for row in found] == wanted
+    for vector, row in zip(vectors, found, strict=True):
+        assert len(row) == 4
+        assert row[0][1] == pytest.approx(1e-3 * clip.text_width ** 0.5, rel=0.05)
+        distances = [distance for _, distance in row]
+        assert distances == sorted(distances)
+        ours = (embeddings - vector).norm(dim=1)                         # (v,)
+        nearer = {clip.tokens.word(token) for token in (ours < distances[3] - 1e-5).nonzero()[:, 0].tolist()}
+        assert nearer - {""} == {word for word, _ in row[:3]}
+
+
+def test_special_tokens_are_no_words(text_kind):
+    tokens, embeddings = text_kind.clip.tokens, text_kind.clip.text.embedding.weight
+    special = [tokens.end, *tokens.start]
+    assert [tokens.word(token) for token in special] == [""] * len(special)
+    for row in text_kind.clip.nearest_words(embeddings[special], 3):
+        assert len(row) == 3
+        assert all(distance > 0.1 for _, distance in row)

@@ -10,12 +10,13 @@ LAYERS = (
     ("_torchvision", "errors", "options", "draws", "text_tower"),
     ("files", "recipe", "images", "metrics"),
     ("backbone", "backbones", "text", "data", "data_folder", "data_table", "data_hub", "datasets",
-     "plots"),
+     "plots", "plots_explain"),
     ("views", "bank", "features", "context", "part_prompts", "parts", "relations"),
     ("method", "methods"),
     ("evaluation", "train", "records", "tables", "report"),
     ("classifier",),
-    ("run", "predict"),
+    ("explain",),
+    ("run", "predict", "explanations"),
     ("demo",),
     ("commands",),
     ("cli",),
@@ -23,8 +24,8 @@ LAYERS = (
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 ONLY_IMPORTERS = {
     "hydra": {"cli", "commands"}, "omegaconf": {"cli", "commands"}, "open_clip": {"backbones", "demo"},
-    "timm": {"backbones"}, "transformers": {"backbones"}, "matplotlib": {"plots"}, "sklearn": {"methods", "demo"},
-    "datasets": {"data_hub"}, "scipy": {"datasets"},
+    "timm": {"backbones"}, "transformers": {"backbones"}, "matplotlib": {"plots", "plots_explain"},
+    "sklearn": {"methods", "demo"}, "datasets": {"data_hub"}, "scipy": {"datasets"},
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from reference import assert_close, load, needs_reference, reference, slow_norm, slow_space
 from torch import Tensor, nn
 
-from xrvlm.relations import Alignment, CrossRelations, PerClassRelations, VisualParts
+from xrvlm.relations import Alignment, CrossRelations, PerClassRelations, RelationHead, VisualParts
 
 SPACES = {f"relations.{side}_space.{ours}": f"{side}_{theirs}" for side in ("image", "text")
           for ours, theirs in (("in_norm", "in_norm"), ("project", "proj"), ("out_norm", "out_norm"))}
@@ -120,3 +120,39 @@ def test_a_dead_part_gives_finite_logits_and_gradients():
     head(parts, torch.randn(2, 4, 8)).square().sum().backward()
     assert parts.grad is not None
     assert parts.grad.isfinite().all()
+
+
+def all_heads(dim: int, parts: int, classes: int) -> dict[str, RelationHead]:
+    torch.manual_seed(0)
+    heads = {name: build(name, dim, parts, parts, classes, 7) for name in RELATED}
+    return heads | {"alignment": Alignment(torch.tensor(20.0)), "visual": VisualParts(dim, parts, classes, hidden=7)}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", sorted(all_heads(4, 1, 2)))
+def test_the_two_halves_of_a_head(name):
+    head = all_heads(8, 3, 5)[name]
+    v, t = torch.randn(6, 3, 8), torch.randn(3, 5, 8)
+    for _ in range(3):
+        head(v, t)                                           # moves the running statistics
+    head.eval()
+    relations = head.relate(v, t)
+    assert relations.shape == (6, 1 if head.linear else 3, 3, 5)
+    assert torch.equal(head.score(relations), head(v, t))
+    assert head.baseline().expand(relations.shape).isfinite().all()
+    other = torch.randn(relations.shape)
+    sum_of_scores = head.score(relations) + head.score(other)
+    assert torch.allclose(head.score(relations + other), sum_of_scores, atol=1e-4) == head.linear
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", RELATED)
+def test_the_baseline_is_where_the_first_normalisation_gives_zero(name):
+    head = all_heads(8, 3, 5)[name]
+    for _ in range(3):
+        head(torch.randn(6, 3, 8), torch.randn(3, 5, 8))
+    seen = []
+    head.eval().perceptron.norm.register_forward_hook(lambda _norm, _inputs, output: seen.append(output))
+    head.score(head.baseline().expand(1, 3, 3, 5))
+    assert head.baseline().abs().max() > 0
+    assert seen[0].abs().max() < 1e-5

@@ -116,6 +116,11 @@ class FrozenCLIP(nn.Module, ABC):
     def embed_words(self, text: str) -> Tensor:
         """(t, w) token embeddings of `text` without [SOS] and [EOS], float32: a start for learned vectors."""
 
+    @abstractmethod
+    def nearest_words(self, vectors: Tensor, count: int) -> list[list[tuple[str, float]]]:
+        """For each of `vectors` (n, w) the `count` words whose token embeddings are nearest, with their Euclidean
+        distances, nearest first (as CoOp reads its prompts); special tokens are left out."""
+
 
 def hash_state(module: nn.Module, also: str = "") -> str:
     """sha256 of the names, shapes and values (as float32, whatever their precision) in a module's state, and `also`."""

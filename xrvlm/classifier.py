@@ -18,7 +18,7 @@ from torch import Tensor
 from xrvlm.backbone import Features, FrozenCLIP
 from xrvlm.errors import UserError
 from xrvlm.files import user_path, write_atomically
-from xrvlm.images import decode
+from xrvlm.images import read_image
 from xrvlm.method import Method
 from xrvlm.text import ClassText
 from xrvlm.views import evaluation_view
@@ -50,12 +50,7 @@ class Classifier:
 
     def predict(self, image: Image.Image | str | Path, topk: int = 5) -> list[tuple[str, float]]:
         """The `topk` most probable classes of one image (a PIL image or a file) with their probabilities."""
-        if not isinstance(image, Image.Image):
-            try:
-                image = decode(user_path(image).read_bytes(), str(image))
-            except OSError as error:
-                raise UserError(f"cannot read the image {image}: {error.strerror}; check the path") from error
-        view = evaluation_view(image.convert("RGB"), self.clip.transform)
+        view = evaluation_view(read_image(image), self.clip.transform)
         values, classes = self.probabilities(view[None])[0].topk(min(topk, len(self.names)))
         return [(self.names[index], value) for index, value in zip(classes.tolist(), values.tolist(), strict=True)]
 

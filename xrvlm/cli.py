@@ -24,6 +24,7 @@ xrvlm adapts a frozen CLIP to fine-grained recognition.
   xrvlm eval run=RUNDIR [data.root=OTHER]           score a finished run again, or on other images
   xrvlm predict run=RUNDIR images=FILE_OR_DIR [topk=5] [out=preds.csv]
   xrvlm predict backbone=vit_b16_openai classes=names.txt images=DIR        without a run: zero-shot
+  xrvlm explain run=RUNDIR images=FILE_OR_DIR [against=CLASS] [out=DIR]     what the parts look at, and what decides
   xrvlm report runs=DIR                             tables and plots of all runs in a folder
   xrvlm data check data=cub data.root=DIR           what of a data set is there and what is missing
   xrvlm demo [small=true]                           the main job on the embedded default, offline
@@ -34,12 +35,13 @@ comma-separated values, `--help` lists the choices, `--config-dir DIR` adds conf
 
 # Values that are paths or names: taken as they stand, whatever Hydra's grammar would make of their characters.
 LITERAL = ("data.root", "data.file", "data.path", "data.name", "images", "out", "run", "runs", "classes",
-           "data.class_names", "text.templates", "text.descriptions", "text.parts", "backbone.pretrained",
+           "against", "data.class_names", "text.templates", "text.descriptions", "text.parts", "backbone.pretrained",
            "features.cache")
 LISTS = ("data.class_names", "text.templates")    # may also be a list in Hydra's grammar
 SCALARS: dict[str, tuple[type, str]] = {
     "seed": (int, "a whole number"), "workers": (int, "a whole number, at least 0"), "topk": (int, "a whole number"),
     "val": (bool, "true or false"), "force": (bool, "true or false"), "small": (bool, "true or false"),
+    "pictures": (bool, "true or false"),
     "runs": (str, "a folder"), "device": (str, "auto, cpu, cuda or mps"), "images": (str, "a file or a folder"),
     "precision": (str, "auto, fp32, bf16 or fp16"), "selection": (str, "last or val"),
 }

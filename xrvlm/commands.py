@@ -72,6 +72,18 @@ def predict(config: DictConfig) -> None:
         print(line)
 
 
+def explain(config: DictConfig) -> None:
+    from xrvlm.classifier import Classifier
+    from xrvlm.explanations import explain_images
+
+    run = user_path(config.run)
+    classifier = Classifier.load(run, device=config.device, precision=config.precision)
+    out = user_path(config.out) if config.out is not None else (run if run.is_dir() else run.parent) / "explain"
+    for line in explain_images(classifier, user_path(config.images), out, against=config.against,
+                               pictures=config.pictures):
+        print(line)
+
+
 def report(config: DictConfig) -> None:
     from xrvlm.records import read_records
     from xrvlm.report import write_report
@@ -100,8 +112,8 @@ def data_check(config: DictConfig) -> None:
 
 
 COMMANDS: dict[str, Callable[[DictConfig], None]] = {
-    "adapt": adapt, "zeroshot": zeroshot, "eval": evaluate, "predict": predict, "report": report, "demo": demo,
-    "data check": data_check,
+    "adapt": adapt, "zeroshot": zeroshot, "eval": evaluate, "predict": predict, "explain": explain, "report": report,
+    "demo": demo, "data check": data_check,
 }
 
 

@@ -64,11 +64,15 @@ class ContextPrompts(ClassPrompts):
                 if vectors is not None:
                     vectors.data.copy_(begin.expand_as(vectors))
 
-    def forward(self, clip: FrozenCLIP) -> Tensor:
+    @property
+    def vectors(self) -> Tensor:
+        """(g, c or 1, l, w) all that is learned, in the order of the prompt."""
         learned = [vectors for vectors in (self.shared, self.specific) if vectors is not None]
         classes = max(vectors.shape[1] for vectors in learned)
-        context = torch.cat([vectors.expand(-1, classes, -1, -1) for vectors in learned], 2)  # (g, c or 1, l, w)
-        return clip.encode_prompts(context, self.layout)                                   # (g, c, d)
+        return torch.cat([vectors.expand(-1, classes, -1, -1) for vectors in learned], 2)  # (g, c or 1, l, w)
+
+    def forward(self, clip: FrozenCLIP) -> Tensor:
+        return clip.encode_prompts(self.vectors, self.layout)                              # (g, c, d)
 
 
 def _shared_vectors(context: ContextKind, length: int, shared_length: int | None) -> int:

@@ -2,11 +2,13 @@
 
 import contextlib
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms
 
 from xrvlm.errors import UserError
+from xrvlm.files import user_path
 
 DAMAGED_FIX = "remove or replace it, or pass data.skip_damaged=true"
 
@@ -48,6 +50,16 @@ def decode(data: bytes, name: str) -> Image.Image:
     except Exception as error:    # a damaged file raises whatever its codec stumbles on: SyntaxError, zlib.error ...
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"cannot read the image {name}: {reason}; {DAMAGED_FIX}") from error
+
+
+def read_image(image: Image.Image | str | Path) -> Image.Image:
+    """A PIL image, or an image file, as RGB. UserError that names a file which cannot be read."""
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    try:
+        return decode(user_path(image).read_bytes(), str(image))
+    except OSError as error:
+        raise UserError(f"cannot read the image {image}: {error.strerror}; check the path") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -1,5 +1,7 @@
 """Unified attention of XR-VLM (arXiv:2503.07075): where the parts of an image are, and what stands there."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,3 +33,10 @@ class PartPooling(nn.Module):
         rooted = pooled.sign() * torch.sqrt(pooled.abs() + 1e-6)                           # (b, m + 1, d)
         scaled = F.normalize(rooted.flatten(1), dim=1).view_as(rooted)     # one norm for all the parts of an image
         return scaled[:, :-1]                                                              # (b, m, d)
+
+
+def grid(maps: Tensor) -> Tensor:
+    """(..., h, w) from maps (..., p) of a square image; a class token, if any, stands before the grid and is left out.
+    """
+    side = math.isqrt(maps.shape[-1])
+    return maps[..., -side * side:].unflatten(-1, (side, side))

@@ -1,5 +1,6 @@
-"""Pictures of results and of what image parts look at. The only importer of matplotlib, and without its global state:
-every function returns a Figure of its own, which `save` writes. Colours stay apart for colour-blind eyes.
+"""Pictures of results and of what image parts look at. With plots_explain the only importer of matplotlib, and without
+its global state: every function returns a Figure of its own, which `save` writes. Colours stay apart for colour-blind
+eyes.
 """
 
 import warnings
@@ -47,7 +48,7 @@ def accuracy_over_shots(series: Mapping[str, Mapping[int | str, Score]], shots: 
     """
     figure, axes = _figure(7.5, 4.5)
     for i, (name, points) in enumerate(series.items()):
-        colour, shown = COLOURS[i % len(COLOURS)], _shown(name, 60)
+        colour, shown = COLOURS[i % len(COLOURS)], shortened(name, 60)
         if 0 in points:
             axes.axhline(points[0][0], linestyle="--", color=colour, label=shown)
         places = [place for place, count in enumerate(shots) if count in points]
@@ -75,7 +76,7 @@ def confusion(matrix: Tensor, classes: Sequence[str], *, title: str = "") -> Fig
     picture = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=100))
     figure.colorbar(picture, ax=axes, label="% of the images of the true class", shrink=0.8)
     if len(classes) <= NAMED_CLASSES:
-        names = [_shown(name) for name in classes]
+        names = [shortened(name) for name in classes]
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
         axes.set_yticks(range(len(names)), names, fontsize=8)
     else:
@@ -100,7 +101,7 @@ def losses(series: Mapping[str, Sequence[Mapping[str, float]]], *, title: str = 
     for i, (name, rows) in enumerate(series.items()):
         colour, marker = COLOURS[i % len(COLOURS)], "." if len(rows) <= 30 else ""
         axes.plot([row["epoch"] for row in rows], [row["loss"] for row in rows],
-                  color=colour, marker=marker, linestyle="-" if i < len(COLOURS) else ":", label=_shown(name, 60))
+                  color=colour, marker=marker, linestyle="-" if i < len(COLOURS) else ":", label=shortened(name, 60))
         checked = [row for row in rows if "val_top1" in row]
         if accuracy is not None and checked:
             accuracy.plot([row["epoch"] for row in checked], [100 * row["val_top1"] for row in checked],
@@ -119,12 +120,12 @@ def part_maps(image: Image.Image, maps: ArrayLike | Tensor, *, titles: Sequence[
     Each map is stretched from its own lowest to its own highest value, so maps are compared in place, not in strength.
     `image` must be what the maps are of: the centre crop, where the tower saw a crop.
     """
-    heats = _heats(maps)
+    heats = stretched(maps)
     columns = min(columns, len(heats) + 1)
     rows = -(-(len(heats) + 1) // columns)
     figure = _photo_figure(columns, rows, image)
     axes = list(figure.subplots(rows, columns, squeeze=False).flatten())
-    _photos(axes, image, heats, ("photo", *_part_names(titles, len(heats))))
+    draw_photos(axes, image, heats, ("photo", *part_names(titles, len(heats))))
     for empty in axes[len(heats) + 1:]:
         empty.axis("off")
     return figure
@@ -133,24 +134,24 @@ def part_maps(image: Image.Image, maps: ArrayLike | Tensor, *, titles: Sequence[
 def grid(images: Sequence[Image.Image], maps: Sequence[ArrayLike | Tensor], *, names: Sequence[str] = (),
          titles: Sequence[str] = ()) -> Figure:
     """A row an image: the photo, then each part's map over it; `names` name the images, `titles` the parts."""
-    heats = [_heats(each) for each in maps]
+    heats = [stretched(each) for each in maps]
     parts = max(map(len, heats))
     figure = _photo_figure(parts + 1, len(images), images[0])
     rows = figure.subplots(len(images), parts + 1, squeeze=False)
     for i, (axes, image, heat) in enumerate(zip(rows, images, heats, strict=True)):
-        _photos(axes, image, heat, ("photo", *_part_names(titles, parts)) if i == 0 else ())
+        draw_photos(axes, image, heat, ("photo", *part_names(titles, parts)) if i == 0 else ())
         if names:
-            axes[0].set_ylabel(_shown(names[i]), fontsize=9)
+            axes[0].set_ylabel(shortened(names[i]), fontsize=9)
         for empty in axes[len(heat) + 1:]:
             empty.axis("off")
     return figure
 
 
-def _part_names(titles: Sequence[str], parts: int) -> list[str]:
-    return [_shown(title) for title in titles] or [f"part {part + 1}" for part in range(parts)]
+def part_names(titles: Sequence[str], parts: int) -> list[str]:
+    return [shortened(title) for title in titles] or [f"part {part + 1}" for part in range(parts)]
 
 
-def _heats(maps: ArrayLike | Tensor) -> np.ndarray:
+def stretched(maps: ArrayLike | Tensor) -> np.ndarray:
     """Maps (m, h, w) of any range, each stretched to 0..1; a flat one to 0."""
     heats = torch.as_tensor(maps).detach().float().cpu().numpy()
     if heats.ndim != 3 or not np.isfinite(heats).all():
@@ -164,7 +165,7 @@ def _photo_figure(columns: int, rows: int, image: Image.Image) -> Figure:
     return Figure(figsize=(2.1 * columns, 2.1 * rows * min(image.height / image.width, 2) + 0.3), layout="constrained")
 
 
-def _photos(axes: Sequence[Axes], image: Image.Image, heats: np.ndarray, titles: Sequence[str]) -> None:
+def draw_photos(axes: Sequence[Axes], image: Image.Image, heats: np.ndarray, titles: Sequence[str]) -> None:
     photo = image.convert("RGB")
     photo.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
     for i, place in enumerate(axes[:len(heats) + 1]):
@@ -186,7 +187,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 def _label(axes: Axes, across: str, upwards: str, title: str) -> None:
     axes.set_xlabel(across)
     axes.set_ylabel(upwards)
-    axes.set_title(_shown(title, 80), fontsize=10)
+    axes.set_title(shortened(title, 80), fontsize=10)
 
 
 def _legend(figure: Figure, axes: Axes, entries: int) -> None:
@@ -196,7 +197,7 @@ def _legend(figure: Figure, axes: Axes, entries: int) -> None:
         axes.legend(fontsize=8)
 
 
-def _shown(name: str, longest: int = 32) -> str:
+def shortened(name: str, longest: int = 32) -> str:
     """The name, shortened; its dollar signs kept from being read as mathematics."""
     name = " ".join(name.split())
     return (name if len(name) <= longest else name[:longest - 1] + "…").replace("$", r"\$")

@@ -1,6 +1,6 @@
 """Token ids of texts and class prompts. Libraries cut what is too long without a word; here it is an error."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -18,29 +18,39 @@ class Tokens:
         window: positions of the text tower.
         pad: the id behind [EOS].
         end: the id of [EOS].
+        decode: ids -> their text.
+        special: the ids that are no words.
         pads_left: the text stands at the end of the window.
     """
 
     def __init__(self, encode: Callable[[str], list[int]], *, window: int, pad: int, end: int,
-                 pads_left: bool = False):
+                 decode: Callable[[list[int]], str], special: Collection[int], pads_left: bool = False):
         self.encode, self.window, self.pad, self.end, self.pads_left = encode, window, pad, end, pads_left
+        self.decode = decode
         empty = encode("")
         if not empty or empty[-1] != end:
             raise UserError(f"the tokenizer ends a text with {empty[-1:]}, not with its [EOS] id {end}; "
                             "learnable prompts are read there: use the tokenizer that belongs to the checkpoint")
         self.start = empty[:-1]                                          # [SOS], or nothing (SigLIP)
+        self.special = frozenset({*special, *self.start, end})
 
     @classmethod
     def of_hf(cls, tokenizer: Any, *, window: int, clean: Callable[[str], str] = str) -> "Tokens":
         """A tokenizer of transformers, behind `clean`."""
         end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
         return cls(lambda text: tokenizer(clean(text)).input_ids, window=window, pad=tokenizer.pad_token_id, end=end,
+                   decode=tokenizer.decode, special=tokenizer.all_special_ids,
                    pads_left=tokenizer.padding_side == "left")
 
     def words(self, text: str) -> list[int]:
         """The ids of `text` without special tokens."""
         ids = self.encode(text)
         return ids[len(self.start):len(ids) - 1]
+
+    def word(self, token: int) -> str:
+        """What a token id stands for; empty for a special one and for a piece of a letter."""
+        text = "" if token in self.special else self.decode([token]).strip()
+        return "" if "\ufffd" in text else text
 
     def sentences(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Padded ids (n, t) and the positions of [EOS] (n,). UserError for a text longer than the window."""

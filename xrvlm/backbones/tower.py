@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -103,6 +104,15 @@ class Tower(FrozenCLIP):
     def embed_words(self, text: str) -> Tensor:
         ids = torch.tensor(self.tokens.words(text), dtype=torch.long, device=self.device)
         return self.text.embedding(ids).float()                                                        # (t, w)
+
+    @torch.no_grad()
+    def nearest_words(self, vectors: Tensor, count: int) -> list[list[tuple[str, float]]]:
+        embeddings = self.text.embedding.weight.float()                                                # (v, w)
+        found = []
+        for row in torch.cdist(vectors.to(self.device), embeddings).cpu():                             # (v,)
+            near = ((self.tokens.word(token), row[token].item()) for token in row.argsort().tolist())
+            found.append(list(islice((pair for pair in near if pair[0]), count)))
+        return found
 
 
 def adjusted(own: ImageTransform, resize_to: int | None, interpolation: Interpolation | None,

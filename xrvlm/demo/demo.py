@@ -1,6 +1,5 @@
 """`xrvlm demo`: the main job from end to end on drawn birds and the tiny CLIP, in a few minutes on two cores."""
 
-import math
 import time
 from dataclasses import replace
 from functools import partial
@@ -18,6 +17,7 @@ from xrvlm.features import FeatureSettings
 from xrvlm.files import write_text
 from xrvlm.images import decode
 from xrvlm.methods import XRVLM, CoOp, LinearProbe, ZeroShot
+from xrvlm.parts import grid
 from xrvlm.records import read_records
 from xrvlm.report import write_report
 from xrvlm.run import Run, RunOptions, adapt
@@ -76,6 +76,4 @@ def part_maps(clip: FrozenCLIP, method: XRVLM, photos: list[Image.Image]) -> tor
     views = torch.stack([evaluation_view(photo, clip.transform) for photo in photos])
     features = clip.encode_image(views.to(clip.device), {"mid_tokens", "tokens"})
     assert features.mid_tokens is not None
-    maps = method.pooling.maps(features.mid_tokens)[:, :-1].cpu()                          # (b, m, p)
-    side = math.isqrt(maps.shape[-1])
-    return maps[..., -side * side:].unflatten(-1, (side, side))      # a class token, if any, stands before the grid
+    return grid(method.pooling.maps(features.mid_tokens)[:, :-1]).cpu()                    # (b, m, h, w)

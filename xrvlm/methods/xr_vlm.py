@@ -2,7 +2,7 @@
 
 from typing import Literal, get_args
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from xrvlm.backbone import Features, FrozenCLIP, NamePosition
 from xrvlm.context import ClassPrompts, ContextKind, ContextPrompts
@@ -12,7 +12,7 @@ from xrvlm.method import Method
 from xrvlm.part_prompts import FreeVectors, NoPrompts, PartPrompts, described_parts
 from xrvlm.parts import PartPooling
 from xrvlm.recipe import Recipe
-from xrvlm.relations import HIDDEN_WIDTH, Alignment, CrossRelations, PerClassRelations, VisualParts
+from xrvlm.relations import HIDDEN_WIDTH, Alignment, CrossRelations, PerClassRelations, RelationHead, VisualParts
 from xrvlm.text import ClassText
 
 Head = Literal["cross", "diagonal", "per_class", "per_class_diagonal", "alignment", "visual"]
@@ -68,7 +68,8 @@ class XRVLM(Method):
                             f"other, found image_parts={image_parts} and text_parts={text_parts}")
         self.relations = self._make_head(clip, image_parts, text_parts, len(classes.names), hidden)
 
-    def _make_head(self, clip: FrozenCLIP, image_parts: int, text_parts: int, classes: int, hidden: int) -> nn.Module:
+    def _make_head(self, clip: FrozenCLIP, image_parts: int, text_parts: int, classes: int,
+                   hidden: int) -> RelationHead:
         width, diagonal = clip.embed_dim, self.head in PAIRED
         if self.head == "alignment":
             return Alignment(clip.logit_scale)

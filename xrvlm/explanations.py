@@ -1,0 +1,155 @@
+"""`xrvlm explain`: explanations of image files as pictures and as numbers in a file."""
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from xrvlm import plots, plots_explain
+from xrvlm.classifier import Classifier
+from xrvlm.data_folder import image_files
+from xrvlm.errors import UserError
+from xrvlm.explain import STEPS, Attribution, Explanation, Words, explained, prompt_names, prompt_words
+from xrvlm.files import write_json
+
+log = logging.getLogger(__name__)
+BARS, LISTED = 8, 20                     # strongest relations in a picture, and in the file
+
+
+def explain_images(classifier: Classifier, images: Path, out: Path, *, against: str | None = None,
+                   pictures: bool = True) -> Iterator[str]:
+    """Explain a file, or every image below a folder; yields a line of text for each, then about all of them.
+
+    Writes `out`/explanations.json and, with `pictures`, a PNG for each image, at its path below `images`.
+
+    Raises:
+        UserError: see `explain`; or a picture would replace an image. What is predicted as `against` has nothing to
+            be held against; that is an error only where it is so for every image.
+    """
+    root, names = image_files(images)
+    places = _picture_places(names)
+    if pictures and any((out / place).resolve() == root / name for place in places for name in names):
+        raise UserError(f"the pictures would replace the images in {root}; name another folder with out=DIR")
+    rows, words = [], {}
+    found = tqdm(explained(classifier, [root / name for name in names], against), total=len(names), disable=None,
+                 leave=False)
+    for name, place, explanation in zip(names, places, found, strict=True):
+        prompts = prompt_names(classifier, explanation)
+        rows.append({"image": name} | _row(classifier, explanation, prompts))
+        if explanation.predicted not in words:
+            words[explanation.predicted] = prompt_words(classifier, explanation.predicted)
+        if pictures:
+            plots.save(_picture(classifier, explanation, prompts), out / place)
+        yield f"{name}: {_line(classifier, explanation, prompts)}"
+    if against is not None and not any("against" in row for row in rows):
+        raise UserError(f"against={against} is what the model says of {_of(names)}; name another class")
+    summary = _summary(rows)
+    write_json(out / "explanations.json", {
+        "method": classifier.about["method"], "steps": None if rows[0]["attribution"] == "exact" else STEPS,
+        "summary": summary, "images": rows, "words": {name: near for name, near in words.items() if near}})
+    shown = "undefined" if summary["overlap"] is None else f"{summary['overlap']:.2f}"
+    if len(rows) == 1:
+        yield from _word_lines(words[rows[0]["prediction"]])
+    yield (f"{len(rows)} images: mean overlap of the part maps {shown}, dead parts {summary['dead_parts']} of "
+           f"{summary['parts']}, {summary['dead_everywhere']} of them parts that are dead in every image")
+    yield str(out)
+
+
+def _row(classifier: Classifier, explanation: Explanation, prompts: Sequence[str]) -> dict[str, Any]:
+    """The numbers of an image, as they are written."""
+    row = {
+        "prediction": explanation.predicted, "probability": _rounded(explanation.probabilities.max().item()),
+        "overlap": None if math.isnan(explanation.overlap) else _rounded(explanation.overlap),
+        "dead": explanation.dead.tolist(), "class_token": [_rounded(share) for share in
+                                                           explanation.class_token.tolist()],
+        "attribution": explanation.logit.method, "logit": _terms(classifier, explanation.logit, prompts)}
+    if explanation.margin is not None:
+        row |= {"against": explanation.against, "margin": _terms(classifier, explanation.margin, prompts)}
+    return row
+
+
+def _terms(classifier: Classifier, attribution: Attribution, prompts: Sequence[str]) -> dict[str, Any]:
+    strongest = [{"part": strong.part + 1, "prompt": prompts[strong.prompt], "class": classifier.names[strong.label],
+                  "contribution": _rounded(strong.contribution)} for strong in attribution.strongest(LISTED)]
+    return {"value": _rounded(attribution.value), "baseline": _rounded(attribution.baseline),
+            "added": _rounded(attribution.added), "gap": float(f"{attribution.gap:.2g}"), "prompts": list(prompts),
+            "contributions": [[_rounded(value) for value in row] for row in attribution.by_part.tolist()],
+            "strongest": strongest}
+
+
+def _line(classifier: Classifier, explanation: Explanation, prompts: Sequence[str]) -> str:
+    name, value = _named(classifier, explanation.margin or explanation.logit, prompts, 1)[0]
+    rival = ""
+    if explanation.against is not None:
+        rival = " (nothing to hold against it)" if explanation.margin is None else f" against {explanation.against}"
+    overlap = "undefined" if math.isnan(explanation.overlap) else f"{explanation.overlap:.2f}"
+    return (f"{explanation.predicted} {explanation.probabilities.max().item():.1%}{rival}; strongest: {name} "
+            f"{value:+.2f}; overlap {overlap}, dead parts {int(explanation.dead.sum())} of {len(explanation.dead)}")
+
+
+def _picture(classifier: Classifier, explanation: Explanation, prompts: Sequence[str]) -> Any:
+    parts = [f"part {part + 1}{' (dead)' if dead else ''}" for part, dead in enumerate(explanation.dead.tolist())]
+    panels = [_panel(classifier, explanation.logit, prompts, f"for {explanation.predicted}", explanation.predicted,
+                     "others")]
+    if explanation.margin is not None and explanation.against is not None:
+        panels.append(_panel(classifier, explanation.margin, prompts,
+                             f"{explanation.predicted} against {explanation.against}", explanation.predicted,
+                             explanation.against))
+    overlap = "undefined" if math.isnan(explanation.overlap) else f"{explanation.overlap:.2f}"
+    how = ("the terms of the logit, exact" if explanation.logit.exact else
+           f"integrated gradients from the mean relations of training, {STEPS} steps")
+    return plots_explain.explanation(
+        explanation.photo, explanation.maps, panels, parts=parts, prompts=prompts,
+        title=f"{explanation.predicted}  {explanation.probabilities.max().item():.1%}",
+        note=f"contributions: {how}  ·  overlap of the part maps {overlap}  ·  each map stretched to its own range")
+
+
+def _panel(classifier: Classifier, attribution: Attribution, prompts: Sequence[str], what: str, more: str,
+           less: str) -> plots_explain.Panel:
+    added = f"  +  prior {attribution.added:+.2f}" if attribution.added else ""
+    title = (f"{what}: {attribution.value:+.2f}  =  relations {attribution.contributions.sum().item():+.2f}  +  "
+             f"baseline {attribution.baseline:+.2f}{added}")
+    return plots_explain.Panel(title, attribution.by_part, _named(classifier, attribution, prompts, BARS),
+                               attribution.contributions.numel(), more, less)
+
+
+def _named(classifier: Classifier, attribution: Attribution, prompts: Sequence[str],
+           count: int) -> list[tuple[str, float]]:
+    return [(f"part {strong.part + 1} x {prompts[strong.prompt]}, {classifier.names[strong.label]}",
+             strong.contribution) for strong in attribution.strongest(count)]
+
+
+def _word_lines(words: Words | None) -> Iterator[str]:
+    """For each learned prompt the word nearest to each of its vectors."""
+    for prompt, vectors in enumerate(words or (), start=1):
+        nearest = ", ".join(f"{near[0][0]} {near[0][1]:.2f}" for near in vectors)
+        yield f"prompt {prompt}, the nearest word to each learned vector and its distance: {nearest}"
+
+
+def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    overlaps = [row["overlap"] for row in rows if row["overlap"] is not None]
+    by_part = list(zip(*(row["dead"] for row in rows), strict=True))
+    dead = sum(map(sum, by_part))
+    return {"images": len(rows), "overlap": _rounded(sum(overlaps) / len(overlaps)) if overlaps else None,
+            "parts": len(rows) * len(by_part), "dead_parts": dead, "dead_everywhere": sum(map(all, by_part)),
+            "class_token": [_rounded(sum(shares) / len(rows)) for shares in
+                            zip(*(row["class_token"] for row in rows), strict=True)],
+            "largest_gap": max(row["logit"]["gap"] for row in rows)}
+
+
+def _picture_places(names: Sequence[str]) -> list[Path]:
+    """`finches/1.jpg` -> `finches/1.png`, or `finches/1.jpg.png` where two images would share a picture."""
+    stems = Counter(Path(name).with_suffix(".png") for name in names)
+    return [place if stems[place := Path(name).with_suffix(".png")] == 1 else Path(f"{name}.png") for name in names]
+
+
+def _of(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"all {len(names)} images"
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.5g}")
