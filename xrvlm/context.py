@@ -1,5 +1,7 @@
 """Learnable prompts (CoOp, Zhou et al., IJCV 2022, arXiv:2109.01134): context vectors around a class name."""
 
+from copy import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -31,11 +33,19 @@ class ContextPrompts(nn.Module):
         length = length if start is None else len(start)
         if length < 1:
             raise UserError(f"context_words={words!r} holds no word that the tokenizer knows; give some, or null")
+        self.position: NamePosition = position
         self.layout = clip.layout(names, length, position)
         self.context = nn.Parameter(torch.randn(text_parts, 1 if shared else len(names), length, clip.text_width)
                                     * 0.02)                                                # (g, c or 1, l, w)
         if start is not None:
             self.context.data.copy_(start.expand_as(self.context))
+
+    def for_names(self, clip: FrozenCLIP, names: tuple[str, ...]) -> "ContextPrompts":
+        """The same learned vectors around other names; for a shared context."""
+        assert self.context.shape[1] == 1, "vectors of a class's own say nothing of another class"
+        turned = copy(self)
+        turned.layout = clip.layout(names, self.context.shape[2], self.position)
+        return turned
 
     def forward(self, clip: FrozenCLIP) -> Tensor:
         """(g, c, d) unit norm."""

@@ -28,7 +28,11 @@ class CoOp(Method):
         super().__init__(clip, classes)
         self.context = ContextPrompts(clip, classes.names, length=context_length, shared=shared_context,
                                       words=context_words, position=name_position)
+        self.open_classes, self.bound_by = shared_context, "a context of its own for each class"
         self.logit_scale, self.logit_bias = clip.logit_scale, clip.logit_bias
+
+    def turn(self, clip: FrozenCLIP, classes: ClassText) -> None:
+        self.context = self.context.for_names(clip, classes.names)
 
     def class_features(self, clip: FrozenCLIP) -> Tensor:
         return self.context(clip).squeeze(0)                                               # (c, d)

@@ -17,6 +17,7 @@ from xrvlm.text import ClassText
 
 Head = Literal["cross", "diagonal", "per_class", "per_class_diagonal", "alignment", "visual"]
 PAIRED = ("diagonal", "per_class_diagonal", "alignment")    # image part i goes with text part i alone
+OPEN_HEADS = ("per_class", "per_class_diagonal", "alignment")    # none of their weights belongs to a class
 MOST_PARTS = 16
 
 
@@ -55,7 +56,9 @@ class XRVLM(Method):
         if not clip.image_width:
             raise UserError(f"{clip.name} shows no positions to attend to: xr_vlm needs another backbone, methods on "
                             "pooled features (zero_shot, linear_probe, coop) work with this one")
-        self.head, self.classes = head, classes
+        self.head = head
+        self.open_classes = head in OPEN_HEADS and (shared_context or part_prompts == "descriptions")
+        self.bound_by = "a context of its own for each class" if head in OPEN_HEADS else f"head={head}"
         self.pooling = PartPooling(clip.image_width, image_parts)
         if head == "visual":
             self.prompts = "none"
@@ -86,8 +89,14 @@ class XRVLM(Method):
 
     def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None) -> None:
         if self.prompts == "part_descriptions":
-            for part, sentences in enumerate(zip(*_part_sentences(self.classes), strict=True)):
-                self.described[part] = clip.encode_text(sentences)                         # (c, d)
+            self.described.copy_(_described(clip, self.classes))
+
+    def turn(self, clip: FrozenCLIP, classes: ClassText) -> None:
+        if self.prompts == "learned":
+            self.context = self.context.for_names(clip, classes.names)
+        else:
+            _check_same_parts(self.classes, classes)
+            self.described = _described(clip, classes)
 
     def class_features(self, clip: FrozenCLIP) -> Tensor:
         if self.head == "visual":
@@ -98,6 +107,20 @@ class XRVLM(Method):
         assert x.mid_tokens is not None and x.tokens is not None
         image_parts = self.pooling(x.mid_tokens, x.tokens)                                 # (b, m, d)
         return self.relations(image_parts, class_features)                                 # (b, c)
+
+
+def _described(clip: FrozenCLIP, classes: ClassText) -> Tensor:
+    """(g, c, d) unit norm: the features of the part sentences."""
+    return torch.stack([clip.encode_text(sentences) for sentences in zip(*_part_sentences(classes), strict=True)])
+
+
+def _check_same_parts(trained: ClassText, found: ClassText) -> None:
+    counts = [len(_part_sentences(classes)[0]) for classes in (trained, found)]
+    if counts[0] != counts[1] or trained.part_names != found.part_names:
+        known, given = (", ".join(names) if (names := classes.part_names) else f"{count} parts without names"
+                        for classes, count in zip((trained, found), counts, strict=True))
+        raise UserError(f"the model was trained with the parts {known}; the new classes have {given}; describe them "
+                        "by the same parts in the same order")
 
 
 def _part_sentences(classes: ClassText) -> tuple[tuple[str, ...], ...]:
