@@ -12,7 +12,7 @@ LAYERS = (
     ("backbone", "backbones", "text", "data", "data_folder", "data_table", "data_hub", "plots"),
     ("views", "bank", "features", "context", "parts", "relations"),
     ("method", "methods"),
-    ("evaluation", "train", "records", "tables", "report"),
+    ("evaluation", "train", "records", "tables", "report", "protocols"),
     ("classifier",),
     ("run", "predict"),
     ("demo",),

@@ -251,7 +251,7 @@ def write_run(folder: Path, right: int) -> dict:
     labels = [0, 0, 1, 1, 2, 2, 2, 2]
     probabilities, truth = scores(labels, right), torch.tensor(labels)
     summary = metrics.summarise(probabilities, truth, CLASSES)
-    records.write_metrics(folder, summary, metrics.details(probabilities, truth, CLASSES))
+    records.write_metrics(folder / records.METRICS_FILE, summary, metrics.details(probabilities, truth, CLASSES))
     ids = [f"x ({i}).jpg" for i in range(8)]
     records.write_predictions(folder / records.PREDICTIONS, ids, truth, probabilities, CLASSES)
     records.write_losses(folder, [{"epoch": epoch, "loss": 2 / epoch, "learning_rate": 0.1, "val_top1": 0.5}
