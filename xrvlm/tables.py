@@ -90,7 +90,8 @@ def tables(records: Sequence[RunRecord]) -> list[Table]:
 
 def _order(row: Setting) -> tuple:
     first = row.first
-    place = (first.data, -1 if first.world is None else first.world, first.backbone, first.protocol)
+    place = (first.data, -1 if first.world is None else first.world, first.backbone,
+             first.protocol != "few_shot", first.protocol)
     shots = math.inf if isinstance(first.shots, str) else first.shots
     return (*place, shots, row.percent(row.headline)[0], first.label)
 
