@@ -247,8 +247,8 @@ def test_what_binds_a_method_is_named(clip):
 
 def test_new_classes_must_be_described_by_the_same_parts(clip, bank):
     method = trained("xr_vlm per_class part_descriptions", clip, bank)
-    for parts, message in ((("beak", "tail"), "trained with the parts beak, wing; the new classes have beak, tail"),
-                           (("beak", "wing", "tail"), "the new classes have beak, wing, tail; describe them by the same"),
+    for parts, message in ((("beak", "tail"), "trained with the parts beak, wing; the new classes have beak, tail;"),
+                           (("beak", "wing", "tail"), "the new classes have beak, wing, tail; describe them by the"),
                            ((), "needs a sentence for each part")):
         sentences = {name: {part: f"a {name} and its {part}." for part in parts} for name in OTHERS}
         with pytest.raises(UserError, match=message):

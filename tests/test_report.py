@@ -203,9 +203,8 @@ def test_runs_of_different_settings_are_never_averaged(change):
 
 
 def on_new_classes(run: str, top1: float, new: float, **changes) -> RunRecord:
-    entry = record(run, top1=top1, protocol="base_to_new", metrics=record().metrics | {
+    return record(run, top1=top1, protocol="base_to_new", metrics=record().metrics | {
         "top1": top1, "new_top1": new, "all_top1": 0.25, "harmonic_mean": metrics.harmonic_mean(top1, new)}, **changes)
-    return entry
 
 
 def test_base_to_new_has_a_table_and_columns_of_its_own():
