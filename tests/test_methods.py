@@ -14,6 +14,7 @@ from xrvlm.backbone import Features
 from xrvlm.bank import FeatureBank
 from xrvlm.classifier import Classifier, describe
 from xrvlm.draws import seeded
+from xrvlm.errors import UserError
 from xrvlm.evaluation import probabilities
 from xrvlm.recipe import Recipe
 from xrvlm.text import class_text
@@ -31,11 +32,19 @@ VARIANTS = {
     "xr_vlm unequal parts": ("xr_vlm", {"image_parts": 3, "text_parts": 2, "name_position": "front"}),
     **{f"xr_vlm {head}": ("xr_vlm", {"head": head})
        for head in ("diagonal", "per_class", "per_class_diagonal", "alignment", "visual")},
+    "xr_vlm per_class shared": ("xr_vlm", {"head": "per_class", "context": "shared"}),
+    "xr_vlm per_class part_descriptions": ("xr_vlm", {"head": "per_class", "part_prompts": "descriptions"}),
+    "xr_vlm per_class_diagonal part_descriptions": ("xr_vlm", {"head": "per_class_diagonal", "image_parts": 2,
+                                                               "part_prompts": "descriptions"}),
+    "xr_vlm alignment shared": ("xr_vlm", {"head": "alignment", "context": "shared", "name_position": "front"}),
     "coop class-specific": ("coop", {"context": "specific"}),
     "coop shared_then_specific": ("coop", {"context": "shared_then_specific", "context_words": "a photo of the"}),
     "linear_probe pooled+mid": ("linear_probe", {"inputs": "pooled+mid"}),
 }
+OPEN = {"zero_shot", "coop", "xr_vlm per_class shared", "xr_vlm per_class part_descriptions",
+        "xr_vlm per_class_diagonal part_descriptions", "xr_vlm alignment shared"}
 CASES = {name: (name, {}) for name in METHODS} | VARIANTS
+OTHERS = ("emu", "Tawny Owl", "kite", "hoopoe", "Sarkel's finch")
 NAMES = ("Sarkel's finch", "red_wren", "jay", "Grande Aigrette é")
 SHORT = Recipe("short", epochs=2, batch_size=6, warmup_epochs=1)
 
@@ -185,3 +194,67 @@ def test_two_classes_work(case, clip, bank):
     binary = FeatureBank(bank.shards, 16, bank.ids, bank.labels % 2, views=2, seed=1)
     method = trained(case, clip, binary, classes(NAMES[:2]))
     assert probabilities(method, clip, binary).shape == (16, 2)
+
+
+@pytest.mark.parametrize("case", sorted(OPEN))
+def test_turned_to_its_own_classes_an_open_method_says_the_same(case, clip, bank):
+    method = trained(case, clip, bank)
+    expected = method.logits(some(bank), method.class_features(clip))
+    same = method.for_classes(clip, classes())
+    torch.testing.assert_close(same.logits(some(bank), same.class_features(clip)), expected, rtol=1e-5, atol=1e-6)
+    order = [2, 0, 3, 1]
+    permuted = method.for_classes(clip, classes([NAMES[i] for i in order]))
+    logits = permuted.logits(some(bank), permuted.class_features(clip))
+    torch.testing.assert_close(logits, expected[:, order], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", sorted(OPEN))
+def test_an_open_method_scores_new_classes_and_stays_as_it_is(case, clip, bank, tmp_path):
+    method = trained(case, clip, bank)
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    features = method.class_features(clip)
+    turned = method.for_classes(clip, classes(OTHERS))
+    logits = turned.logits(some(bank), turned.class_features(clip))
+    assert logits.shape == (5, len(OTHERS))
+    assert logits.isfinite().all()
+    assert (logits.std(dim=1) > 0).all(), "the classes differ"
+    own = method.logits(some(bank), method.class_features(clip))
+    torch.testing.assert_close(logits.detach()[:, -1], own.detach()[:, 0], rtol=1e-4, atol=1e-5)    # the same finch
+    assert method.classes == classes()
+    assert torch.equal(method.class_features(clip), features)
+    assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
+    learned = dict(method.named_parameters())
+    assert all(value is learned[name] for name, value in turned.named_parameters()), "shared, not copied"
+    turned.train()
+    assert not any(module.training for module in method.modules())
+    classifier = Classifier(clip, method, describe(clip, factory(case), classes())).for_classes(classes(OTHERS))
+    loaded = Classifier.load(classifier.save(tmp_path), clip)
+    assert loaded.names == OTHERS
+    assert torch.equal(probabilities(loaded.method, clip, bank), probabilities(turned, clip, bank))
+
+
+@pytest.mark.parametrize("case", sorted(CASES.keys() - OPEN))
+def test_a_closed_method_names_those_that_score_new_classes(case, clip):
+    method = factory(case)(clip, classes())
+    assert not method.open_classes
+    with pytest.raises(UserError, match="is bound to the 4 classes that it was trained on; zero_shot, coop with a "
+                                        "shared context, and xr_vlm with head per_class"):
+        method.for_classes(clip, classes(OTHERS))
+
+
+def test_what_binds_a_method_is_named(clip):
+    for case, reason in (("xr_vlm", "head=cross"), ("xr_vlm visual", "head=visual"), ("linear_probe", "linear probe"),
+                         ("xr_vlm per_class", "a context of its own for each class"),
+                         ("coop class-specific", "a context of its own for each class")):
+        with pytest.raises(UserError, match=f"^{reason} is bound to"):
+            factory(case)(clip, classes()).check_open()
+
+
+def test_new_classes_must_be_described_by_the_same_parts(clip, bank):
+    method = trained("xr_vlm per_class part_descriptions", clip, bank)
+    for parts, message in ((("beak", "tail"), "trained with the parts beak, wing; the new classes have beak, tail;"),
+                           (("beak", "wing", "tail"), "the new classes have beak, wing, tail; describe them by the"),
+                           ((), "needs a sentence for each part")):
+        sentences = {name: {part: f"a {name} and its {part}." for part in parts} for name in OTHERS}
+        with pytest.raises(UserError, match=message):
+            method.for_classes(clip, class_text(OTHERS, parts=sentences if parts else None))

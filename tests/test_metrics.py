@@ -148,3 +148,8 @@ def test_labels_that_do_not_fit(labels, message):
 def test_names_that_do_not_fit():
     with pytest.raises(ValueError, match="2 class names for 3 classes"):
         metrics.summarise(torch.full((1, 3), 1 / 3), torch.tensor([0]), ["a", "b"])
+
+
+def test_the_harmonic_mean_is_zero_where_one_accuracy_is():
+    assert metrics.harmonic_mean(0.8, 0.4) == pytest.approx(2 / (1 / 0.8 + 1 / 0.4))
+    assert metrics.harmonic_mean(0.0, 0.4) == metrics.harmonic_mean(0.0, 0.0) == 0.0

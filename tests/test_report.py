@@ -194,11 +194,47 @@ def test_what_all_rows_share_stands_in_the_caption():
 @pytest.mark.parametrize("change", [
     {"data": "cars"}, {"world": 2}, {"backbone": "RN50"}, {"shots": 8}, {"label": "XR-VLM+"}, {"head": "mlp"},
     {"prompts": "names"}, {"recipe": "long"}, {"features": "online"}, {"selection": "val"}, {"transductive": True},
+    {"protocol": "base_to_new", "metrics": record().metrics | {"new_top1": 0.4, "all_top1": 0.3, "harmonic_mean": 0.4}},
 ])
 def test_runs_of_different_settings_are_never_averaged(change):
     text = markdown_table([record("a"), record("b", seed=2, **change)])
     assert [row["Seeds"] for row in table_rows(text)] == ["1", "1"]
-    assert text.count("| Seeds |") == (2 if change.keys() & {"data", "world", "backbone"} else 1)
+    assert text.count("| Seeds |") == (2 if change.keys() & {"data", "world", "backbone", "protocol"} else 1)
+
+
+def on_new_classes(run: str, top1: float, new: float, **changes) -> RunRecord:
+    return record(run, top1=top1, protocol="base_to_new", metrics=record().metrics | {
+        "top1": top1, "new_top1": new, "all_top1": 0.25, "harmonic_mean": metrics.harmonic_mean(top1, new)}, **changes)
+
+
+def test_base_to_new_has_a_table_and_columns_of_its_own():
+    records = [record("few"), on_new_classes("a", 0.9, 0.2, label="A"), on_new_classes("b", 0.6, 0.5, label="B"),
+               on_new_classes("c", 0.6, 0.3, label="B", seed=2)]
+    text = markdown_table(records)
+    few, *rows = table_rows(text)
+    assert few["Top-1"] == "50.0 ± -"
+    assert [row["Method"] for row in rows] == ["A", "B"]                     # by the harmonic mean, not by the base
+    assert (rows[1]["Base"], rows[1]["New"], rows[1]["All"]) == ("60.0 ± 0.0", "40.0 ± 14.1", "25.0 ± 0.0")
+    assert rows[1]["Harmonic"] == "47.3 ± 10.3"                              # of each run, then the mean
+    assert "Top-5" not in rows[0]
+    assert "ViT-B-16/openai · base to new;" in text
+    assert max(map(len, terminal_table(records).splitlines())) <= 120
+
+
+def test_a_record_of_base_to_new_has_its_metrics_and_older_lines_have_none(tmp_path):
+    with pytest.raises(ValueError, match=r"wrong kind: metrics\.new_top1, metrics\.harmonic_mean, metrics\.all_top1"):
+        record(protocol="base_to_new")
+    old = {key: value for key, value in asdict(record()).items() if key != "protocol"}
+    (tmp_path / "results.jsonl").write_text(json.dumps(old))
+    assert read_records(tmp_path) == [record()]
+
+
+def test_a_report_of_base_to_new_says_what_it_shows(tmp_path):
+    for shots in (1, 4):
+        append_record(tmp_path, on_new_classes(f"r{shots}", 0.6, 0.5, shots=shots))
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "harmonic mean over shots, cub · ViT-B-16/openai · base to new" in text
+    assert text.count("Of the base classes; its `predictions_new.csv`") == 2
 
 
 def test_rows_alike_in_every_column_are_told_apart():
@@ -251,7 +287,7 @@ def write_run(folder: Path, right: int) -> dict:
     labels = [0, 0, 1, 1, 2, 2, 2, 2]
     probabilities, truth = scores(labels, right), torch.tensor(labels)
     summary = metrics.summarise(probabilities, truth, CLASSES)
-    records.write_metrics(folder, summary, metrics.details(probabilities, truth, CLASSES))
+    records.write_metrics(folder / records.METRICS_FILE, summary, metrics.details(probabilities, truth, CLASSES))
     ids = [f"x ({i}).jpg" for i in range(8)]
     records.write_predictions(folder / records.PREDICTIONS, ids, truth, probabilities, CLASSES)
     records.write_losses(folder, [{"epoch": epoch, "loss": 2 / epoch, "learning_rate": 0.1, "val_top1": 0.5}

@@ -54,6 +54,14 @@ class Classifier:
         values, classes = self.probabilities(view[None])[0].topk(min(topk, len(self.names)))
         return [(self.names[index], value) for index, value in zip(classes.tolist(), values.tolist(), strict=True)]
 
+    def for_classes(self, classes: ClassText) -> "Classifier":
+        """This model, as trained, for other classes (`class_text` makes them); it can be saved and loaded as any.
+
+        Raises UserError where the method is bound to the classes that it was trained on.
+        """
+        about = {key: value for key, value in self.about.items() if key != "metrics"}    # those are of other classes
+        return Classifier(self.clip, self.method.for_classes(self.clip, classes), about | {"classes": asdict(classes)})
+
     def save(self, path: Path | str) -> Path:
         """Write the model to `path` (a file ending in .safetensors, or a folder: model.safetensors inside)."""
         path = _model_file(user_path(path))

@@ -20,9 +20,10 @@ HELP = """\
 xrvlm adapts a frozen CLIP to fine-grained recognition.
 
   xrvlm adapt data.root=DIR [shots=16|all] [method=xr_vlm] [backbone=vit_b16_openai] [seed=1]
+  xrvlm adapt data.root=DIR protocol=base_to_new    train on half of the classes, measure the others too
   xrvlm zeroshot data.root=DIR                      score a data set without a label
-  xrvlm eval run=RUNDIR [data.root=OTHER]           score a finished run again, or on other images
-  xrvlm predict run=RUNDIR images=FILE_OR_DIR [topk=5] [out=preds.csv]
+  xrvlm eval run=RUNDIR [data.root=OTHER]           score a finished run again, on other images or new classes
+  xrvlm predict run=RUNDIR images=FILE_OR_DIR [classes=names.txt] [topk=5] [out=preds.csv]
   xrvlm predict backbone=vit_b16_openai classes=names.txt images=DIR        without a run: zero-shot
   xrvlm explain run=RUNDIR images=FILE_OR_DIR [against=CLASS] [out=DIR]     what the parts look at, and what decides
   xrvlm report runs=DIR                             tables and plots of all runs in a folder
@@ -44,6 +45,7 @@ SCALARS: dict[str, tuple[type, str]] = {
     "pictures": (bool, "true or false"),
     "runs": (str, "a folder"), "device": (str, "auto, cpu, cuda or mps"), "images": (str, "a file or a folder"),
     "precision": (str, "auto, fp32, bf16 or fp16"), "selection": (str, "last or val"),
+    "protocol": (str, "few_shot or base_to_new"),
 }
 
 

@@ -1,6 +1,6 @@
 """What each command does with its composed configuration. Beside cli.py the only importer of Hydra and OmegaConf."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ def adapt(config: DictConfig) -> None:
     dataset = _dataset(config.data)
     run = adapt_tower(_tower(config), dataset, _partial(config.method, "method"), shots=_shots(config.shots),
                       seed=config.seed, val=config.val, recipe=_recipe(config), text=_text(config, dataset),
-                      options=_options(config))
+                      protocol=config.protocol, options=_options(config))
     _show(run)
 
 
@@ -33,27 +33,28 @@ def zeroshot(config: DictConfig) -> None:
 
 def evaluate(config: DictConfig) -> None:
     from xrvlm.classifier import Classifier
-    from xrvlm.data import read_split, without_images_of
+    from xrvlm.data import without_images_of
     from xrvlm.files import digest
     from xrvlm.run import evaluate as evaluate_on
 
     folder = user_path(config.run)
     classifier = Classifier.load(folder, device=config.device, precision=config.precision)
-    split = read_split(folder / "split.json")
     if OmegaConf.is_missing(config.data, "root"):
-        own = _saved(folder).data
-        if "class_names" in own:
-            own.class_names = None               # the names that the run knew stand in its split
-        dataset = replace(_dataset(own), split=split)
-        items = split.test
+        dataset = _own_images(folder, config.data.get("class_names"))
+        items = dataset.split.test
     else:
         dataset = _dataset(config.data)
         items = dataset.split.test or (*dataset.split.train, *dataset.split.val)
         items = without_images_of(folder / "split.json", dataset.source, items)
-    place = folder / "eval" / f"{dataset.name}-{digest([item.id for item in items])[:10]}"
+    names, key, told = dataset.split.classes, [item.id for item in items], ""
+    new = [name for name in names if name not in classifier.names]
+    if new or _given_text(config):               # other words for the same classes are a turn too
+        classifier = _turned(classifier, names, config, getattr(dataset.source, "root", None))
+        key, told = [*key, classifier.about["classes"]], f"; {len(new)} of {len(names)} classes were not trained on"
+    place = folder / "eval" / f"{dataset.name}-{digest(key)[:10]}"
     summary = evaluate_on(classifier, dataset, items, place, features=_options(config).features,
                           workers=config.workers)
-    print(f"{dataset.name}: {_figures(summary)}\n{place}")
+    print(f"{dataset.name}: {_figures(summary)}{told}\n{place}")
 
 
 def predict(config: DictConfig) -> None:
@@ -64,6 +65,9 @@ def predict(config: DictConfig) -> None:
     images, out = user_path(config.images), None if config.out is None else user_path(config.out)
     if config.run is not None:
         classifier = Classifier.load(config.run, device=config.device, precision=config.precision)
+        if config.classes is not None or _given_text(config):
+            names = classifier.names if config.classes is None else class_names(config.classes)
+            classifier = _turned(classifier, names, config, images if images.is_dir() else images.parent)
     elif config.classes is not None:
         classifier = zero_shot_classifier(_tower(config), _text(config, None)(class_names(config.classes)))
     else:
@@ -141,17 +145,58 @@ def _recipe(config: DictConfig) -> Any:
 
 
 def _text(config: DictConfig, dataset: Any) -> Any:
-    """Files of sentences are looked for as they are named, then beside the images."""
+    return _text_maker(_given_text(config), [getattr(dataset.source, "root", None) if dataset is not None else None])
+
+
+def _text_maker(options: dict[str, Any], roots: Sequence[Path | None]) -> Any:
+    """Files of sentences are looked for as they are named, then beside the images, in the first of `roots`."""
     from xrvlm.text import class_text
 
-    options = OmegaConf.to_container(config.text, resolve=True)
-    assert isinstance(options, dict)
-    root = getattr(dataset.source, "root", None) if dataset is not None else None
+    found = dict(options)
     for name in ("descriptions", "parts"):
-        if options.get(name) is not None and root is not None and (root / options[name]).is_file() \
-                and not user_path(options[name]).is_file():
-            options[name] = str(root / options[name])
-    return partial(class_text, **{str(name): value for name, value in options.items()})
+        if options.get(name) is not None and not user_path(options[name]).is_file():
+            places = [root / options[name] for root in roots if root is not None]
+            found[name] = next((str(place) for place in places if place.is_file()), options[name])
+    return partial(class_text, **found)
+
+
+def _given_text(config: DictConfig) -> dict[str, Any]:
+    """The options of `text` that are not null."""
+    options = OmegaConf.to_container(config.get("text") or OmegaConf.create(), resolve=True)
+    assert isinstance(options, dict)
+    return {str(name): value for name, value in options.items() if value is not None}
+
+
+def _turned(classifier: Any, names: Sequence[str], config: DictConfig, root: Path | None) -> Any:
+    """The run's model for the classes `names`, in the words of the command line, else in those of the run."""
+    from xrvlm.text import few
+
+    place = user_path(config.run)
+    folder = place if place.is_dir() else place.parent
+    run = _saved(folder) if (folder / "config.yaml").exists() else OmegaConf.create()
+    given, before = _given_text(config), _given_text(run)
+    if "templates" in given:
+        before.pop("descriptions", None)         # which would take the place of the templates
+    own = OmegaConf.select(run, "data.root")
+    text = _text_maker(before | given, [root, None if own is None else user_path(own)])
+    try:
+        classifier.method.check_open()
+        return classifier.for_classes(text(names))
+    except UserError as error:
+        new = [name for name in names if name not in classifier.names]
+        which = f"{len(new)} of {len(names)} classes are unknown to this run ({few(map(repr, new))}): " if new else ""
+        raise UserError(f"{which}{error}") from error
+
+
+def _own_images(folder: Path, class_names: Any) -> Any:
+    """The data set of the run in `folder`, split as it was, its classes by other names where these are given."""
+    from xrvlm.data import read_split
+    from xrvlm.text import name_classes
+
+    split, own = read_split(folder / "split.json"), _saved(folder).data
+    if "class_names" in own:
+        own.class_names = None                   # the names that the run knew stand in its split
+    return replace(_dataset(own), split=replace(split, classes=name_classes(split.classes, class_names)))
 
 
 def _options(config: DictConfig) -> Any:
@@ -199,6 +244,9 @@ def _show(run: Any) -> None:
 
 
 def _figures(metrics: dict[str, float]) -> str:
+    if "harmonic_mean" in metrics:
+        return (f"base {metrics['top1']:.1%}, new {metrics['new_top1']:.1%}, harmonic mean "
+                f"{metrics['harmonic_mean']:.1%}; all classes {metrics['all_top1']:.1%}")
     return (f"top-1 {metrics['top1']:.1%}, top-5 {metrics['top5']:.1%}, mean per class "
             f"{metrics['mean_per_class']:.1%}, macro-F1 {metrics['macro_f1']:.1%}, calibration error "
             f"{metrics['ece']:.1%}")

@@ -1,15 +1,18 @@
 """Learnable prompts (CoOp, Zhou et al., IJCV 2022, arXiv:2109.01134): context vectors around a class name."""
 
 from abc import ABC, abstractmethod
-from typing import Literal, get_args
+from copy import copy
+from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
 from xrvlm.backbone import FrozenCLIP, NamePosition
 from xrvlm.errors import UserError, unknown
+from xrvlm.text import ClassText
 
 ContextKind = Literal["specific", "shared", "shared_then_specific"]
+OWN_CONTEXT = "a context of its own for each class"    # what binds a method to its classes
 
 
 class ClassPrompts(nn.Module, ABC):
@@ -17,9 +20,14 @@ class ClassPrompts(nn.Module, ABC):
 
     text_parts: int                      # g
     label: str                           # what a run's record calls it
+    open_classes: bool = False           # nothing here belongs to a class: `for_classes` makes those of others
 
     def prepare(self, clip: FrozenCLIP) -> None:
         """Text encoded once; skipped on load."""
+
+    def for_classes(self, clip: FrozenCLIP, classes: ClassText) -> Self:
+        """The same for other classes, sharing what was learned; this one stays as it is. For `open_classes` alone."""
+        raise NotImplementedError(f"{type(self).__name__} has open_classes and no `for_classes`")
 
     @abstractmethod
     def forward(self, clip: FrozenCLIP) -> Tensor:
@@ -56,6 +64,8 @@ class ContextPrompts(ClassPrompts):
         if length < 1:
             raise UserError(f"context_words={words!r} holds no word that the tokenizer knows; give some, or null")
         self.text_parts, shared = text_parts, _shared_vectors(context, length, shared_length)
+        self.position: NamePosition = position
+        self.open_classes = shared == length
         self.layout = clip.layout(names, length, position)
         self.shared = _vectors(text_parts, 1, shared, clip.text_width)                     # (g, 1, l_s, w)
         self.specific = _vectors(text_parts, len(names), length - shared, clip.text_width)    # (g, c, l_c, w)
@@ -70,6 +80,12 @@ class ContextPrompts(ClassPrompts):
         learned = [vectors for vectors in (self.shared, self.specific) if vectors is not None]
         classes = max(vectors.shape[1] for vectors in learned)
         return torch.cat([vectors.expand(-1, classes, -1, -1) for vectors in learned], 2)  # (g, c or 1, l, w)
+
+    def for_classes(self, clip: FrozenCLIP, classes: ClassText) -> Self:
+        assert self.specific is None, "vectors of a class's own say nothing of another class"
+        turned = copy(self)
+        turned.layout = clip.layout(classes.names, self.vectors.shape[2], self.position)
+        return turned
 
     def forward(self, clip: FrozenCLIP) -> Tensor:
         return clip.encode_prompts(self.vectors, self.layout)                              # (g, c, d)

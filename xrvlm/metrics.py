@@ -130,6 +130,11 @@ def details(scores: Tensor, labels: Tensor, classes: Sequence[str], *, pairs: in
             "most_confused": most_confused(confusion_matrix(scores, labels), classes, k=pairs)}
 
 
+def harmonic_mean(base: float, new: float) -> float:
+    """Of two accuracies: high where both are; 0 where one is."""
+    return 2 * base * new / (base + new) if base and new else 0.0
+
+
 def finite(scores: Tensor) -> Tensor:
     """The scores (n, c) on the CPU; UserError where one is NaN or infinite."""
     scores = scores.detach().cpu()

@@ -17,11 +17,11 @@ PartPrompts = Literal["learned", "descriptions", "learned_from_descriptions", "v
 class PartDescriptions(ClassPrompts):
     """One fixed sentence a part and class, encoded once."""
 
-    label = "part_descriptions"
+    label, open_classes = "part_descriptions", True
 
     def __init__(self, clip: FrozenCLIP, classes: ClassText):
         super().__init__()
-        self.sentences = _sentences(clip, classes)
+        self.sentences, self.part_names = _sentences(clip, classes), classes.part_names
         self.text_parts = len(self.sentences)
         self.features: Tensor
         self.register_buffer("features", torch.zeros(self.text_parts, len(classes.names), clip.embed_dim))
@@ -29,6 +29,17 @@ class PartDescriptions(ClassPrompts):
     def prepare(self, clip: FrozenCLIP) -> None:
         for part, sentences in enumerate(self.sentences):
             self.features[part] = clip.encode_text(sentences)                              # (c, d)
+
+    def for_classes(self, clip: FrozenCLIP, classes: ClassText) -> "PartDescriptions":
+        turned = PartDescriptions(clip, classes)
+        if turned.text_parts != self.text_parts or turned.part_names != self.part_names:
+            raise UserError(f"the model was trained with the parts {self._named()}; the new classes have "
+                            f"{turned._named()}; describe them by the same parts in the same order")
+        turned.to(clip.device).prepare(clip)
+        return turned
+
+    def _named(self) -> str:
+        return ", ".join(self.part_names or ()) or f"{self.text_parts} without names"
 
     def forward(self, clip: FrozenCLIP) -> Tensor:
         return self.features

@@ -41,8 +41,8 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def accuracy_over_shots(series: Mapping[str, Mapping[int | str, Score]], shots: Sequence[int | str], *,
-                        title: str = "") -> Figure:
-    """Top-1 in % over the shots, a line a method: {method: {shots: (mean, standard deviation or None)}}.
+                        title: str = "", measure: str = "top-1") -> Figure:
+    """The `measure` in % over the shots, a line a method: {method: {shots: (mean, standard deviation or None)}}.
 
     `shots` orders the axis, evenly spaced ("all" may be last). What a method reaches with 0 shots is a dashed line.
     """
@@ -59,7 +59,7 @@ def accuracy_over_shots(series: Mapping[str, Mapping[int | str, Score]], shots: 
                           marker=MARKERS[i % len(MARKERS)], linestyle="-" if i < len(COLOURS) else ":")
     axes.set_xticks(range(len(shots)), [str(count) for count in shots])
     axes.margins(x=0.05)
-    _label(axes, "labelled images a class (shots)", "top-1 accuracy in %", title)
+    _label(axes, "labelled images a class (shots)", f"{measure} accuracy in %", title)
     _legend(figure, axes, len(series))
     return figure
 

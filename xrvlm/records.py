@@ -18,7 +18,9 @@ from xrvlm.errors import UserError
 logger = logging.getLogger(__name__)
 
 RESULTS, PREDICTIONS, LOSSES, METRICS_FILE = "results.jsonl", "predictions.csv", "losses.csv", "metrics.json"
+# what tables show: of every run, and of one that was also scored on classes that it was not trained on
 METRICS = {"top1": "Top-1", "top5": "Top-5", "mean_per_class": "Per class", "macro_f1": "Macro-F1", "ece": "ECE"}
+BASE_TO_NEW = {"top1": "Base", "new_top1": "New", "harmonic_mean": "Harmonic", "all_top1": "All"}
 
 
 @dataclass(frozen=True)
@@ -39,23 +41,28 @@ class RunRecord:
     transductive: bool
     selection: str | None       # "last" or "val"
     split: str                  # its fingerprint
-    metrics: dict               # the five of METRICS, as fractions of 1
+    metrics: dict               # the five of METRICS, as fractions of 1; those of BASE_TO_NEW where it is the protocol
     train_seconds: float | int
     learned_parameters: int
     features: str | None        # "cached" or "online"
     versions: dict
     run: str                    # the run's folder, relative to the folder of results.jsonl
     setting: str = ""           # hash of all options but the seed: what may be averaged over seeds
+    protocol: str = "few_shot"  # or "base_to_new": METRICS are of the base classes
 
     def __post_init__(self) -> None:
         wrong = [field.name for field in fields(self) if not isinstance(getattr(self, field.name), field.type)]  # pyright: ignore
-        wrong += [f"metrics.{name}" for name in METRICS if "metrics" not in wrong
+        wrong += [f"metrics.{name}" for name in (*METRICS, *self.shown) if "metrics" not in wrong
                   and not isinstance(self.metrics.get(name), float | int)]
         if isinstance(self.shots, str) and self.shots != "all":
             wrong.append("shots")
         if wrong:
-            raise ValueError(f"missing or of the wrong kind: {', '.join(wrong)}")
+            raise ValueError(f"missing or of the wrong kind: {', '.join(dict.fromkeys(wrong))}")
 
+    @property
+    def shown(self) -> dict[str, str]:
+        """The metrics that a table shows of this run, with their headings."""
+        return BASE_TO_NEW if self.protocol == "base_to_new" else METRICS
 
 
 def append_record(folder: Path, record: RunRecord) -> None:
@@ -98,7 +105,7 @@ def _parse(line: bytes, where: str) -> RunRecord:
         if not isinstance(value, dict):
             raise ValueError("not a JSON object")
         known: dict[str, Any] = {field.name: value.get(field.name) for field in fields(RunRecord)}
-        known["setting"] = known["setting"] or ""    # lines of before it was recorded
+        known |= {"setting": known["setting"] or "", "protocol": known["protocol"] or "few_shot"}    # older lines
         return RunRecord(**known)
     except ValueError as error:
         raise UserError(f"{where} is damaged ({error}); delete that line, then give the `xrvlm adapt` command of its "
@@ -113,9 +120,22 @@ def _run_of(line: str, path: Path) -> str | None:
         return None
 
 
-def write_metrics(folder: Path, summary: dict, details: dict) -> None:
+def write_scores(folder: Path, ids: Sequence[str], labels: Tensor, probabilities: Tensor, classes: Sequence[str],
+                 suffix: str = "") -> dict[str, float]:
+    """metrics.json and predictions.csv of labelled images, `suffix` behind both names; returns the summary."""
+    summary = metrics.summarise(probabilities, labels, classes)
+    write_metrics(_suffixed(folder / METRICS_FILE, suffix), summary, metrics.details(probabilities, labels, classes))
+    write_predictions(_suffixed(folder / PREDICTIONS, suffix), ids, labels, probabilities, classes)
+    return summary
+
+
+def _suffixed(path: Path, suffix: str) -> Path:
+    return path.with_stem(path.stem + suffix)
+
+
+def write_metrics(path: Path, summary: dict, details: dict) -> None:
     """metrics.json: {"summary": metrics.summarise(...), "per_class": [...], "most_confused": [...]}."""
-    files.write_json(folder / METRICS_FILE, {"summary": summary, **details})
+    files.write_json(path, {"summary": summary, **details})
 
 
 def write_predictions(path: Path, ids: Sequence[str], labels: Tensor | None, probabilities: Tensor,

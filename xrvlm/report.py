@@ -59,10 +59,11 @@ def _accuracy_over_shots(rows: list[Setting], names: dict[Setting, str], out: Pa
         return ""
     series: dict[str, dict] = {}
     for row in rows:
-        series.setdefault(names[row], {})[row.first.shots] = row.percent("top1")
-    figure = plots.accuracy_over_shots(series, counts, title=rows[0].place)
+        series.setdefault(names[row], {})[row.first.shots] = row.percent(row.headline)
+    measure = {"top1": "top-1", "harmonic_mean": "harmonic mean"}[rows[0].headline]
+    figure = plots.accuracy_over_shots(series, counts, title=rows[0].place, measure=measure)
     slug = _slug(rows[0].place, files.digest(rows[0].place)[:8])             # the digest keeps "a b" and "a-b" apart
-    return _picture(figure, out / f"{slug}-shots.png", f"top-1 over shots, {rows[0].place}")
+    return _picture(figure, out / f"{slug}-shots.png", f"{measure} over shots, {rows[0].place}")
 
 
 def _run_section(row: Setting, name: str, root: Path, out: Path) -> str:
@@ -71,6 +72,8 @@ def _run_section(row: Setting, name: str, root: Path, out: Path) -> str:
     slug = _slug(row.place, name, files.digest([getattr(row.first, field) for field in SETTING])[:8])
     parts = [f"## {escape(row.place)}: {escape(name)}",
              f"The run of seed {row.first.seed}: {_link(row.first.run, folder, out)}"]
+    if row.first.protocol == "base_to_new":
+        parts.append("Of the base classes; its `predictions_new.csv` and `predictions_all.csv` hold the others.")
     for file, shows, read in ((PREDICTIONS, "confusion matrix", _confusion), (LOSSES, "training loss", _losses),
                               (METRICS_FILE, "classes", _classes)):
         if file == LOSSES and row.first.learned_parameters == 0:

@@ -10,8 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from xrvlm.backbone import FrozenCLIP
 from xrvlm.bank import FeatureBank
 from xrvlm.classifier import Classifier, MethodFactory, class_order, describe
@@ -23,9 +21,9 @@ from xrvlm.features import FeatureSettings, FeatureSource, feature_source
 from xrvlm.files import alone, digest, read_json, user_path, write_json, write_text
 from xrvlm.method import Method
 from xrvlm.methods import XRVLM, ZeroShot
-from xrvlm.metrics import details, summarise
+from xrvlm.protocols import NewClasses, Protocol, base_half, check_protocol, new_classes
 from xrvlm.recipe import Recipe
-from xrvlm.records import PREDICTIONS, RunRecord, append_record, write_losses, write_metrics, write_predictions
+from xrvlm.records import RunRecord, append_record, write_losses, write_scores
 from xrvlm.text import ClassText, class_text
 from xrvlm.train import Progress, Selection, fit
 
@@ -59,24 +57,30 @@ class Run:
 
     @property
     def accuracy(self) -> float:
-        """Top-1 on the test part, 0..1."""
+        """Top-1 on the test part, 0..1; of a base-to-new run, that of the base classes."""
         return self.record.metrics["top1"]
 
 
 def adapt(clip: FrozenCLIP, dataset: Dataset, method: MethodFactory = XRVLM, *, shots: int | None = 16, seed: int = 1,
           val: bool = False, recipe: Recipe | None = None, text: TextMaker = class_text,
-          options: RunOptions | None = None) -> Run:
+          protocol: Protocol = "few_shot", options: RunOptions | None = None) -> Run:
     """Adapt `clip` to `dataset` with `shots` images a class (None: all) and measure it on the test part.
 
     The run's folder ends in a hash of all that the result depends on: the same call resumes an unfinished run and
     returns a finished one. `val` sets validation images aside (`selection="val"` implies it); they are counted as
     labels. `recipe=None` takes the method's own.
+
+    `protocol="base_to_new"` adapts to the first half of the classes alone, in the order of the labels and rounded up,
+    and measures the other half too (protocols.py). The run's model and its files are those of the base classes; a
+    method that is bound to its classes is refused before training.
     """
     options = options or RunOptions()
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise UserError(f"seed must be a whole number, found {seed!r}")
+    check_protocol(protocol, dataset.split.classes)
     val = val or options.selection == "val"
-    split = sample_shots(with_test_part(dataset.split), shots, seed, val)
+    whole = with_test_part(dataset.split)
+    split = sample_shots(base_half(whole) if protocol == "base_to_new" else whole, shots, seed, val)
     if not split.test:
         raise UserError(f"{dataset.name} has no image left to test on: give a class two at least, or a test part")
     if options.selection == "val" and not split.val:
@@ -85,11 +89,15 @@ def adapt(clip: FrozenCLIP, dataset: Dataset, method: MethodFactory = XRVLM, *, 
     classes = text(split.classes)
     with seeded(seed, "initial weights"):
         adapted = method(clip, classes).to(clip.device)
+    if protocol == "base_to_new":
+        adapted.check_open()
     recipe = recipe or adapted.recipe
     if not adapted.learns:
         split, shots = replace(split, train=(), val=()), 0
+    new = new_classes(whole, split, text) if protocol == "base_to_new" else None
     about = describe(clip, method, classes) | {"split": split.fingerprint}
-    job = _Job(clip, dataset, split, adapted, recipe, "all" if shots is None else shots, seed, about, options)
+    job = _Job(clip, dataset, split, adapted, recipe, "all" if shots is None else shots, seed, about, options,
+               new)
     return job.finished() or job.train()
 
 
@@ -116,7 +124,7 @@ def evaluate(classifier: Classifier, dataset: Dataset, items: Sequence[Item], fo
     clip, method = classifier.clip, classifier.method
     source = feature_source(clip, dataset.source, known, features or FeatureSettings(), needs=method.needs, views=0,
                             seed=0, workers=workers)
-    return _write_scores(folder, source, probabilities(method, clip, source), classifier.names)
+    return write_scores(folder, source.ids, source.labels, probabilities(method, clip, source), classifier.names)
 
 
 @dataclass(frozen=True)
@@ -132,10 +140,11 @@ class _Job:
     seed: int
     about: dict[str, Any]
     options: RunOptions
+    new: NewClasses | None = None        # of a base-to-new run
 
     @cached_property
     def hashes(self) -> dict[str, str]:
-        return hash_images(self.split, self.dataset.source)
+        return hash_images(self.new.whole if self.new else self.split, self.dataset.source)
 
     @cached_property
     def setting(self) -> str:
@@ -145,17 +154,24 @@ class _Job:
         return digest({"about": about | {"backbone": about["backbone"] | {"loader": None}},
                        "precision": self.clip.precision, "recipe": asdict(self.recipe), "features": features,
                        "selection": self.options.selection, "shots": self.shots, "val": bool(self.split.val),
-                       "test": len(self.split.test)})
+                       "test": len(self.split.test), **(self.new.setting if self.new else {})})
 
     @cached_property
     def identity(self) -> str:
         """A hash of all that the result depends on: the setting, the seed, which images and what is in them."""
-        return digest([self.setting, self.seed, self.split.fingerprint, self.hashes])
+        fingerprints = [split.fingerprint for split in self._splits.values()]
+        return digest([self.setting, self.seed, *fingerprints, self.hashes])
+
+    @property
+    def _splits(self) -> dict[str, Split]:
+        """By the file that keeps it."""
+        return {"split.json": self.split} | ({"split_all.json": self.new.whole} if self.new else {})
 
     @property
     def folder(self) -> Path:
         shots = f"{self.shots}shot" if isinstance(self.shots, int) else "all"
-        name = f"{_method_name(self.about)}-{self.dataset.name[:60]}-{shots}-seed{self.seed}-{self.identity[:10]}"
+        name = "-".join([_method_name(self.about), self.dataset.name[:60], *(["base_to_new"] if self.new else []),
+                         shots, f"seed{self.seed}", self.identity[:10]])
         return user_path(self.options.runs) / name.replace(" ", "_").replace("/", "_")
 
     def finished(self) -> Run | None:
@@ -183,8 +199,9 @@ class _Job:
         log.info("%s", self.folder)
         if self.options.config is not None:
             write_text(self.folder / "config.yaml", self.options.config)
-        write_split(self.folder / "split.json", self.split, self.dataset.source, seed=self.seed, shots=self.shots,
-                    hashes=self.hashes)
+        for name, split in self._splits.items():
+            write_split(self.folder / name, split, self.dataset.source, seed=self.seed, shots=self.shots,
+                        hashes=self.hashes)
         views = self.options.features.views if self.recipe.epochs else 0
         train = self._source(self.split.train, views) if self.method.learns else None
         val = self._source(self.split.val, 0) if self.split.val else None
@@ -201,7 +218,11 @@ class _Job:
 
     def _conclude(self, train: FeatureSource | None, progress: Progress, seconds: float) -> Run:
         test = self._source(self.split.test, 0)
-        summary = _write_scores(self.folder, test, probabilities(self.method, self.clip, test), self.split.classes)
+        summary = write_scores(self.folder, test.ids, test.labels, probabilities(self.method, self.clip, test),
+                               self.split.classes)
+        if self.new:
+            summary |= self.new.score(self.method, self.clip, test, self._source(self.new.test, 0), self.folder,
+                                      summary["top1"])
         if progress.losses:
             write_losses(self.folder, progress.losses)
         classifier = Classifier(self.clip, self.method, self.about | {"metrics": summary})
@@ -225,7 +246,7 @@ class _Job:
             selection=self.options.selection, split=self.split.fingerprint, metrics=metrics, train_seconds=seconds,
             learned_parameters=sum(parameter.numel() for parameter in method.parameters()),
             features=features, versions=versions(), run=self.folder.name,
-            setting=self.setting[:16])
+            setting=self.setting[:16], protocol="base_to_new" if self.new else "few_shot")
 
     @property
     def _recipe_name(self) -> str:
@@ -243,10 +264,3 @@ def versions() -> dict[str, str]:
 def _method_name(about: dict[str, Any]) -> str:
     """The last module of the method's dotted path: "xr_vlm"."""
     return about["method"]["target"].split(".")[-2]
-
-
-def _write_scores(folder: Path, source: FeatureSource, scores: Tensor, classes: Sequence[str]) -> dict[str, float]:
-    summary = summarise(scores, source.labels, classes)
-    write_metrics(folder, summary, details(scores, source.labels, classes))
-    write_predictions(folder / PREDICTIONS, source.ids, source.labels, scores, classes)
-    return summary

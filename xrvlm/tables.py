@@ -1,6 +1,6 @@
 """Tables of results: a row a setting, with the mean and the sample standard deviation over its seeds.
 
-A *setting* is everything about a run but its seed; each data set, world and backbone has a table of its own.
+A *setting* is everything about a run but its seed; each data set, world, protocol and backbone has its own table.
 """
 
 import math
@@ -12,12 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, zip_longest
 
-from xrvlm.records import METRICS, RunRecord
+from xrvlm.records import BASE_TO_NEW, RunRecord
 
-NUMBERS = 5 + len(METRICS)      # the columns behind the words: shots, labels, seeds, METRICS, seconds, parameters
 # what may tell two rows of one table apart, beside the method's name and the shots; a column each where it does
 VARIANTS = {"head": "Head", "prompts": "Prompts", "recipe": "Recipe", "features": "Features", "selection": "Selection"}
-SETTING = ("data", "world", "backbone", "method", "label", "transductive", *VARIANTS, "shots", "setting")
+SETTING = ("data", "world", "protocol", "backbone", "method", "label", "transductive", *VARIANTS, "shots", "setting")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +33,13 @@ class Setting:
     @property
     def place(self) -> str:
         world = "" if self.first.world is None else f" · world {self.first.world}"
-        return f"{self.first.data}{world} · {self.first.backbone}"
+        protocol = "" if self.first.protocol == "few_shot" else f" · {self.first.protocol.replace('_', ' ')}"
+        return f"{self.first.data}{world} · {self.first.backbone}{protocol}"
+
+    @property
+    def headline(self) -> str:
+        """The metric that rows are ordered by."""
+        return "harmonic_mean" if self.first.protocol == "base_to_new" else "top1"
 
     def percent(self, metric: str) -> tuple[float, float | None]:
         """The mean and the sample standard deviation over the runs; one run has no deviation."""
@@ -42,31 +47,36 @@ class Setting:
         return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
     def cells(self, variants: Sequence[str]) -> list[str]:
-        (mean, deviation), seeds = self.percent("top1"), len({run.seed for run in self.runs})
+        seeds = len({run.seed for run in self.runs})
         return [
             self.first.label + " †" * self.first.transductive + self.mark,
             *(_variant(self.first, name) for name in variants),
             str(self.first.shots), _span(run.label_budget for run in self.runs),
             str(seeds) if seeds == len(self.runs) else f"{seeds} ({len(self.runs)} runs)",
-            f"{mean:.1f} ± " + ("-" if deviation is None else f"{deviation:.1f}"),
-            *(f"{self.percent(name)[0]:.1f}" for name in METRICS if name != "top1"),
+            *(self._score(name) for name in self.first.shown),
             f"{statistics.fmean(run.train_seconds for run in self.runs):.1f}",
             _span(run.learned_parameters for run in self.runs),
         ]
 
+    def _score(self, metric: str) -> str:
+        mean, deviation = self.percent(metric)
+        spread = f" ± {'-' if deviation is None else f'{deviation:.1f}'}" if metric in BASE_TO_NEW else ""
+        return f"{mean:.1f}{spread}"
+
 
 @dataclass(frozen=True)
 class Table:
-    """The settings of one data set, world and backbone; what all rows share stands in the caption."""
+    """The settings of one data set, world, protocol and backbone; what all rows share stands in the caption."""
 
     caption: str
     header: list[str]
+    numbers: int                         # how many columns, the last ones, hold no words
     rows: list[Setting]
     cells: list[list[str]]
 
 
 def tables(records: Sequence[RunRecord]) -> list[Table]:
-    """A table to each data set, world and backbone, its rows by shots, then by top-1."""
+    """A table to each data set, world, protocol and backbone, its rows by shots, then by the headline metric."""
     # a copied run folder is no further seed: what differs in nothing but place, time and versions counts once
     once = {repr(replace(record, run="", train_seconds=0, versions={})): record for record in reversed(records)}
     settings: dict[tuple, list[RunRecord]] = {}
@@ -80,8 +90,10 @@ def tables(records: Sequence[RunRecord]) -> list[Table]:
 
 def _order(row: Setting) -> tuple:
     first = row.first
-    place = (first.data, -1 if first.world is None else first.world, first.backbone)
-    return (*place, math.inf if isinstance(first.shots, str) else first.shots, row.percent("top1")[0], first.label)
+    place = (first.data, -1 if first.world is None else first.world, first.backbone,
+             first.protocol != "few_shot", first.protocol)
+    shots = math.inf if isinstance(first.shots, str) else first.shots
+    return (*place, shots, row.percent(row.headline)[0], first.label)
 
 
 def _variant(record: RunRecord, name: str) -> str:
@@ -100,22 +112,25 @@ def _table(rows: list[Setting]) -> Table:
     shared = [f"{VARIANTS[name].lower()}: {value}" for name in VARIANTS
               if name not in variants and (value := _variant(rows[0].first, name)) != "-"]
     caption = [rows[0].place, *shared, "values in %, mean ± sample standard deviation over the seeds"]
+    if rows[0].first.protocol == "base_to_new":
+        caption.append("top-1 of the base classes, which were trained on, and of the new ones, each among its own "
+                       "half, the harmonic mean of the two, and top-1 of all images among all classes")
     if any(row.first.transductive for row in rows):
         caption.append("† transductive: saw the test images, without labels")
     if any(row.mark for row in rows):
         caption.append("[...] tells rows apart that differ in options which no column shows: compare their config.yaml")
     if any(len({run.seed for run in row.runs}) < len(row.runs) for row in rows):
         caption.append("a row of more runs than seeds mixes runs that differ in what no column shows")
-    header = ["Method", *(VARIANTS[name] for name in variants),
-              "Shots", "Labels", "Seeds", *METRICS.values(), "Time s", "Learned"]
-    return Table("; ".join(caption) + ".", header, rows, [row.cells(variants) for row in rows])
+    numbers = ["Shots", "Labels", "Seeds", *rows[0].first.shown.values(), "Time s", "Learned"]
+    header = ["Method", *(VARIANTS[name] for name in variants), *numbers]
+    return Table("; ".join(caption) + ".", header, len(numbers), rows, [row.cells(variants) for row in rows])
 
 
 def markdown_table(records: Sequence[RunRecord]) -> str:
     """The tables in Markdown, each below a line of what its rows share."""
     text = []
     for table in tables(records):
-        text.append(f"{escape(table.caption)}\n\n{markdown(table.header, table.cells, numbers=NUMBERS)}")
+        text.append(f"{escape(table.caption)}\n\n{markdown(table.header, table.cells, numbers=table.numbers)}")
     return "\n".join(text)
 
 
@@ -123,7 +138,7 @@ def terminal_table(records: Sequence[RunRecord], *, width: int = 120) -> str:
     """The tables as aligned text; words that would make a line longer than `width` wrap within their column."""
     text = []
     for table in tables(records):
-        words = len(table.header) - NUMBERS
+        words = len(table.header) - table.numbers
         header = [{"Per class": "Class", "Macro-F1": "F1"}.get(name, name) for name in table.header]
         widths = [max(map(len, column)) for column in zip(header, *table.cells, strict=True)]
         while sum(widths) + 2 * len(widths) - 2 > width and max(widths[:words]) > 6:

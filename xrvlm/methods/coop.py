@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from xrvlm.backbone import Features, FrozenCLIP, NamePosition
-from xrvlm.context import ContextKind, ContextPrompts
+from xrvlm.context import OWN_CONTEXT, ContextKind, ContextPrompts
 from xrvlm.method import Method
 from xrvlm.recipe import Recipe
 from xrvlm.text import ClassText
@@ -30,7 +30,11 @@ class CoOp(Method):
         super().__init__(clip, classes)
         self.context = ContextPrompts(clip, classes.names, length=context_length, context=context,
                                       shared_length=shared_length, words=context_words, position=name_position)
+        self.open_classes, self.bound_by = self.context.open_classes, OWN_CONTEXT
         self.logit_scale, self.logit_bias = clip.logit_scale, clip.logit_bias
+
+    def turn(self, clip: FrozenCLIP, classes: ClassText) -> None:
+        self.context = self.context.for_classes(clip, classes)
 
     def class_features(self, clip: FrozenCLIP) -> Tensor:
         return self.context(clip).squeeze(0)                                               # (c, d)

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from xrvlm.backbone import Features, FrozenCLIP, NamePosition
-from xrvlm.context import ClassPrompts, ContextKind, ContextPrompts
+from xrvlm.context import OWN_CONTEXT, ClassPrompts, ContextKind, ContextPrompts
 from xrvlm.errors import UserError, unknown
 from xrvlm.features import FeatureSource
 from xrvlm.method import Method
@@ -17,6 +17,7 @@ from xrvlm.text import ClassText
 
 Head = Literal["cross", "diagonal", "per_class", "per_class_diagonal", "alignment", "visual"]
 PAIRED = ("diagonal", "per_class_diagonal", "alignment")    # image part i goes with text part i alone
+OPEN_HEADS = ("per_class", "per_class_diagonal", "alignment")    # none of their weights belongs to a class
 MOST_PARTS = 16
 
 
@@ -63,6 +64,8 @@ class XRVLM(Method):
         else:
             self.class_prompts = described_parts(part_prompts, clip, classes)
         self.prompts, text_parts = self.class_prompts.label, self.class_prompts.text_parts
+        self.open_classes = head in OPEN_HEADS and self.class_prompts.open_classes
+        self.bound_by = OWN_CONTEXT if head in OPEN_HEADS else f"head={head}"
         if head in PAIRED and image_parts != text_parts:
             raise UserError(f"head={head} pairs image part i with text part i and needs as many of one as of the "
                             f"other, found image_parts={image_parts} and text_parts={text_parts}")
@@ -81,6 +84,9 @@ class XRVLM(Method):
 
     def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None) -> None:
         self.class_prompts.prepare(clip)
+
+    def turn(self, clip: FrozenCLIP, classes: ClassText) -> None:
+        self.class_prompts = self.class_prompts.for_classes(clip, classes)
 
     def class_features(self, clip: FrozenCLIP) -> Tensor:
         return self.class_prompts(clip)                                                    # (g, c, d)

@@ -14,18 +14,21 @@ from xrvlm.text import ClassText
 class ZeroShot(Method):
     """Cosine with the mean of a class's sentence features: templates around its name, or its descriptions."""
 
-    recipe, learns = TRAINING_FREE, False
+    recipe, learns, open_classes = TRAINING_FREE, False, True
     label = "CLIP zero-shot"
 
     def __init__(self, clip: FrozenCLIP, classes: ClassText):
         super().__init__(clip, classes)
-        self.classes, self.prompts = classes, classes.kind
+        self.prompts = classes.kind
         self.weights: Tensor
         self.register_buffer("weights", torch.zeros(len(classes.names), clip.embed_dim))   # (c, d)
         self.logit_scale, self.logit_bias = clip.logit_scale, clip.logit_bias
 
     def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None) -> None:
         self.weights.copy_(ensemble(clip, self.classes))
+
+    def turn(self, clip: FrozenCLIP, classes: ClassText) -> None:
+        self.prompts, self.weights = classes.kind, ensemble(clip, classes)
 
     def class_features(self, clip: FrozenCLIP) -> Tensor:
         return self.weights                                                                # (c, d)
