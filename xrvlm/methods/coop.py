@@ -28,7 +28,7 @@ class CoOp(Method):
         super().__init__(clip, classes)
         self.context = ContextPrompts(clip, classes.names, length=context_length, shared=shared_context,
                                       words=context_words, position=name_position)
-        self.open_classes, self.bound_by = shared_context, "a context of its own for each class"
+        self.open_classes, self.bound_by = shared_context, "a learned prompt for each class"
         self.logit_scale, self.logit_bias = clip.logit_scale, clip.logit_bias
 
     def turn(self, clip: FrozenCLIP, classes: ClassText) -> None:

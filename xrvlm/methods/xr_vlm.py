@@ -58,7 +58,7 @@ class XRVLM(Method):
                             "pooled features (zero_shot, linear_probe, coop) work with this one")
         self.head = head
         self.open_classes = head in OPEN_HEADS and (shared_context or part_prompts == "descriptions")
-        self.bound_by = "a context of its own for each class" if head in OPEN_HEADS else f"head={head}"
+        self.bound_by = "a learned prompt for each class" if head in OPEN_HEADS else f"head={head}"
         self.pooling = PartPooling(clip.image_width, image_parts)
         if head == "visual":
             self.prompts = "none"
