@@ -244,8 +244,8 @@ def test_a_closed_method_names_those_that_score_new_classes(case, clip):
 
 def test_what_binds_a_method_is_named(clip):
     for case, reason in (("xr_vlm", "head=cross"), ("xr_vlm visual", "head=visual"), ("linear_probe", "linear probe"),
-                         ("xr_vlm per_class", "a context of its own for each class"),
-                         ("coop class-specific", "a context of its own for each class")):
+                         ("xr_vlm per_class", "a learned prompt for each class"),
+                         ("coop class-specific", "a learned prompt for each class")):
         with pytest.raises(UserError, match=f"^{reason} is bound to"):
             factory(case)(clip, classes()).check_open()
 

@@ -12,7 +12,7 @@ from xrvlm.errors import UserError, unknown
 from xrvlm.text import ClassText
 
 ContextKind = Literal["specific", "shared", "shared_then_specific"]
-OWN_CONTEXT = "a context of its own for each class"    # what binds a method to its classes
+OWN_PROMPTS = "a learned prompt for each class"    # what binds a method to its classes
 
 
 class ClassPrompts(nn.Module, ABC):

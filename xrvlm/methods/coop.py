@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from xrvlm.backbone import Features, FrozenCLIP, NamePosition
-from xrvlm.context import OWN_CONTEXT, ContextKind, ContextPrompts
+from xrvlm.context import OWN_PROMPTS, ContextKind, ContextPrompts
 from xrvlm.method import Method
 from xrvlm.recipe import Recipe
 from xrvlm.text import ClassText
@@ -30,7 +30,7 @@ class CoOp(Method):
         super().__init__(clip, classes)
         self.context = ContextPrompts(clip, classes.names, length=context_length, context=context,
                                       shared_length=shared_length, words=context_words, position=name_position)
-        self.open_classes, self.bound_by = self.context.open_classes, OWN_CONTEXT
+        self.open_classes, self.bound_by = self.context.open_classes, OWN_PROMPTS
         self.logit_scale, self.logit_bias = clip.logit_scale, clip.logit_bias
 
     def turn(self, clip: FrozenCLIP, classes: ClassText) -> None:

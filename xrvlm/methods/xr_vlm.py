@@ -5,7 +5,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from xrvlm.backbone import Features, FrozenCLIP, NamePosition
-from xrvlm.context import OWN_CONTEXT, ClassPrompts, ContextKind, ContextPrompts
+from xrvlm.context import OWN_PROMPTS, ClassPrompts, ContextKind, ContextPrompts
 from xrvlm.errors import UserError, unknown
 from xrvlm.features import FeatureSource
 from xrvlm.method import Method
@@ -65,7 +65,7 @@ class XRVLM(Method):
             self.class_prompts = described_parts(part_prompts, clip, classes)
         self.prompts, text_parts = self.class_prompts.label, self.class_prompts.text_parts
         self.open_classes = head in OPEN_HEADS and self.class_prompts.open_classes
-        self.bound_by = OWN_CONTEXT if head in OPEN_HEADS else f"head={head}"
+        self.bound_by = OWN_PROMPTS if head in OPEN_HEADS else f"head={head}"
         if head in PAIRED and image_parts != text_parts:
             raise UserError(f"head={head} pairs image part i with text part i and needs as many of one as of the "
                             f"other, found image_parts={image_parts} and text_parts={text_parts}")
