@@ -111,13 +111,26 @@ def method_spec(factory: MethodFactory) -> dict[str, Any]:
     given = factory.keywords if isinstance(factory, partial) else {}
     if not (isinstance(target, type) and issubclass(target, Method)):
         raise UserError(f"a method is a subclass of xrvlm.Method or a functools.partial of one, found {factory!r}")
-    options = {name: parameter.default for name, parameter in inspect.signature(target).parameters.items()
-               if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
-    return {"target": f"{target.__module__}.{target.__qualname__}", "arguments": options | given}
+    return {"target": f"{target.__module__}.{target.__qualname__}", "arguments": _defaults(target) | given}
+
+
+def changed_options(spec: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a `method_spec` that are not the method's defaults."""
+    defaults = _defaults(_method_class(spec))
+    return {name: value for name, value in spec["arguments"].items() if value != defaults[name]}
+
+
+def _defaults(target: type) -> dict[str, Any]:
+    return {name: parameter.default for name, parameter in inspect.signature(target).parameters.items()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
 def build_method(spec: dict[str, Any], clip: FrozenCLIP, classes: ClassText) -> Method:
     """The inverse of `method_spec`, freshly allocated."""
+    return _method_class(spec)(clip, classes, **spec["arguments"])
+
+
+def _method_class(spec: dict[str, Any]) -> type[Method]:
     module, _, name = spec["target"].rpartition(".")
     try:
         target = getattr(importlib.import_module(module), name)
@@ -126,7 +139,7 @@ def build_method(spec: dict[str, Any], clip: FrozenCLIP, classes: ClassText) -> 
                         "or put its folder on PYTHONPATH") from error
     if not (isinstance(target, type) and issubclass(target, Method)):
         raise UserError(f"{spec['target']} is not a method of xrvlm")
-    return target(clip, classes, **spec["arguments"])
+    return target
 
 
 def read_class_text(values: dict[str, Any]) -> ClassText:

@@ -30,7 +30,7 @@ class Method(nn.Module, ABC):
     transductive: ClassVar[bool] = False             # sees the test images, without labels, in `prepare`
     open_classes: bool = False                       # `for_classes` turns it to other classes
     bound_by: str | None = None
-    recipe: ClassVar[Recipe]
+    recipe: Recipe                                   # the class's own; an option may choose another
     label: str                                       # as tables show it
     head: str | None = None                          # which head, where a method has several
     prompts: str                                     # "names", "descriptions", "learned", "none"; a ClassPrompts' label

@@ -10,20 +10,23 @@ from torch import Tensor, nn
 class PartPooling(nn.Module):
     """m part features of an image: attention maps from an earlier block pool the last block's projected positions.
 
-    One more map than parts is learned; the last one takes the background and is dropped.
+    One more map than parts is learned; the last one takes the background and is dropped. `live`: the maps are the
+    attention itself, without the paper's normalisation and ReLU behind it, which can leave a map zero everywhere.
     """
 
-    def __init__(self, image_width: int, image_parts: int):
+    def __init__(self, image_width: int, image_parts: int, *, live: bool = False):
         super().__init__()
         self.attend_norm = nn.BatchNorm1d(image_width)
         self.attend = nn.Linear(image_width, image_parts + 1, bias=False)
-        self.map_norm = nn.BatchNorm1d(image_parts + 1)
+        self.map_norm = None if live else nn.BatchNorm1d(image_parts + 1)
 
     def maps(self, mid_tokens: Tensor) -> Tensor:
         """(b, m + 1, p) non-negative weights of the positions, from `mid_tokens` (b, p, e)."""
         batch, positions, _ = mid_tokens.shape
         x = self.attend_norm(mid_tokens.flatten(0, 1)).unflatten(0, (batch, positions))    # (b, p, e)
         attention = self.attend(x).softmax(dim=1)                                          # (b, p, m + 1)
+        if self.map_norm is None:
+            return attention.transpose(1, 2)                                               # (b, m + 1, p)
         maps = self.map_norm(attention.flatten(0, 1)).unflatten(0, (batch, positions))     # (b, p, m + 1)
         return F.relu(maps).transpose(1, 2)                                                # (b, m + 1, p)
 

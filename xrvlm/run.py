@@ -12,7 +12,7 @@ from typing import Any
 
 from xrvlm.backbone import FrozenCLIP
 from xrvlm.bank import FeatureBank
-from xrvlm.classifier import Classifier, MethodFactory, class_order, describe
+from xrvlm.classifier import Classifier, MethodFactory, changed_options, class_order, describe
 from xrvlm.data import Dataset, Item, Split, hash_images, label_budget, sample_shots, with_test_part, write_split
 from xrvlm.draws import seeded
 from xrvlm.errors import UserError, unknown
@@ -246,7 +246,8 @@ class _Job:
             selection=self.options.selection, split=self.split.fingerprint, metrics=metrics, train_seconds=seconds,
             learned_parameters=sum(parameter.numel() for parameter in method.parameters()),
             features=features, versions=versions(), run=self.folder.name,
-            setting=self.setting[:16], protocol="base_to_new" if self.new else "few_shot")
+            setting=self.setting[:16], options=changed_options(self.about["method"]),
+            protocol="base_to_new" if self.new else "few_shot")
 
     @property
     def _recipe_name(self) -> str:

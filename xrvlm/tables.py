@@ -83,9 +83,18 @@ def tables(records: Sequence[RunRecord]) -> list[Table]:
     for record in sorted(once.values(), key=lambda record: (record.seed, record.run)):
         settings.setdefault(tuple(getattr(record, name) for name in SETTING), []).append(record)
     alike = Counter(key[:-1] for key in settings)
-    rows = [Setting(tuple(runs), f" [{key[-1][:6]}]" if alike[key[:-1]] > 1 else "") for key, runs in settings.items()]
+    told = {key: _options(runs[0]) if alike[key[:-1]] > 1 else "" for key, runs in settings.items()}
+    same = Counter((key[:-1], told[key]) for key in settings)
+    rows = [Setting(tuple(runs), told[key] + (f" [{key[-1][:6]}]" if same[key[:-1], told[key]] > 1 else ""))
+            for key, runs in settings.items()]
     rows.sort(key=_order)
     return [_table(list(group)) for _, group in groupby(rows, key=lambda row: row.place)]
+
+
+def _options(record: RunRecord) -> str:
+    """The method's options that no column shows: "(image_parts=1)"."""
+    told = {name: value for name, value in record.options.items() if name not in ("head", "part_prompts")}
+    return f" ({', '.join(f'{name}={value}' for name, value in told.items())})" if told else ""
 
 
 def _order(row: Setting) -> tuple:
@@ -117,7 +126,7 @@ def _table(rows: list[Setting]) -> Table:
                        "half, the harmonic mean of the two, and top-1 of all images among all classes")
     if any(row.first.transductive for row in rows):
         caption.append("† transductive: saw the test images, without labels")
-    if any(row.mark for row in rows):
+    if any("[" in row.mark for row in rows):
         caption.append("[...] tells rows apart that differ in options which no column shows: compare their config.yaml")
     if any(len({run.seed for run in row.runs}) < len(row.runs) for row in rows):
         caption.append("a row of more runs than seeds mixes runs that differ in what no column shows")

@@ -98,9 +98,10 @@ class CausalText(TextTower):
             x = _put(x, *learned)
         x = x + self.text.positional_embedding[:length]
         future = torch.full((length, length), float("-inf"), dtype=x.dtype, device=x.device).triu(1)
-        for block in self.text.transformer.resblocks:
+        *blocks, last = self.text.transformer.resblocks
+        for block in blocks:
             x = _block(block, x, future)
-        x = self.text.ln_final(x[torch.arange(len(x), device=x.device), ends])         # (n, w)
+        x = self.text.ln_final(_block(last, x, future, ends)[:, 0])                    # (n, w)
         projection = self.text.text_projection
         if projection is None:
             return x
@@ -115,16 +116,24 @@ def _put(embedded: Tensor, slots: Tensor, vectors: Tensor) -> Tensor:
     return F.pad(embedded, (0, 0, 0, left_out)).scatter(1, at, vectors.to(embedded.dtype))[:, :length]
 
 
-def _block(block: Any, x: Tensor, future: Tensor) -> Tensor:
-    """One residual block on (n, t, w)."""
-    x = x + block.ls_1(_attention(block.attn, block.ln_1(x), future))
+def _block(block: Any, x: Tensor, future: Tensor, only: Tensor | None = None) -> Tensor:
+    """One residual block on (n, t, w); with `only` (n,) the result (n, 1, w) at that position of each prompt alone."""
+    normed = block.ln_1(x)                                                             # (n, t, w)
+    asking = normed
+    if only is not None:
+        rows = torch.arange(len(x), device=x.device)
+        x, asking, future = x[rows, only][:, None], normed[rows, only][:, None], future[only][:, None, None]
+    x = x + block.ls_1(_attention(block.attn, asking, normed, future))
     return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 
-def _attention(attention: nn.MultiheadAttention, x: Tensor, future: Tensor) -> Tensor:
+def _attention(attention: nn.MultiheadAttention, asking: Tensor, x: Tensor, future: Tensor) -> Tensor:
+    """(n, q, w): of the positions `asking` (n, q, w) to all of `x` (n, t, w)."""
     # plain products: on a CPU in bfloat16 the backward pass of the fused attention takes twice as long
-    projected = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)          # (n, t, 3 w)
-    query, key, value = projected.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    scores = (query * query.shape[-1] ** -0.5) @ key.mT + future                       # (n, heads, t, t)
-    mixed = scores.softmax(dim=-1) @ value                                             # (n, heads, t, w / heads)
-    return attention.out_proj(mixed.transpose(1, 2).flatten(2))                        # (n, t, w)
+    weight, bias, width, heads = attention.in_proj_weight, attention.in_proj_bias, x.shape[-1], attention.num_heads
+    query = F.linear(asking, weight[:width], bias[:width]).unflatten(-1, (heads, -1)).transpose(1, 2)
+    both = F.linear(x, weight[width:], bias[width:])                                   # (n, t, 2 w)
+    key, value = both.unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)             # (n, heads, t, w / heads)
+    scores = (query * query.shape[-1] ** -0.5) @ key.mT + future                       # (n, heads, q, t)
+    mixed = scores.softmax(dim=-1) @ value                                             # (n, heads, q, w / heads)
+    return attention.out_proj(mixed.transpose(1, 2).flatten(2))                        # (n, q, w)

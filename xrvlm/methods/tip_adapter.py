@@ -12,6 +12,10 @@ from xrvlm.methods.zero_shot import ZeroShot
 from xrvlm.recipe import TRAINING_FREE, Recipe
 from xrvlm.text import ClassText
 
+# the paper's for Tip-Adapter-F
+FINE_TUNING = Recipe("tip_adapter_f", epochs=20, batch_size=256, optimizer="adamw", learning_rate=1e-3,
+                     weight_decay=0.01, warmup_epochs=0)
+
 
 class TipAdapter(Method):
     """Zero-shot logits plus a vote of the training images, weighted by similarity.
@@ -26,7 +30,7 @@ class TipAdapter(Method):
         trainable: Tip-Adapter-F: the keys are trained, from the images as a start.
     """
 
-    label = "Tip-Adapter"
+    recipe, label = TRAINING_FREE, "Tip-Adapter"
 
     def __init__(self, clip: FrozenCLIP, classes: ClassText, *, alpha: float = 1.0, beta: float = 5.5,
                  trainable: bool = False):
@@ -36,7 +40,7 @@ class TipAdapter(Method):
         self.zero_shot, self.prompts = ZeroShot(clip, classes), classes.kind
         self.alpha, self.beta = alpha, beta
         if trainable:
-            self.label = "Tip-Adapter-F"
+            self.recipe, self.label = FINE_TUNING, "Tip-Adapter-F"
         self.keys = nn.Parameter(torch.zeros(0, clip.embed_dim), requires_grad=trainable)  # (n, d) after `prepare`
         self.votes: Tensor
         self.register_buffer("votes", torch.zeros(0, len(classes.names)))                  # (n, c) after `prepare`

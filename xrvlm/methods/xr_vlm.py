@@ -2,13 +2,15 @@
 
 from typing import Literal, get_args
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from xrvlm.backbone import Features, FrozenCLIP, NamePosition
 from xrvlm.context import OWN_PROMPTS, ClassPrompts, ContextKind, ContextPrompts
 from xrvlm.errors import UserError, unknown
 from xrvlm.features import FeatureSource
 from xrvlm.method import Method
+from xrvlm.methods.zero_shot import ZeroShot
 from xrvlm.part_prompts import FreeVectors, NoPrompts, PartPrompts, described_parts
 from xrvlm.parts import PartPooling
 from xrvlm.recipe import Recipe
@@ -37,6 +39,10 @@ class XRVLM(Method):
         context_words: start from these words instead of noise.
         name_position: where the class name stands.
         hidden: width of the head's hidden layer.
+        live_parts: no part can be dead: see `PartPooling`.
+        prior_weight: how much of the tower's zero-shot logits is added to the head's, which then learns what those do
+            not say; 0 is the paper's.
+        learn_prior_weight: start from that weight and learn it.
     """
 
     needs = frozenset({"pooled", "tokens", "mid_tokens"})
@@ -47,11 +53,12 @@ class XRVLM(Method):
                  image_parts: int = 4, text_parts: int = 4,
                  part_prompts: PartPrompts = "learned", context_length: int = 16, context: ContextKind = "specific",
                  shared_length: int | None = None, context_words: str | None = None,
-                 name_position: NamePosition = "end", hidden: int = HIDDEN_WIDTH):
+                 name_position: NamePosition = "end", hidden: int = HIDDEN_WIDTH, live_parts: bool = False,
+                 prior_weight: float = 0.0, learn_prior_weight: bool = False):
         super().__init__(clip, classes)
         _check(clip, head, image_parts, text_parts, hidden)
         self.head = head
-        self.pooling = PartPooling(clip.image_width, image_parts)
+        self.pooling = PartPooling(clip.image_width, image_parts, live=live_parts)
         self.class_prompts: ClassPrompts
         if head == "visual":
             self.class_prompts = NoPrompts(text_parts=text_parts)
@@ -70,6 +77,9 @@ class XRVLM(Method):
             raise UserError(f"head={head} pairs image part i with text part i and needs as many of one as of the "
                             f"other, found image_parts={image_parts} and text_parts={text_parts}")
         self.relations = self._make_head(clip, image_parts, text_parts, len(classes.names), hidden)
+        self.zero_shot = ZeroShot(clip, classes) if prior_weight or learn_prior_weight else None
+        if self.zero_shot is not None:
+            self.prior_weight = nn.Parameter(torch.tensor(float(prior_weight)), requires_grad=learn_prior_weight)
 
     def _make_head(self, clip: FrozenCLIP, image_parts: int, text_parts: int, classes: int,
                    hidden: int) -> RelationHead:
@@ -84,9 +94,13 @@ class XRVLM(Method):
 
     def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None) -> None:
         self.class_prompts.prepare(clip)
+        if self.zero_shot is not None:
+            self.zero_shot.prepare(clip, None)
 
     def turn(self, clip: FrozenCLIP, classes: ClassText) -> None:
         self.class_prompts = self.class_prompts.for_classes(clip, classes)
+        if self.zero_shot is not None:
+            self.zero_shot = self.zero_shot.for_classes(clip, classes)
 
     def class_features(self, clip: FrozenCLIP) -> Tensor:
         return self.class_prompts(clip)                                                    # (g, c, d)
@@ -94,7 +108,10 @@ class XRVLM(Method):
     def logits(self, x: Features, class_features: Tensor) -> Tensor:
         assert x.mid_tokens is not None and x.tokens is not None
         image_parts = self.pooling(x.mid_tokens, x.tokens)                                 # (b, m, d)
-        return self.relations(image_parts, class_features)                                 # (b, c)
+        logits = self.relations(image_parts, class_features)                               # (b, c)
+        if self.zero_shot is None:
+            return logits
+        return logits + self.prior_weight * self.zero_shot.logits(x, self.zero_shot.weights)
 
 
 def _check(clip: FrozenCLIP, head: Head, image_parts: int, text_parts: int, hidden: int) -> None:
