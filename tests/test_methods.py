@@ -32,6 +32,8 @@ VARIANTS = {
     "xr_vlm unequal parts": ("xr_vlm", {"image_parts": 3, "text_parts": 2, "name_position": "front"}),
     **{f"xr_vlm {head}": ("xr_vlm", {"head": head})
        for head in ("diagonal", "per_class", "per_class_diagonal", "alignment", "visual")},
+    "xr_vlm_plus text": ("xr_vlm_plus", {"relate_to": "text"}),
+    "xr_vlm_plus classes": ("xr_vlm_plus", {"relate_to": "classes"}),
     "xr_vlm live parts": ("xr_vlm", {"live_parts": True}),
     "xr_vlm text prior": ("xr_vlm", {"prior_weight": 1.0, "learn_prior_weight": True}),
     "xr_vlm per_class shared text prior": ("xr_vlm", {"head": "per_class", "context": "shared", "prior_weight": 0.5}),
@@ -44,8 +46,9 @@ VARIANTS = {
     "coop shared_then_specific": ("coop", {"context": "shared_then_specific", "context_words": "a photo of the"}),
     "linear_probe pooled+mid": ("linear_probe", {"inputs": "pooled+mid"}),
 }
-OPEN = {"zero_shot", "coop", "xr_vlm per_class shared text prior", "xr_vlm per_class shared",
-        "xr_vlm per_class part_descriptions", "xr_vlm per_class_diagonal part_descriptions", "xr_vlm alignment shared"}
+OPEN = {"zero_shot", "coop", "xr_vlm_plus", "xr_vlm_plus text", "xr_vlm_plus classes",
+        "xr_vlm per_class shared text prior", "xr_vlm per_class shared", "xr_vlm per_class part_descriptions",
+        "xr_vlm per_class_diagonal part_descriptions", "xr_vlm alignment shared"}
 CASES = {name: (name, {}) for name in METHODS} | VARIANTS
 OTHERS = ("emu", "Tawny Owl", "kite", "hoopoe", "Sarkel's finch")
 NAMES = ("Sarkel's finch", "red_wren", "jay", "Grande Aigrette é")
@@ -79,7 +82,7 @@ def factory(case: str):
     name, options = CASES[case]
     with initialize_config_module("xrvlm.conf", version_base="1.3"):
         made = instantiate(compose("adapt", [f"method={name}"]).method, _convert_="all")
-    small = {"hidden": 8} if name == "xr_vlm" else {}
+    small = {"xr_vlm": {"hidden": 8}, "xr_vlm_plus": {"image_parts": 3}}.get(name, {})
     return partial(made.func, **(made.keywords | small | options))
 
 

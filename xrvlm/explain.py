@@ -18,7 +18,7 @@ from xrvlm.errors import UserError, unknown
 from xrvlm.images import read_image
 from xrvlm.method import Method
 from xrvlm.part_prompts import LearnedDescriptions
-from xrvlm.parts import PartPooling, grid
+from xrvlm.parts import ImageParts, grid
 from xrvlm.relations import RelationHead
 from xrvlm.text import readable
 from xrvlm.views import evaluation_view
@@ -120,10 +120,10 @@ def explained(classifier: Classifier, images: Sequence[Photo], against: str | No
         yield from _explained(classifier, pooling, head, photos, rival)
 
 
-def parts_and_relations(method: Method) -> tuple[PartPooling, RelationHead]:
+def parts_and_relations(method: Method) -> tuple[ImageParts, RelationHead]:
     """The two modules that can be explained; UserError for a method without them."""
     pooling, head = getattr(method, "pooling", None), getattr(method, "relations", None)
-    if not isinstance(pooling, PartPooling) or not isinstance(head, RelationHead):
+    if not isinstance(pooling, ImageParts) or not isinstance(head, RelationHead):
         raise UserError(f"{method.label} has no image parts to explain; explain takes runs of methods with part "
                         "pooling and a relation head, such as method=xr_vlm")
     return pooling, head
@@ -177,15 +177,14 @@ def prompt_names(classifier: Classifier, explanation: Explanation) -> list[str]:
     return [f"prompt {prompt + 1}" for prompt in range(prompts)]
 
 
-def _explained(classifier: Classifier, pooling: PartPooling, head: RelationHead, photos: list[Image.Image],
+def _explained(classifier: Classifier, pooling: ImageParts, head: RelationHead, photos: list[Image.Image],
                rival: int | None) -> Iterator[Explanation]:
     clip, method, class_features = classifier.clip, classifier.method, classifier.class_features
     views = torch.stack([evaluation_view(photo, clip.transform) for photo in photos])      # (b, 3, s, s)
     with torch.no_grad():
         x = clip.encode_image(views.to(clip.device), method.needs)
-        assert x.mid_tokens is not None and x.tokens is not None
-        maps = pooling.maps(x.mid_tokens)[:, :-1]                                          # (b, m, p)
-        relations = head.relate(pooling(x.mid_tokens, x.tokens), class_features)           # (b, g, m, c)
+        maps = pooling.part_maps(x)                                                        # (b, m, p)
+        relations = head.relate(pooling.of(x), class_features)                             # (b, g, m, c)
         logits = method.logits(x, class_features)                                          # (b, c)
         added = logits - head.score(relations)                                             # (b, c)
     for i, values in enumerate(logits):                                                    # (c,)

@@ -45,6 +45,29 @@ class PartDescriptions(ClassPrompts):
         return self.features
 
 
+class ClassSentences(ClassPrompts):
+    """One prompt a class: the mean of its sentences, as zero-shot reads them."""
+
+    open_classes = True
+    features: Tensor                     # (1, c, d)
+
+    def __init__(self, clip: FrozenCLIP, classes: ClassText):
+        super().__init__()
+        self.classes, self.label, self.text_parts = classes, classes.kind, 1
+        self.register_buffer("features", torch.zeros(1, len(classes.names), clip.embed_dim))
+
+    def prepare(self, clip: FrozenCLIP) -> None:
+        self.features[0] = ensemble(clip, self.classes)                                   # (c, d)
+
+    def for_classes(self, clip: FrozenCLIP, classes: ClassText) -> "ClassSentences":
+        turned = ClassSentences(clip, classes).to(clip.device)
+        turned.prepare(clip)
+        return turned
+
+    def forward(self, clip: FrozenCLIP) -> Tensor:
+        return self.features
+
+
 class LearnedDescriptions(ClassPrompts):
     """Learned vectors in place of the words of each part sentence, which start as those words.
 
@@ -92,6 +115,14 @@ class NoPrompts(ClassPrompts):
 
     def forward(self, clip: FrozenCLIP) -> Tensor:
         return torch.zeros(0, device=clip.device)
+
+
+def ensemble(clip: FrozenCLIP, classes: ClassText) -> Tensor:
+    """(c, d) unit norm: the mean over the sentences of a class, each of unit norm before."""
+    sentences = [sentence for prompts in classes.prompts for sentence in prompts]
+    counts = [len(prompts) for prompts in classes.prompts]
+    means = [features.mean(dim=0) for features in clip.encode_text(sentences).split(counts)]
+    return F.normalize(torch.stack(means), dim=-1)
 
 
 def described_parts(kind: PartPrompts, clip: FrozenCLIP, classes: ClassText) -> ClassPrompts:

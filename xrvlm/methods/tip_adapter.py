@@ -64,5 +64,6 @@ class TipAdapter(Method):
 
 def _allocate(method: TipAdapter, state: dict[str, Tensor], prefix: str, *_: object) -> None:
     """The number of training images is known from a saved model alone."""
-    method.keys.data = torch.empty_like(state[f"{prefix}keys"], device=method.keys.device)
-    method.votes = torch.empty_like(state[f"{prefix}votes"], device=method.votes.device)
+    if f"{prefix}keys" in state and f"{prefix}votes" in state:
+        method.keys.data = method.keys.new_empty(state[f"{prefix}keys"].shape)
+        method.votes = method.votes.new_empty(state[f"{prefix}votes"].shape)

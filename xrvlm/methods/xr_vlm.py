@@ -106,8 +106,7 @@ class XRVLM(Method):
         return self.class_prompts(clip)                                                    # (g, c, d)
 
     def logits(self, x: Features, class_features: Tensor) -> Tensor:
-        assert x.mid_tokens is not None and x.tokens is not None
-        image_parts = self.pooling(x.mid_tokens, x.tokens)                                 # (b, m, d)
+        image_parts = self.pooling.of(x)                                                   # (b, m, d)
         logits = self.relations(image_parts, class_features)                               # (b, c)
         if self.zero_shot is None:
             return logits

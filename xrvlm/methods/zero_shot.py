@@ -1,12 +1,12 @@
 """Zero-shot CLIP (Radford et al., 2021, arXiv:2103.00020): the class whose sentences are nearest to the image."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from xrvlm.backbone import Features, FrozenCLIP
 from xrvlm.features import FeatureSource
 from xrvlm.method import Method
+from xrvlm.part_prompts import ensemble
 from xrvlm.recipe import TRAINING_FREE
 from xrvlm.text import ClassText
 
@@ -35,11 +35,3 @@ class ZeroShot(Method):
 
     def logits(self, x: Features, class_features: Tensor) -> Tensor:
         return self.logit_scale * x.pooled @ class_features.T + self.logit_bias            # (b, c)
-
-
-def ensemble(clip: FrozenCLIP, classes: ClassText) -> Tensor:
-    """(c, d) unit norm: the mean over the sentences of a class, each of unit norm before."""
-    sentences = [sentence for prompts in classes.prompts for sentence in prompts]
-    counts = [len(prompts) for prompts in classes.prompts]
-    means = [features.mean(dim=0) for features in clip.encode_text(sentences).split(counts)]
-    return F.normalize(torch.stack(means), dim=-1)
