@@ -32,6 +32,7 @@ STRENGTHS = tuple(10.0 ** (power / 2) for power in range(0, -11, -1))    # of th
 OWN_SHARE = 0.1                          # weight of a class's own vector beside its text, which is shared with others
 POSITIONS = 20_000                       # that k-means sees
 FOLDS = 8
+LONE_STRENGTH = 0.01                     # where there is one image a class and the prior is mostly wrong
 PATIENCE = 3                             # strengths in a row that do worse, after which no weaker one is tried
 
 
@@ -39,10 +40,10 @@ class XRVLMPlus(Method):
     """`logits = w * zero-shot + sum over image parts i and prompts j of <V_i, A_ij T_jc> + <V_i, o_ic>`.
 
     The whole image is one of the parts. w is fitted to the training images alone; A and o minimise the cross-entropy
-    plus `strength` times their squared norm. Where cross-validation finds that no relation pays, as with one image a
-    class, the prediction is the zero-shot one. The prompts are the part descriptions where there are any
-    (`text.parts=`), else the sentences of the classes. New classes can be scored: their text meets the same A, and
-    they have no o.
+    plus `strength` times their squared norm. Where cross-validation finds that no relation pays, the prediction is the
+    zero-shot one; with one image a class nothing can be held out, and it is so where zero-shot is right on half of the
+    images. The prompts are the part descriptions where there are any (`text.parts=`), else the sentences of the classes.
+    New classes can be scored: their text meets the same A, and they have no o.
 
     Args:
         image_parts: m, clusters of positions, beside the whole image.
@@ -88,7 +89,7 @@ class XRVLMPlus(Method):
         else:
             val_prior, val_parts, val_y = self._read(clip, val)
             splits = [(train, _Examples(self.prior_weight * val_prior, val_parts, val_y))]
-        strength = _best_strength(splits, codes)
+        strength = _best_strength(splits, codes) if splits else _lone_strength(train)
         if strength is not None:
             solution = train.solve(torch.zeros(parts.shape[1], codes.shape[1]).to(parts), codes, strength)
             self.relations.image_space.data = solution.view_as(self.relations.image_space)
@@ -181,6 +182,12 @@ def _best_strength(splits: list[tuple[_Examples, _Examples]], codes: Tensor) -> 
         if worse == PATIENCE:
             break
     return best
+
+
+def _lone_strength(train: _Examples) -> float | None:
+    """For one image a class, of which none can be held out: the prior alone where it is right on half of them."""
+    right = (train.prior.argmax(dim=1) == train.labels).float().mean()
+    return None if right >= 0.5 else LONE_STRENGTH
 
 
 def _fitted_weight(prior: Tensor, y: Tensor) -> Tensor:
