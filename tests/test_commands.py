@@ -91,7 +91,7 @@ def test_eval_on_known_classes_is_what_it_was(runs, photos, capsys):
 def test_a_closed_run_names_the_unknown_classes_and_what_can(runs, others, capsys):
     error = told(capsys, "eval", f"run={runs['probe']}", f"data.root={others}", "device=cpu", "workers=0")
     assert "3 of 4 classes are unknown to this run ('emu', 'hoopoe', 'kite'): linear probe is bound to the 3" in error
-    assert "zero_shot, coop with a shared context, and xr_vlm with head per_class" in error
+    assert "zero_shot, xr_vlm_plus, coop with a shared context, and xr_vlm with head per_class" in error
     error = told(capsys, "predict", f"run={runs['probe']}", "classes=names.txt", f"images={others}", "device=cpu")
     assert "no class-name list at names.txt" in error
 

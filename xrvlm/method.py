@@ -13,8 +13,8 @@ from xrvlm.features import FeatureSource
 from xrvlm.recipe import Recipe
 from xrvlm.text import ClassText
 
-OPEN_METHODS = ("zero_shot, coop with a shared context, and xr_vlm with head per_class, per_class_diagonal or "
-                "alignment and a shared context or part descriptions")
+OPEN_METHODS = ("zero_shot, xr_vlm_plus, coop with a shared context, and xr_vlm with head per_class, "
+                "per_class_diagonal or alignment and a shared context or part descriptions")
 
 
 class Method(nn.Module, ABC):

@@ -42,8 +42,8 @@ class XRVLMPlus(Method):
     The whole image is one of the parts. w is fitted to the training images alone; A and o minimise the cross-entropy
     plus `strength` times their squared norm. Where cross-validation finds that no relation pays, the prediction is the
     zero-shot one; with one image a class nothing can be held out, and it is so where zero-shot is right on half of the
-    images. The prompts are the part descriptions where there are any (`text.parts=`), else the sentences of the classes.
-    New classes can be scored: their text meets the same A, and they have no o.
+    images. The prompts are the part descriptions where there are any (`text.parts=`), else the sentences of the
+    classes. New classes can be scored: their text meets the same A, and they have no o.
 
     Args:
         image_parts: m, clusters of positions, beside the whole image.
