@@ -32,7 +32,7 @@ STRENGTHS = tuple(10.0 ** (power / 2) for power in range(0, -11, -1))    # of th
 OWN_SHARE = 0.1                          # weight of a class's own vector beside its text, which is shared with others
 POSITIONS = 20_000                       # that k-means sees
 FOLDS = 8
-LONE_STRENGTH = 0.01                     # where there is one image a class and the prior is mostly wrong
+LONE_STRENGTHS = 0.03, 0.003             # with one image a class, where the prior is right on half of them, or is not
 PATIENCE = 3                             # strengths in a row that do worse, after which no weaker one is tried
 
 
@@ -41,9 +41,9 @@ class XRVLMPlus(Method):
 
     The whole image is one of the parts. w is fitted to the training images alone; A and o minimise the cross-entropy
     plus `strength` times their squared norm. Where cross-validation finds that no relation pays, the prediction is the
-    zero-shot one; with one image a class nothing can be held out, and it is so where zero-shot is right on half of the
-    images. The prompts are the part descriptions where there are any (`text.parts=`), else the sentences of the
-    classes. New classes can be scored: their text meets the same A, and they have no o.
+    zero-shot one; with one image a class nothing can be held out, and the strength is a fixed one. The prompts are the
+    part descriptions where there are any (`text.parts=`), else the sentences of the classes. New classes can be
+    scored: their text meets the same A, and they have no o.
 
     Args:
         image_parts: m, clusters of positions, beside the whole image.
@@ -184,10 +184,10 @@ def _best_strength(splits: list[tuple[_Examples, _Examples]], codes: Tensor) -> 
     return best
 
 
-def _lone_strength(train: _Examples) -> float | None:
-    """For one image a class, of which none can be held out: the prior alone where it is right on half of them."""
+def _lone_strength(train: _Examples) -> float:
+    """For one image a class, of which none can be held out."""
     right = (train.prior.argmax(dim=1) == train.labels).float().mean()
-    return None if right >= 0.5 else LONE_STRENGTH
+    return LONE_STRENGTHS[0] if right >= 0.5 else LONE_STRENGTHS[1]
 
 
 def _fitted_weight(prior: Tensor, y: Tensor) -> Tensor:
