@@ -180,7 +180,7 @@ def test_base_to_new_as_a_user_types_it(others, tmp_path, capsys, method):
 def test_base_to_new_refuses_a_closed_method_and_an_unknown_protocol(others, tmp_path, capsys):
     arguments = ["adapt", f"data.root={others}", *SHORT, *CONTEXT, *TINY]
     error = told(capsys, *arguments, "protocol=base_to_new")
-    assert "head=cross is bound to the 2 classes that it was trained on; zero_shot, coop" in error
+    assert "head=cross is bound to the 2 classes that it was trained on; zero_shot, xr_vlm_plus, coop" in error
     assert not (tmp_path / "runs").exists()
     assert "unknown protocol 'new'; available: base_to_new, few_shot" in told(capsys, *arguments, "protocol=new")
     assert "protocol must be few_shot or base_to_new, found null" in told(capsys, *arguments, "protocol=null")

@@ -117,7 +117,8 @@ def test_the_saved_model_is_that_of_the_base_classes(run, clip, photos, tmp_path
 @pytest.mark.parametrize("method", [LinearProbe, partial(CoOp, context="specific"), XRVLM])
 def test_a_closed_method_is_refused_before_anything_is_done(clip, photos, tmp_path, method, monkeypatch):
     monkeypatch.setattr(Method, "prepare", lambda *_, **__: pytest.fail("it was prepared"))
-    with pytest.raises(UserError, match="is bound to the 3 classes that it was trained on; zero_shot, xr_vlm_plus, coop with"):
+    with pytest.raises(UserError, match="is bound to the 3 classes that it was trained on; zero_shot, xr_vlm_plus, "
+                                        "coop with"):
         base_to_new(clip, photos, tmp_path, method)
     assert not list(tmp_path.iterdir()), "nothing is written"
 
