@@ -14,6 +14,7 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 import torch
+from matplotlib.patches import Rectangle
 from PIL import Image
 from results import long_tables, record, table_rows
 
@@ -393,6 +394,63 @@ def test_accuracy_over_shots_draws_what_it_is_given():
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "4", "all"]
     assert any(list(line.get_ydata()) == [40, 40] for line in axes.lines)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "zero"]
+
+
+def test_curves_differ_without_colour_and_the_legend_follows_their_ends():
+    series = {f"m{i}": {1: (10.0 + i, 1.0), 4: (50.0 + 7 * i % 60, 1.0)} for i in range(14)}
+    figure = plots.accuracy_over_shots(series | {"zero": {0: (53.5, None)}}, [1, 4])
+    drawn = [container.lines[0] for container in figure.axes[0].containers]
+    assert len({(line.get_marker(), line.get_linestyle()) for line in drawn}) == len(drawn) == 14
+    shown = [text.get_text() for text in figure.legends[0].get_texts()]
+    ends = {name: points[4][0] for name, points in series.items()} | {"zero": 53.5}
+    assert shown == sorted(ends, key=lambda name: -ends[name])
+    assert figure.axes[0].get_ylabel() == "top-1 accuracy in %"
+    figure.draw_without_rendering()
+    assert figure.legends[0].get_window_extent().x0 > figure.axes[0].get_window_extent().x1
+
+
+def test_bars_ascend_and_hold_every_value():
+    long = "XR-VLM (head=alignment, image_parts=16, text_parts=16, part_prompts=learned_from_descriptions, cost=$1$)"
+    figure = plots.bars({"a": [50.0, 56.0], long: [70.0, 72.0, 77.0], "one": [40.0]}, flat={"zero": 45.0})
+    axes = figure.axes[0]
+    bars = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    assert [bar.get_width() for bar in bars] == [40, 53, 73]                 # upwards: the best is on top
+    assert {bar.get_x() for bar in bars} == {0}
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names[:2] == ["one", "a"]
+    assert " ".join(names[2].split("\n")).replace("\\", "") == long
+    errors = [segment[:, 0].tolist() for segment in axes.collections[0].get_segments()]
+    assert errors[1] == pytest.approx([53 - 18**0.5, 53 + 18**0.5])
+    assert errors[0] == [40, 40]
+    dots = {int(line.get_ydata()[0]): list(line.get_xdata()) for line in axes.lines if line.get_marker() == "."}
+    assert dots == {0: [40], 1: [50, 56], 2: [70, 72, 77]}
+    assert [text.get_text() for text in axes.texts] == ["40.0", "53.0 ± 4.2", "73.0 ± 3.6"]
+    flat, = [line for line in axes.lines if str(line.get_label()).startswith("zero")]
+    assert list(flat.get_xdata()) == [45, 45]
+    assert flat.is_dashed()
+
+
+def test_the_report_compares_four_settings_of_one_shot_count(tmp_path):
+    for i in range(3):
+        append_record(tmp_path, record(f"r{i}", shots=16, setting=f"s{i}", options={"image_parts": i}))
+    write_report(tmp_path)
+    assert not list(tmp_path.glob("report/*bars.png"))
+    append_record(tmp_path, record("head", shots=16, setting="s9", head="mlp", options={"head": "mlp"}))
+    append_record(tmp_path, record("zero", shots=0, label="CLIP"))
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    picture, = tmp_path.glob("report/*-16shots-bars.png")
+    assert text.index(picture.name) < text.index("| Method |")
+    assert "### All metrics" not in text
+
+
+def test_a_report_over_shots_begins_with_shots_as_columns(tmp_path):
+    for shots in (1, 4, "all"):
+        append_record(tmp_path, record(f"r{shots}", shots=shots, setting=f"s{shots}"))
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    first, heading, second = (text.index(words) for words in ("| 1 | 4 | all |", "### All metrics", "| Shots |"))
+    assert first < text.index("-shots.png") < heading < second
+    assert re.findall(r"^### .*XR-VLM, (.*)$", text, re.MULTILINE) == ["all shots"]
+    assert "2 settings with fewer shots left out here" in text
 
 
 def test_a_part_map_lies_where_the_part_is():

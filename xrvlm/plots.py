@@ -86,9 +86,9 @@ def bars(rows: Mapping[str, Sequence[float]], *, flat: Mapping[str, float] | Non
     `flat` are scores to compare with, such as those of zero-shot: dashed lines across all bars.
     """
     ordered = sorted(rows, key=lambda name: statistics.fmean(rows[name]))
-    names = [wrapped(name, 46) for name in ordered]
+    names = [wrapped(name, 52) for name in ordered]
     lines = sum(name.count("\n") + 1 for name in names)
-    figure, axes = _figure(9, 1.4 + 0.27 * lines + 0.3 * bool(flat))
+    figure, axes = _figure(9.5, 1.4 + 0.27 * lines + 0.3 * bool(flat))
     means = [statistics.fmean(rows[name]) for name in ordered]
     spreads = [statistics.stdev(rows[name]) if len(rows[name]) > 1 else 0 for name in ordered]
     axes.barh(range(len(ordered)), means, xerr=spreads, color="#9ecae1", edgecolor="#0072B2", linewidth=0.8,
@@ -115,7 +115,7 @@ def confusion(matrix: Tensor, classes: Sequence[str], *, title: str = "") -> Fig
     images = counts.sum(1, keepdims=True)
     shares = np.where(images > 0, 100 * counts / np.maximum(images, 1), np.nan)
     side = 5 + 0.2 * len(classes) if len(classes) <= NAMED_CLASSES else 9
-    figure, axes = _figure(side + 1, side)
+    figure, axes = _figure(side + 1, side, constrained=False)                 # slow with many names, and `save` trims
     axes.set_facecolor("lightgrey")
     # shades by the square root: the few errors among hundreds of classes would else look like none
     picture = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=100))
@@ -224,8 +224,8 @@ def draw_photos(axes: Sequence[Axes], image: Image.Image, heats: np.ndarray, tit
             place.set_title(titles[i], fontsize=9)
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
+def _figure(width: float, height: float, *, constrained: bool = True) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained" if constrained else None)
     return figure, figure.subplots()
 
 

@@ -66,7 +66,8 @@ def settings(records: Sequence[RunRecord]) -> list[Setting]:
     # a copied run folder is no further seed: what differs in nothing but place, time and versions counts once
     once = {repr(replace(record, run="", train_seconds=0, versions={})): record for record in reversed(records)}
     ordered = sorted(once.values(), key=lambda record: (record.seed, record.run))
-    rows = [Setting(tuple(runs)) for runs in _grouped(ordered, lambda run: _fields(run, SETTING))]
+    rows = [Setting(tuple(runs)) for runs in _grouped(
+        ordered, lambda run: (_fields(run, SETTING), run.setting or sorted(run.options.items())))]
     told = [row for alike in _grouped(rows, lambda row: _fields(row.first, COLUMNS)) for row in _marked(alike)]
     return sorted(told, key=_order)
 
@@ -77,9 +78,10 @@ def _marked(alike: list[Setting]) -> list[Setting]:
     marked = []
     for rows in groups:
         mark = _options(rows[0].first) if len(groups) > 1 else ""
-        clear = len({row.first.shots for row in rows}) == len(rows)
+        codes = {row: max(run.series for run in row.runs) for row in rows}           # older lines have none
+        clear = len({row.first.shots for row in rows}) == len(rows) and len({*codes.values()} - {""}) < 2
         for row in rows:
-            code = "" if clear else row.first.setting
+            code = "" if clear else codes[row] or row.first.setting
             series = (*_fields(row.first, COLUMNS), repr(sorted(row.first.options.items())), code)
             marked.append(replace(row, series=series, mark=mark, code=f" [{code[:6]}]" if code else ""))
     return marked

@@ -140,7 +140,8 @@ def terminal_table(records: Sequence[RunRecord], *, width: int = 120) -> str:
     over_shots = [table_over_shots(table) for table in found]
     text = [_aligned_table(short or whole, width) for short, whole in zip(over_shots, found, strict=True)]
     if any(over_shots):
-        text.append("The other metrics, training times and numbers of learned parameters stand in report.md.")
+        text.append(textwrap.fill("The other metrics, training times and numbers of learned parameters stand in "
+                                  "report.md.", width))
     return "\n\n".join(text) + "\n"
 
 
