@@ -398,11 +398,12 @@ def test_accuracy_over_shots_draws_what_it_is_given():
 
 def test_curves_differ_without_colour_and_the_legend_follows_their_ends():
     series = {f"m{i}": {1: (10.0 + i, 1.0), 4: (50.0 + 7 * i % 60, 1.0)} for i in range(14)}
-    figure = plots.accuracy_over_shots(series | {"zero": {0: (53.5, None)}}, [1, 4])
+    flat = {f"zero{i}": {0: (53.5 - i, None)} for i in range(6)}
+    figure = plots.accuracy_over_shots(flat | series, [1, 4])
     drawn = [container.lines[0] for container in figure.axes[0].containers]
     assert len({(line.get_marker(), line.get_linestyle()) for line in drawn}) == len(drawn) == 14
     shown = [text.get_text() for text in figure.legends[0].get_texts()]
-    ends = {name: points[4][0] for name, points in series.items()} | {"zero": 53.5}
+    ends = {name: points[max(points)][0] for name, points in (flat | series).items()}
     assert shown == sorted(ends, key=lambda name: -ends[name])
     assert figure.axes[0].get_ylabel() == "top-1 accuracy in %"
     figure.draw_without_rendering()

@@ -52,12 +52,13 @@ def accuracy_over_shots(series: Mapping[str, Mapping[int | str, Score]], shots: 
     Marker and stroke tell the lines apart without colours; the legend stands in the order in which the lines end.
     """
     figure, axes = _figure(9 if len(series) > 1 else 7, 4.5 + 0.12 * max(0, len(series) - 12))
-    curves, ends = 0, {}
+    curves, flats, ends = 0, 0, {}
     for name, points in series.items():
         shown = wrapped(name, 36)
         if 0 in points:
-            flat = axes.axhline(points[0][0], linestyle=DASHES[len(ends) - curves], color="dimgrey", linewidth=1.2)
+            flat = axes.axhline(points[0][0], linestyle=DASHES[flats % len(DASHES)], color="dimgrey", linewidth=1.2)
             ends[shown] = (points[0][0], flat)
+            flats += 1
         places = [place for place, count in enumerate(shots) if count in points]
         if places:
             scores = [points[shots[place]] for place in places]
