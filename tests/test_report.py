@@ -7,43 +7,24 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.patches import Rectangle
 from PIL import Image
+from results import long_tables, record, table_rows
 
 from xrvlm import files, metrics, plots, records
 from xrvlm.errors import UserError
 from xrvlm.records import RunRecord, append_record, read_records
 from xrvlm.report import write_report
-from xrvlm.tables import markdown_table, terminal_table
+from xrvlm.tables import terminal_table
 
 ROOT = Path(__file__).parent.parent
-
-
-def record(run: str = "a", *, top1: float = 0.5, **changes) -> RunRecord:
-    base = RunRecord(
-        method="xr_vlm", label="XR-VLM", head="product", prompts="learned", recipe="xr_vlm", data="cub", world=None,
-        backbone="ViT-B-16/openai", shots=4, seed=1, label_budget=800, transductive=False, selection="last",
-        split="f00d", metrics={"top1": top1, "top5": 0.9, "mean_per_class": 0.52, "macro_f1": 0.47, "ece": 0.031},
-        train_seconds=12.5, learned_parameters=123456, features="cached", versions={"torch": "2.13.0"}, run=run)
-    return replace(base, **changes)
-
-
-def table_rows(text: str) -> list[dict[str, str]]:
-    """The rows of all Markdown tables in the text, by column."""
-    rows, header = [], []
-    for before, line in zip(["", *text.splitlines()], text.splitlines(), strict=False):
-        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
-        if cells and not before.startswith("|"):
-            header = cells
-        elif cells and not set(line) <= set("|-: "):
-            rows.append(dict(zip(header, cells, strict=True)))
-    return rows
 
 
 # ---- results.jsonl
@@ -163,7 +144,7 @@ SWEEP = [
 
 
 def test_mean_and_sample_deviation_over_seeds():
-    row = next(row for row in table_rows(markdown_table(SWEEP)) if row["Method"] == "XR-VLM")
+    row = next(row for row in table_rows(long_tables(SWEEP)) if row["Method"] == "XR-VLM")
     assert row["Seeds"] == "3"
     assert row["Top-1"] == "54.0 ± 4.6"                                      # the deviation of a population is 3.7
     assert statistics.stdev([50, 53, 59]) == pytest.approx(4.58, abs=0.01)
@@ -172,23 +153,23 @@ def test_mean_and_sample_deviation_over_seeds():
 
 
 def test_rows_by_shots_then_top1_and_one_seed_without_deviation():
-    rows = table_rows(markdown_table(SWEEP))
+    rows = table_rows(long_tables(SWEEP))
     assert [row["Method"] for row in rows] == ["CLIP", "CoOp", "XR-VLM", r"Trans\|CLIP †"]
     assert rows[1]["Top-1"] == "45.0 ± -"
-    text = markdown_table([record("a", shots="all"), record("b", shots=16), record("c", shots=2)])
+    text = long_tables([record("a", shots="all"), record("b", shots=16), record("c", shots=2)])
     assert [row["Shots"] for row in table_rows(text)] == ["2", "16", "all"]
 
 
 def test_what_all_rows_share_stands_in_the_caption():
-    text = markdown_table(SWEEP)
+    text = long_tables(SWEEP)
     assert list(table_rows(text)[0])[:4] == ["Method", "Head", "Prompts", "Shots"]
     caption = text.split("\n", 1)[0]
     expected = ("cub", "ViT-B-16/openai", "features: cached", "selection: last", "recipe: own", "† transductive")
     assert all(word in caption for word in expected)
-    assert "†" not in markdown_table(SWEEP[:4])
-    rows = table_rows(markdown_table([*SWEEP, record("l", recipe="long", top1=1.0)]))
+    assert "†" not in long_tables(SWEEP[:4])
+    rows = table_rows(long_tables([*SWEEP, record("l", recipe="long", top1=1.0)]))
     assert [row["Recipe"] for row in rows] == ["own", "own", "own", "own", "long"]
-    assert "; recipe: long; " in markdown_table([record("l", recipe="long"), record("m", recipe="long", head=None)])
+    assert "; recipe: long; " in long_tables([record("l", recipe="long"), record("m", recipe="long", head=None)])
 
 
 @pytest.mark.parametrize("change", [
@@ -197,7 +178,7 @@ def test_what_all_rows_share_stands_in_the_caption():
     {"protocol": "base_to_new", "metrics": record().metrics | {"new_top1": 0.4, "all_top1": 0.3, "harmonic_mean": 0.4}},
 ])
 def test_runs_of_different_settings_are_never_averaged(change):
-    text = markdown_table([record("a"), record("b", seed=2, **change)])
+    text = long_tables([record("a"), record("b", seed=2, **change)])
     assert [row["Seeds"] for row in table_rows(text)] == ["1", "1"]
     assert text.count("| Seeds |") == (2 if change.keys() & {"data", "world", "backbone", "protocol"} else 1)
 
@@ -210,7 +191,7 @@ def on_new_classes(run: str, top1: float, new: float, **changes) -> RunRecord:
 def test_base_to_new_has_a_table_and_columns_of_its_own():
     records = [record("few"), on_new_classes("a", 0.9, 0.2, label="A"), on_new_classes("b", 0.6, 0.5, label="B"),
                on_new_classes("c", 0.6, 0.3, label="B", seed=2)]
-    text = markdown_table(records)
+    text = long_tables(records)
     few, *rows = table_rows(text)
     assert few["Top-1"] == "50.0 ± -"
     assert [row["Method"] for row in rows] == ["A", "B"]                     # by the harmonic mean, not by the base
@@ -234,26 +215,28 @@ def test_a_report_of_base_to_new_says_what_it_shows(tmp_path):
         append_record(tmp_path, on_new_classes(f"r{shots}", 0.6, 0.5, shots=shots))
     text = write_report(tmp_path).read_text(encoding="utf-8")
     assert "harmonic mean over shots, cub · ViT-B-16/openai · base to new" in text
-    assert text.count("Of the base classes; its `predictions_new.csv`") == 2
+    assert text.count("Of the base classes; its `predictions_new.csv`") == 1
+    again = write_report(tmp_path, all_shots=True).read_text(encoding="utf-8")
+    assert again.count("Of the base classes; its `predictions_new.csv`") == 2
 
 
 def test_rows_alike_in_every_column_are_told_apart():
     records = [record(f"r{i}", seed=1 + i % 2, setting=f"{i // 2}abcdef") for i in range(4)]
-    text = markdown_table(records)
+    text = long_tables(records)
     assert "[0abcde" in text.replace("\\", "")
     assert "[1abcde" in text.replace("\\", "")
     assert "compare their config.yaml" in text
 
 
 def test_worlds_in_the_order_of_their_numbers():
-    text = markdown_table([record("a", world=10), record("b", world=9), record("c")])
+    text = long_tables([record("a", world=10), record("b", world=9), record("c")])
     assert re.findall(r"world \d+", text) == ["world 9", "world 10"]
 
 
 def test_copies_count_once_and_other_runs_of_a_seed_are_told():
-    rows = table_rows(markdown_table([record("a"), record("copy/a", train_seconds=13.0), record("b", seed=2)]))
+    rows = table_rows(long_tables([record("a"), record("copy/a", train_seconds=13.0), record("b", seed=2)]))
     assert rows[0]["Seeds"] == "2"
-    text = markdown_table([record("a"), record("a-longer", top1=0.6)])
+    text = long_tables([record("a"), record("a-longer", top1=0.6)])
     assert table_rows(text)[0]["Seeds"] == "1 (2 runs)"
     assert "more runs than seeds" in text
 
@@ -264,7 +247,7 @@ def test_terminal_table_says_the_same_within_the_width():
     text = terminal_table(sweep, width=120)
     assert max(map(len, text.splitlines())) <= 120
     squeezed = re.sub(r"\s", "", text)
-    for row in table_rows(markdown_table(SWEEP)):
+    for row in table_rows(long_tables(SWEEP)):
         for cell in (row["Top-1"], row["Learned"], row["Time s"]):
             assert re.sub(r"\s", "", cell) in squeezed
     lines = text.splitlines()
@@ -340,7 +323,11 @@ def test_a_report_of_a_sweep(tmp_path):
             append_record(runs, record(run, shots=shots, seed=seed, metrics=summary))
     page = write_report(runs)
     assert page == runs / "report" / "report.md"
+    assert len(links(page)) == 4                     # shots; and of 16 shots a folder, a confusion matrix, a loss
+    assert "1 setting with fewer shots left out here: `xrvlm report all_shots=true`" in page.read_text(encoding="utf-8")
+    assert write_report(runs, all_shots=True) == page
     text = page.read_text(encoding="utf-8")
+    assert "left out" not in text
     assert [row["Top-1"] for row in table_rows(text) if "Top-1" in row] == ["81.2 ± 8.8"] * 2    # of 75.0 and 87.5
     assert len(links(page)) == 7                     # shots; and of both settings a folder, a confusion matrix, a loss
     assert all(link.exists() for link in links(page))
@@ -360,8 +347,8 @@ def test_a_report_names_what_a_run_lacks(tmp_path):
     (tmp_path / "torn" / "losses.csv").write_bytes(b"epoch,loss\n1,\xff\n")
     (tmp_path / "torn" / "metrics.json").write_text('{"summary": {}}')
     out = tmp_path / "elsewhere"
-    text = write_report(tmp_path / "results.jsonl", out).read_text(encoding="utf-8")
-    sections = dict(zip(["start", "free", "gone", "torn"], text.split("\n## "), strict=True))
+    text = write_report(tmp_path / "results.jsonl", out, all_shots=True).read_text(encoding="utf-8")
+    sections = dict(zip(["start", "table", "free", "gone", "torn"], text.split("\n### "), strict=True))
     for file in ("predictions.csv", "losses.csv", "metrics.json"):
         assert f"folder holds no `{file}`" in sections["gone"]
         assert f"`{file}` of this run cannot be read (" in sections["torn"]
@@ -406,7 +393,65 @@ def test_accuracy_over_shots_draws_what_it_is_given():
     assert curve.get_xydata().tolist() == [[0, 50], [2, 70]]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "4", "all"]
     assert any(list(line.get_ydata()) == [40, 40] for line in axes.lines)
-    assert {text.get_text() for text in axes.get_legend().get_texts()} == {"a", "zero"}
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "zero"]
+
+
+def test_curves_differ_without_colour_and_the_legend_follows_their_ends():
+    series = {f"m{i}": {1: (10.0 + i, 1.0), 4: (50.0 + 7 * i % 60, 1.0)} for i in range(14)}
+    flat = {f"zero{i}": {0: (53.5 - i, None)} for i in range(6)}
+    figure = plots.accuracy_over_shots(flat | series, [1, 4])
+    drawn = [container.lines[0] for container in figure.axes[0].containers]
+    assert len({(line.get_marker(), line.get_linestyle()) for line in drawn}) == len(drawn) == 14
+    shown = [text.get_text() for text in figure.legends[0].get_texts()]
+    ends = {name: points[max(points)][0] for name, points in (flat | series).items()}
+    assert shown == sorted(ends, key=lambda name: -ends[name])
+    assert figure.axes[0].get_ylabel() == "top-1 accuracy in %"
+    figure.draw_without_rendering()
+    assert figure.legends[0].get_window_extent().x0 > figure.axes[0].get_window_extent().x1
+
+
+def test_bars_ascend_and_hold_every_value():
+    long = "XR-VLM (head=alignment, image_parts=16, text_parts=16, part_prompts=learned_from_descriptions, cost=$1$)"
+    figure = plots.bars({"a": [50.0, 56.0], long: [70.0, 72.0, 77.0], "one": [40.0]}, flat={"zero": 45.0})
+    axes = figure.axes[0]
+    bars = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    assert [bar.get_width() for bar in bars] == [40, 53, 73]                 # upwards: the best is on top
+    assert {bar.get_x() for bar in bars} == {0}
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names[:2] == ["one", "a"]
+    assert " ".join(names[2].split("\n")).replace("\\", "") == long
+    errors = [segment[:, 0].tolist() for segment in axes.collections[0].get_segments()]
+    assert errors[1] == pytest.approx([53 - 18**0.5, 53 + 18**0.5])
+    assert errors[0] == [40, 40]
+    dots = {int(line.get_ydata()[0]): list(line.get_xdata()) for line in axes.lines if line.get_marker() == "."}
+    assert dots == {0: [40], 1: [50, 56], 2: [70, 72, 77]}
+    assert [text.get_text() for text in axes.texts] == ["40.0", "53.0 ± 4.2", "73.0 ± 3.6"]
+    flat, = [line for line in axes.lines if str(line.get_label()).startswith("zero")]
+    assert list(flat.get_xdata()) == [45, 45]
+    assert flat.is_dashed()
+
+
+def test_the_report_compares_four_settings_of_one_shot_count(tmp_path):
+    for i in range(3):
+        append_record(tmp_path, record(f"r{i}", shots=16, setting=f"s{i}", options={"image_parts": i}))
+    write_report(tmp_path)
+    assert not list(tmp_path.glob("report/*bars.png"))
+    append_record(tmp_path, record("head", shots=16, setting="s9", head="mlp", options={"head": "mlp"}))
+    append_record(tmp_path, record("zero", shots=0, label="CLIP"))
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    picture, = tmp_path.glob("report/*-16shots-bars.png")
+    assert text.index(picture.name) < text.index("| Method |")
+    assert "### All metrics" not in text
+
+
+def test_a_report_over_shots_begins_with_shots_as_columns(tmp_path):
+    for shots in (1, 4, "all"):
+        append_record(tmp_path, record(f"r{shots}", shots=shots, setting=f"s{shots}"))
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    first, heading, second = (text.index(words) for words in ("| 1 | 4 | all |", "### All metrics", "| Shots |"))
+    assert first < text.index("-shots.png") < heading < second
+    assert re.findall(r"^### .*XR-VLM, (.*)$", text, re.MULTILINE) == ["all shots"]
+    assert "2 settings with fewer shots left out here" in text
 
 
 def test_a_part_map_lies_where_the_part_is():

@@ -160,6 +160,16 @@ def test_other_photos_of_the_same_names_are_another_run(clip, photos, tmp_path):
     assert short_run(clip, other, tmp_path).folder != one.folder
 
 
+def test_seeds_and_shots_share_a_series(clip, photos, tmp_path):
+    def series(seed=1, **changes):
+        given = {"shots": 2, "recipe": SHORT, "options": options(tmp_path)} | changes
+        return adapt(clip, image_folder(photos), SMALL, seed=seed, **given).record.series
+
+    assert series() == series(seed=2) == series(shots=3) == series(shots=None)
+    assert len({series(), series(recipe=replace(SHORT, epochs=2)), series(text=partial(class_text, templates="birds")),
+                series(val=True)}) == 4
+
+
 def test_only_seeds_share_a_setting(clip, photos, tmp_path):
     def setting(seed=1, **changes):
         given = {"shots": 2, "recipe": replace(SHORT, epochs=1), "options": options(tmp_path)} | changes

@@ -42,7 +42,7 @@ LISTS = ("data.class_names", "text.templates")    # may also be a list in Hydra'
 SCALARS: dict[str, tuple[type, str]] = {
     "seed": (int, "a whole number"), "workers": (int, "a whole number, at least 0"), "topk": (int, "a whole number"),
     "val": (bool, "true or false"), "force": (bool, "true or false"), "small": (bool, "true or false"),
-    "pictures": (bool, "true or false"),
+    "pictures": (bool, "true or false"), "all_shots": (bool, "true or false"),
     "runs": (str, "a folder"), "device": (str, "auto, cpu, cuda or mps"), "images": (str, "a file or a folder"),
     "precision": (str, "auto, fp32, bf16 or fp16"), "selection": (str, "last or val"),
     "protocol": (str, "few_shot or base_to_new"),

@@ -95,7 +95,7 @@ def report(config: DictConfig) -> None:
 
     runs = user_path(config.runs)
     print(terminal_table(read_records(runs)))
-    print(write_report(runs, None if config.out is None else user_path(config.out)))
+    print(write_report(runs, None if config.out is None else user_path(config.out), all_shots=config.all_shots))
 
 
 def demo(config: DictConfig) -> None:

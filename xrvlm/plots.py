@@ -3,6 +3,8 @@ its global state: every function returns a Figure of its own, which `save` write
 eyes.
 """
 
+import statistics
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +24,8 @@ from xrvlm import files
 # Okabe and Ito, "Color Universal Design" (2008); yellow, which vanishes on white, left out
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX*<>"
+STROKES = ("-", "-.", ":")                # lengths without a common divisor with the two above: 210 different lines
+DASHES = ((0, (6, 3)), (0, (2, 2)), (0, (10, 3)), (0, (4, 2, 1, 2)))
 HEAT = "inferno"
 NAMED_CLASSES = 40              # more class names than these are not readable along an axis
 COUNTED_CLASSES = 15            # up to these the cells of a confusion matrix hold their counts
@@ -45,22 +49,64 @@ def accuracy_over_shots(series: Mapping[str, Mapping[int | str, Score]], shots: 
     """The `measure` in % over the shots, a line a method: {method: {shots: (mean, standard deviation or None)}}.
 
     `shots` orders the axis, evenly spaced ("all" may be last). What a method reaches with 0 shots is a dashed line.
+    Marker and stroke tell the lines apart without colours; the legend stands in the order in which the lines end.
     """
-    figure, axes = _figure(7.5, 4.5)
-    for i, (name, points) in enumerate(series.items()):
-        colour, shown = COLOURS[i % len(COLOURS)], shortened(name, 60)
+    figure, axes = _figure(9 if len(series) > 1 else 7, 4.5 + 0.12 * max(0, len(series) - 12))
+    curves, flats, ends = 0, 0, {}
+    for name, points in series.items():
+        shown = wrapped(name, 36)
         if 0 in points:
-            axes.axhline(points[0][0], linestyle="--", color=colour, label=shown)
+            flat = axes.axhline(points[0][0], linestyle=DASHES[flats % len(DASHES)], color="dimgrey", linewidth=1.2)
+            ends[shown] = (points[0][0], flat)
+            flats += 1
         places = [place for place, count in enumerate(shots) if count in points]
         if places:
             scores = [points[shots[place]] for place in places]
-            axes.errorbar(places, [mean for mean, _ in scores], yerr=[deviation or 0 for _, deviation in scores],
-                          color=colour, label="_" if 0 in points else shown, capsize=3,
-                          marker=MARKERS[i % len(MARKERS)], linestyle="-" if i < len(COLOURS) else ":")
+            bars = axes.errorbar(places, [mean for mean, _ in scores], yerr=[deviation or 0 for _, deviation in scores],
+                                 color=COLOURS[curves % len(COLOURS)], capsize=2, elinewidth=0.8, markersize=6,
+                                 marker=MARKERS[curves % len(MARKERS)], linestyle=STROKES[curves % len(STROKES)])
+            for faint in (*bars.lines[1], *bars.lines[2]):
+                faint.set_alpha(0.35)
+            ends[shown] = (scores[-1][0], bars)
+            curves += 1
     axes.set_xticks(range(len(shots)), [str(count) for count in shots])
     axes.margins(x=0.05)
+    axes.grid(axis="y", alpha=0.25)
     _label(axes, "labelled images a class (shots)", f"{measure} accuracy in %", title)
-    _legend(figure, axes, len(series))
+    if len(ends) > 1:
+        ordered = sorted(ends, key=lambda name: -ends[name][0])
+        figure.legend([ends[name][1] for name in ordered], ordered, loc="outside right upper", fontsize=9,
+                      handlelength=3.2)
+    return figure
+
+
+def bars(rows: Mapping[str, Sequence[float]], *, flat: Mapping[str, float] | None = None, title: str = "",
+         measure: str = "top-1") -> Figure:
+    """A bar a row to the mean of its values in %, the highest on top, with one standard deviation and a dot a value.
+
+    `flat` are scores to compare with, such as those of zero-shot: dashed lines across all bars.
+    """
+    ordered = sorted(rows, key=lambda name: statistics.fmean(rows[name]))
+    names = [wrapped(name, 52) for name in ordered]
+    lines = sum(name.count("\n") + 1 for name in names)
+    figure, axes = _figure(9.5, 1.4 + 0.27 * lines + 0.3 * bool(flat))
+    means = [statistics.fmean(rows[name]) for name in ordered]
+    spreads = [statistics.stdev(rows[name]) if len(rows[name]) > 1 else 0 for name in ordered]
+    axes.barh(range(len(ordered)), means, xerr=spreads, color="#9ecae1", edgecolor="#0072B2", linewidth=0.8,
+              height=0.72, error_kw={"elinewidth": 1.2, "capsize": 3})
+    for place, (name, mean, spread) in enumerate(zip(ordered, means, spreads, strict=True)):
+        axes.plot(rows[name], [place] * len(rows[name]), ".", color="black", markersize=4, alpha=0.7)
+        axes.text(1.01, place, f"{mean:.1f}" + (f" ± {spread:.1f}" if len(rows[name]) > 1 else ""), va="center",
+                  fontsize=9, transform=axes.get_yaxis_transform())
+    for i, (name, score) in enumerate((flat or {}).items()):
+        axes.axvline(score, linestyle=DASHES[i % len(DASHES)], color="black", linewidth=1.2,
+                     label=f"{wrapped(name, 60)}: {score:.1f}")
+    axes.set_xlim(left=0)
+    axes.set_ylim(-0.6, len(ordered) - 0.4)
+    axes.set_yticks(range(len(ordered)), names, fontsize=9)
+    _label(axes, f"{measure} accuracy in %", "", title)
+    if flat:
+        figure.legend(loc="outside lower right", fontsize=9, handlelength=3.2)
     return figure
 
 
@@ -70,7 +116,7 @@ def confusion(matrix: Tensor, classes: Sequence[str], *, title: str = "") -> Fig
     images = counts.sum(1, keepdims=True)
     shares = np.where(images > 0, 100 * counts / np.maximum(images, 1), np.nan)
     side = 5 + 0.2 * len(classes) if len(classes) <= NAMED_CLASSES else 9
-    figure, axes = _figure(side + 1, side)
+    figure, axes = _figure(side + 1, side, constrained=False)                 # slow with many names, and `save` trims
     axes.set_facecolor("lightgrey")
     # shades by the square root: the few errors among hundreds of classes would else look like none
     picture = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=100))
@@ -179,8 +225,8 @@ def draw_photos(axes: Sequence[Axes], image: Image.Image, heats: np.ndarray, tit
             place.set_title(titles[i], fontsize=9)
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
+def _figure(width: float, height: float, *, constrained: bool = True) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained" if constrained else None)
     return figure, figure.subplots()
 
 
@@ -195,6 +241,11 @@ def _legend(figure: Figure, axes: Axes, entries: int) -> None:
         figure.legend(loc="outside right upper", fontsize=8)
     elif entries > 1:
         axes.legend(fontsize=8)
+
+
+def wrapped(name: str, width: int) -> str:
+    """The whole name, on as many lines as it needs; its dollar signs kept from being read as mathematics."""
+    return "\n".join(textwrap.wrap(name, width, break_on_hyphens=False)).replace("$", r"\$")
 
 
 def shortened(name: str, longest: int = 32) -> str:

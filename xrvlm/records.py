@@ -48,6 +48,7 @@ class RunRecord:
     versions: dict
     run: str                    # the run's folder, relative to the folder of results.jsonl
     setting: str = ""           # hash of all options but the seed: what may be averaged over seeds
+    series: str = ""            # hash of all options but the seed and the shots: what may be joined over shots
     options: dict = field(default_factory=dict)    # of the method, where they are not its defaults
     protocol: str = "few_shot"  # or "base_to_new": METRICS are of the base classes
 
@@ -106,7 +107,8 @@ def _parse(line: bytes, where: str) -> RunRecord:
         if not isinstance(value, dict):
             raise ValueError("not a JSON object")
         known: dict[str, Any] = {field.name: value.get(field.name) for field in fields(RunRecord)}
-        known |= {"setting": known["setting"] or "", "protocol": known["protocol"] or "few_shot",
+        known |= {"setting": known["setting"] or "", "series": known["series"] or "",
+                  "protocol": known["protocol"] or "few_shot",
                   "options": {} if known["options"] is None else known["options"]}    # older lines
         return RunRecord(**known)
     except ValueError as error:

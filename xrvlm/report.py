@@ -3,9 +3,9 @@
 import contextlib
 import csv
 import json
-import math
 import os
 import re
+from collections import Counter
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,37 +14,33 @@ from tqdm import tqdm
 
 from xrvlm import files, plots
 from xrvlm.records import LOSSES, METRICS_FILE, PREDICTIONS, read_records
-from xrvlm.tables import SETTING, Setting, escape, markdown, markdown_table, tables, varying
+from xrvlm.settings import SETTING, Setting, by_series, names, shot_counts, shots_order
+from xrvlm.tables import HEADLINES, Table, escape, markdown, markdown_table, table_over_shots, tables
 
 LISTED = 10                     # confused pairs, and worst classes, that the report names
+COMPARED = 4                    # settings of one shot count from which on they are compared in a picture
 
 
-def write_report(runs: Path, out: Path | None = None) -> Path:
+def write_report(runs: Path, out: Path | None = None, *, all_shots: bool = False) -> Path:
     """Write `report.md` and its pictures to `out` (default: `runs`/report) and return its path.
 
-    `runs` is a folder or one results.jsonl. A setting is shown by its first seed's run; a file that this run's folder
-    lacks is named in the report.
+    `runs` is a folder or one results.jsonl. The tables come first, then a section a method, with the most shots that it
+    had or, with `all_shots`, each number of them: its first seed's run. A file that this run's folder lacks is named.
     """
     records = read_records(runs)
     root = runs if runs.is_dir() else runs.parent
     out = out or root / "report"
-    parts = [f"# Results\n\n{len(records)} runs.", markdown_table(records)]
-    for table in tables(records):
-        names = _series(table.rows)
-        parts.append(_accuracy_over_shots(table.rows, names, out))
-        parts += [_run_section(row, f"{names[row]}, {_shots(row)}", root, out)
-                  for row in tqdm(table.rows, desc="report", leave=False, disable=None)]
+    found = tables(records)
+    named = {row: f"{name}, {_shots(row)}" for table in found for row, name in names(table.rows).items()}
+    shown = [row for table in found for row in ((not all_shots and table_over_shots(table)) or table).rows]
+    parts = [f"# Results\n\n{len(records)} runs.", *(_overview(table, out) for table in found), "## Each method"]
+    if len(shown) < len(named):
+        left = len(named) - len(shown)
+        parts.append(f"Each method with the most shots that it was run with; {left} setting{'s' * (left > 1)} with "
+                     "fewer shots left out here: `xrvlm report all_shots=true` shows every one.")
+    parts += [_run_section(row, named[row], root, out) for row in tqdm(shown, desc="report", leave=False, disable=None)]
     files.write_text(out / "report.md", "\n\n".join(part.strip() for part in parts if part) + "\n")
     return out / "report.md"
-
-
-def _series(rows: list[Setting]) -> dict[Setting, str]:
-    """A name to each row that tells its method from those of other rows, not its shots."""
-    names = {}
-    for row in rows:
-        variants = varying([other.first for other in rows if other.first.label == row.first.label])
-        names[row] = ", ".join(row.cells(variants)[:1 + len(variants)])
-    return names
 
 
 def _shots(row: Setting) -> str:
@@ -52,25 +48,44 @@ def _shots(row: Setting) -> str:
     return {0: "zero-shot", 1: "1 shot", "all": "all shots"}.get(shots, f"{shots} shots")
 
 
-def _accuracy_over_shots(rows: list[Setting], names: dict[Setting, str], out: Path) -> str:
-    """The picture for one table; nothing where fewer than two shot counts occur."""
-    counts = sorted({row.first.shots for row in rows} - {0}, key=lambda shots: math.inf if shots == "all" else shots)
-    if len(counts) < 2:
+def _overview(table: Table, out: Path) -> str:
+    """All that compares the methods of one table."""
+    place, told = table.rows[0].place, names(table.rows)
+    slug = _slug(place, files.digest(place)[:8])                             # the digest keeps "a b" and "a-b" apart
+    parts = [f"## {escape(place)}"]
+    if over_shots := table_over_shots(table):
+        parts += [markdown_table(over_shots), _curves(table.rows, told, out / f"{slug}-shots.png")]
+    parts += [_bars(table.rows, told, out, slug), "### All metrics" if over_shots else "", markdown_table(table)]
+    return "\n\n".join(part.strip() for part in parts if part)
+
+
+def _curves(rows: list[Setting], told: dict[Setting, str], path: Path) -> str:
+    series = {told[next(iter(points.values()))]: {shots: row.percent(row.headline) for shots, row in points.items()}
+              for points in by_series(rows)}
+    measure = HEADLINES[rows[0].headline]
+    figure = plots.accuracy_over_shots(series, shot_counts(rows), title=rows[0].place, measure=measure)
+    return _picture(figure, path, f"{measure} over shots, {rows[0].place}")
+
+
+def _bars(rows: list[Setting], told: dict[Setting, str], out: Path, slug: str) -> str:
+    """The picture of the settings of one shot count, the one that most share; nothing where these are few."""
+    counted = Counter(row.first.shots for row in rows if row.first.shots != 0)
+    shots = max(counted, key=lambda count: (counted[count], shots_order(count)), default=0)
+    if counted[shots] < COMPARED:
         return ""
-    series: dict[str, dict] = {}
-    for row in rows:
-        series.setdefault(names[row], {})[row.first.shots] = row.percent(row.headline)
-    measure = {"top1": "top-1", "harmonic_mean": "harmonic mean"}[rows[0].headline]
-    figure = plots.accuracy_over_shots(series, counts, title=rows[0].place, measure=measure)
-    slug = _slug(rows[0].place, files.digest(rows[0].place)[:8])             # the digest keeps "a b" and "a-b" apart
-    return _picture(figure, out / f"{slug}-shots.png", f"{measure} over shots, {rows[0].place}")
+    compared = [row for row in rows if row.first.shots == shots]
+    flat = {told[row]: row.percent(row.headline)[0] for row in rows if row.first.shots == 0}
+    measure, title = HEADLINES[rows[0].headline], f"{rows[0].place}, {_shots(compared[0])}"
+    figure = plots.bars({told[row]: row.values(row.headline) for row in compared}, flat=flat, title=title,
+                        measure=measure)
+    return _picture(figure, out / f"{slug}-{shots}shots-bars.png", f"{measure}, {title}")
 
 
 def _run_section(row: Setting, name: str, root: Path, out: Path) -> str:
     """What the run of the first seed says of its classes and its training."""
     folder = root / row.first.run
     slug = _slug(row.place, name, files.digest([getattr(row.first, field) for field in SETTING])[:8])
-    parts = [f"## {escape(row.place)}: {escape(name)}",
+    parts = [f"### {escape(row.place)}: {escape(name)}",
              f"The run of seed {row.first.seed}: {_link(row.first.run, folder, out)}"]
     if row.first.protocol == "base_to_new":
         parts.append("Of the base classes; its `predictions_new.csv` and `predictions_all.csv` hold the others.")

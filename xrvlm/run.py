@@ -149,12 +149,17 @@ class _Job:
     @cached_property
     def setting(self) -> str:
         """A hash of all that the result depends on but the seed and the images that it draws."""
+        return digest(self._options | {"shots": self.shots})
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """The setting but the shots: equal over a line of a table whose columns are shots."""
         features = {name: value for name, value in asdict(self.options.features).items() if name != "cache"}
         about = {name: value for name, value in self.about.items() if name != "split"}
-        return digest({"about": about | {"backbone": about["backbone"] | {"loader": None}},
-                       "precision": self.clip.precision, "recipe": asdict(self.recipe), "features": features,
-                       "selection": self.options.selection, "shots": self.shots, "val": bool(self.split.val),
-                       "test": len(self.split.test), **(self.new.setting if self.new else {})})
+        return {"about": about | {"backbone": about["backbone"] | {"loader": None}},
+                "precision": self.clip.precision, "recipe": asdict(self.recipe), "features": features,
+                "selection": self.options.selection, "val": bool(self.split.val), "test": len(self.split.test),
+                **(self.new.setting if self.new else {})}
 
     @cached_property
     def identity(self) -> str:
@@ -246,7 +251,7 @@ class _Job:
             selection=self.options.selection, split=self.split.fingerprint, metrics=metrics, train_seconds=seconds,
             learned_parameters=sum(parameter.numel() for parameter in method.parameters()),
             features=features, versions=versions(), run=self.folder.name,
-            setting=self.setting[:16], options=changed_options(self.about["method"]),
+            setting=self.setting[:16], series=digest(self._options)[:16], options=changed_options(self.about["method"]),
             protocol="base_to_new" if self.new else "few_shot")
 
     @property

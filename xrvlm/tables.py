@@ -1,67 +1,20 @@
-"""Tables of results: a row a setting, with the mean and the sample standard deviation over its seeds.
+"""Tables of results: the mean and the sample standard deviation over the seeds, of every metric or over the shots.
 
-A *setting* is everything about a run but its seed; each data set, world, protocol and backbone has its own table.
+Each data set, world, protocol and backbone has its own table.
 """
 
-import math
 import re
 import statistics
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby, zip_longest
 
 from xrvlm.records import BASE_TO_NEW, RunRecord
+from xrvlm.settings import VARIANTS, Setting, Shots, by_series, settings, shot_counts, shots_order, variant, varying
 
-# what may tell two rows of one table apart, beside the method's name and the shots; a column each where it does
-VARIANTS = {"head": "Head", "prompts": "Prompts", "recipe": "Recipe", "features": "Features", "selection": "Selection"}
-SETTING = ("data", "world", "protocol", "backbone", "method", "label", "transductive", *VARIANTS, "shots", "setting")
-
-
-@dataclass(frozen=True, eq=False)
-class Setting:
-    """The runs of one setting, by seed: one row of a table."""
-
-    runs: tuple[RunRecord, ...]
-    mark: str = ""                       # tells the row from another that is alike in every column
-
-    @property
-    def first(self) -> RunRecord:
-        return self.runs[0]
-
-    @property
-    def place(self) -> str:
-        world = "" if self.first.world is None else f" · world {self.first.world}"
-        protocol = "" if self.first.protocol == "few_shot" else f" · {self.first.protocol.replace('_', ' ')}"
-        return f"{self.first.data}{world} · {self.first.backbone}{protocol}"
-
-    @property
-    def headline(self) -> str:
-        """The metric that rows are ordered by."""
-        return "harmonic_mean" if self.first.protocol == "base_to_new" else "top1"
-
-    def percent(self, metric: str) -> tuple[float, float | None]:
-        """The mean and the sample standard deviation over the runs; one run has no deviation."""
-        values = [100 * run.metrics[metric] for run in self.runs]
-        return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
-
-    def cells(self, variants: Sequence[str]) -> list[str]:
-        seeds = len({run.seed for run in self.runs})
-        return [
-            self.first.label + " †" * self.first.transductive + self.mark,
-            *(_variant(self.first, name) for name in variants),
-            str(self.first.shots), _span(run.label_budget for run in self.runs),
-            str(seeds) if seeds == len(self.runs) else f"{seeds} ({len(self.runs)} runs)",
-            *(self._score(name) for name in self.first.shown),
-            f"{statistics.fmean(run.train_seconds for run in self.runs):.1f}",
-            _span(run.learned_parameters for run in self.runs),
-        ]
-
-    def _score(self, metric: str) -> str:
-        mean, deviation = self.percent(metric)
-        spread = f" ± {'-' if deviation is None else f'{deviation:.1f}'}" if metric in BASE_TO_NEW else ""
-        return f"{mean:.1f}{spread}"
+HEADLINES = {"top1": "top-1", "harmonic_mean": "harmonic mean"}
 
 
 @dataclass(frozen=True)
@@ -71,101 +24,151 @@ class Table:
     caption: str
     header: list[str]
     numbers: int                         # how many columns, the last ones, hold no words
-    rows: list[Setting]
+    rows: list[Setting]                  # of a table over shots, each method's setting of the most shots
     cells: list[list[str]]
 
 
 def tables(records: Sequence[RunRecord]) -> list[Table]:
     """A table to each data set, world, protocol and backbone, its rows by shots, then by the headline metric."""
-    # a copied run folder is no further seed: what differs in nothing but place, time and versions counts once
-    once = {repr(replace(record, run="", train_seconds=0, versions={})): record for record in reversed(records)}
-    settings: dict[tuple, list[RunRecord]] = {}
-    for record in sorted(once.values(), key=lambda record: (record.seed, record.run)):
-        settings.setdefault(tuple(getattr(record, name) for name in SETTING), []).append(record)
-    alike = Counter(key[:-1] for key in settings)
-    told = {key: _options(runs[0]) if alike[key[:-1]] > 1 else "" for key, runs in settings.items()}
-    same = Counter((key[:-1], told[key]) for key in settings)
-    rows = [Setting(tuple(runs), told[key] + (f" [{key[-1][:6]}]" if same[key[:-1], told[key]] > 1 else ""))
-            for key, runs in settings.items()]
-    rows.sort(key=_order)
-    return [_table(list(group)) for _, group in groupby(rows, key=lambda row: row.place)]
-
-
-def _options(record: RunRecord) -> str:
-    """The method's options that no column shows: "(image_parts=1)"."""
-    told = {name: value for name, value in record.options.items() if name not in ("head", "part_prompts")}
-    return f" ({', '.join(f'{name}={value}' for name, value in told.items())})" if told else ""
-
-
-def _order(row: Setting) -> tuple:
-    first = row.first
-    place = (first.data, -1 if first.world is None else first.world, first.backbone,
-             first.protocol != "few_shot", first.protocol)
-    shots = math.inf if isinstance(first.shots, str) else first.shots
-    return (*place, shots, row.percent(row.headline)[0], first.label)
-
-
-def _variant(record: RunRecord, name: str) -> str:
-    # a recipe is worth a column only where one is not the method's own
-    if name == "recipe" and record.recipe in (None, "none", record.method):
-        return "own"
-    return getattr(record, name) or "-"
-
-
-def varying(records: Sequence[RunRecord]) -> list[str]:
-    return [name for name in VARIANTS if len({_variant(record, name) for record in records}) > 1]
+    return [_table(list(group)) for _, group in groupby(settings(records), key=lambda row: row.place)]
 
 
 def _table(rows: list[Setting]) -> Table:
-    variants = varying([row.first for row in rows])
-    shared = [f"{VARIANTS[name].lower()}: {value}" for name in VARIANTS
-              if name not in variants and (value := _variant(rows[0].first, name)) != "-"]
-    caption = [rows[0].place, *shared, "values in %, mean ± sample standard deviation over the seeds"]
+    variants = varying(rows)
+    caption = [*_shared(rows, variants), "values in %, mean ± sample standard deviation over the seeds"]
     if rows[0].first.protocol == "base_to_new":
         caption.append("top-1 of the base classes, which were trained on, and of the new ones, each among its own "
                        "half, the harmonic mean of the two, and top-1 of all images among all classes")
-    if any(row.first.transductive for row in rows):
-        caption.append("† transductive: saw the test images, without labels")
-    if any("[" in row.mark for row in rows):
-        caption.append("[...] tells rows apart that differ in options which no column shows: compare their config.yaml")
-    if any(len({run.seed for run in row.runs}) < len(row.runs) for row in rows):
-        caption.append("a row of more runs than seeds mixes runs that differ in what no column shows")
     numbers = ["Shots", "Labels", "Seeds", *rows[0].first.shown.values(), "Time s", "Learned"]
     header = ["Method", *(VARIANTS[name] for name in variants), *numbers]
-    return Table("; ".join(caption) + ".", header, len(numbers), rows, [row.cells(variants) for row in rows])
+    cells = [[*_words(row, variants), *_numbers(row)] for row in rows]
+    return Table("; ".join([*caption, *_notes(rows)]) + ".", header, len(numbers), rows, cells)
 
 
-def markdown_table(records: Sequence[RunRecord]) -> str:
-    """The tables in Markdown, each below a line of what its rows share."""
-    text = []
-    for table in tables(records):
-        text.append(f"{escape(table.caption)}\n\n{markdown(table.header, table.cells, numbers=table.numbers)}")
-    return "\n".join(text)
+def table_over_shots(table: Table) -> Table | None:
+    """A row a method and a column a shot count, of the headline metric; None below two shot counts.
+
+    Zero-shot has a column of its own, and a cell says how many seeds it is of where most are of another number.
+    """
+    counts = shot_counts(table.rows)
+    if len(counts) < 2:
+        return None
+    series = sorted(by_series(table.rows), key=_rank)
+    rows = [_last(points) for points in series]
+    variants = [name for name in varying(rows) if len({variant(row.first, name) for row in rows} - {"-"}) > 1]
+    # what zero-shot yields depends on no seed: it does not count where the usual number of seeds is told
+    seeds = Counter(row.seeds for row in table.rows if row.first.shots != 0)
+    usual = max(seeds, key=lambda number: (seeds[number], number))
+    columns = [*([0] if any(0 in points for points in series) else []), *counts]
+    cells = [[*_words(row, variants), *(_cell(points.get(count), usual) for count in columns)]
+             for row, points in zip(rows, series, strict=True)]
+    spread = "mean ± sample standard deviation over " if max(seeds) > 1 else ""
+    caption = [*_shared(rows, variants), f"{HEADLINES[rows[0].headline]} in % by the shots",
+               f"{spread}{usual} seed{'s' * (usual > 1)}, rows by their last score"]
+    if len(seeds) > 1:
+        caption.append("(n): of n seeds")
+    return Table("; ".join([*caption, *_notes(table.rows)]) + ".",
+                 ["Method", *(VARIANTS[name] for name in variants), *map(str, columns)], len(columns), rows, cells)
+
+
+def _last(points: dict[Shots, Setting]) -> Setting:
+    return points[max(points, key=shots_order)]
+
+
+def _rank(points: dict[Shots, Setting]) -> tuple[float, float]:
+    """By the most shots, then by the score there: zero-shot first, then what has no score in the last column."""
+    last = _last(points)
+    return shots_order(last.first.shots), last.percent(last.headline)[0]
+
+
+def _cell(row: Setting | None, usual: int) -> str:
+    if row is None:
+        return "-"
+    mean, deviation = row.percent(row.headline)
+    marked = f" ({row.seeds})" if row.first.shots != 0 and row.seeds != usual else ""
+    return f"{mean:.1f}{'' if deviation is None else f' ± {deviation:.1f}'}{marked}"
+
+
+def _words(row: Setting, variants: Sequence[str]) -> list[str]:
+    return [row.label + row.mark + row.code, *(variant(row.first, name) for name in variants)]
+
+
+def _numbers(row: Setting) -> list[str]:
+    return [
+        str(row.first.shots), _span(run.label_budget for run in row.runs),
+        str(row.seeds) if row.seeds == len(row.runs) else f"{row.seeds} ({len(row.runs)} runs)",
+        *(_score(row, name) for name in row.first.shown),
+        f"{statistics.fmean(run.train_seconds for run in row.runs):.1f}",
+        _span(run.learned_parameters for run in row.runs),
+    ]
+
+
+def _score(row: Setting, metric: str) -> str:
+    mean, deviation = row.percent(metric)
+    spread = f" ± {'-' if deviation is None else f'{deviation:.1f}'}" if metric in BASE_TO_NEW else ""
+    return f"{mean:.1f}{spread}"
+
+
+def _shared(rows: list[Setting], variants: Sequence[str]) -> list[str]:
+    """The place, and what all rows have in common."""
+    shared = {name: {variant(row.first, name) for row in rows} - {"-"} for name in VARIANTS if name not in variants}
+    return [rows[0].place, *(f"{VARIANTS[name].lower()}: {value}" for name in shared for value in shared[name])]
+
+
+def _notes(rows: list[Setting]) -> list[str]:
+    notes = {
+        "† transductive: saw the test images, without labels": any(row.first.transductive for row in rows),
+        "[...] tells rows apart that differ in options which no column shows: compare their config.yaml":
+            any(row.code for row in rows),
+        "a row of more runs than seeds mixes runs that differ in what no column shows":
+            any(row.seeds < len(row.runs) for row in rows),
+    }
+    return [note for note, true in notes.items() if true]
+
+
+def markdown_table(table: Table) -> str:
+    """The table in Markdown below its caption."""
+    return f"{escape(table.caption)}\n\n{markdown(table.header, table.cells, numbers=table.numbers)}"
 
 
 def terminal_table(records: Sequence[RunRecord], *, width: int = 120) -> str:
-    """The tables as aligned text; words that would make a line longer than `width` wrap within their column."""
-    text = []
-    for table in tables(records):
-        words = len(table.header) - table.numbers
-        header = [{"Per class": "Class", "Macro-F1": "F1"}.get(name, name) for name in table.header]
-        widths = [max(map(len, column)) for column in zip(header, *table.cells, strict=True)]
-        while sum(widths) + 2 * len(widths) - 2 > width and max(widths[:words]) > 6:
-            widths[widths.index(max(widths[:words]))] -= 1
-        lines = [header, ["-" * size for size in widths], *table.cells]
-        text.append("\n".join([textwrap.fill(table.caption, width), "",
-                               *(_aligned(line, widths, words) for line in lines)]))
+    """The tables as aligned text; words that would make a line longer than `width` wrap within their column.
+
+    Where there are several shot counts, the table over the shots stands for the one of all metrics.
+    """
+    found = tables(records)
+    over_shots = [table_over_shots(table) for table in found]
+    text = [_aligned_table(short or whole, width) for short, whole in zip(over_shots, found, strict=True)]
+    if any(over_shots):
+        text.append(textwrap.fill("The other metrics, training times and numbers of learned parameters stand in "
+                                  "report.md.", width))
     return "\n\n".join(text) + "\n"
 
 
+def _aligned_table(table: Table, width: int) -> str:
+    words = len(table.header) - table.numbers
+    header = [{"Per class": "Class", "Macro-F1": "F1"}.get(name, name) for name in table.header]
+    widths = [max(map(len, column)) for column in zip(header, *table.cells, strict=True)]
+    while sum(widths) + 2 * len(widths) - 2 > width and max(widths[:words]) > 6:
+        widths[widths.index(max(widths[:words]))] -= 1
+    lines = [header, ["-" * size for size in widths], *table.cells]
+    return "\n".join([textwrap.fill(table.caption, width), "", *(_aligned(line, widths, words) for line in lines)])
+
+
 def _aligned(cells: Sequence[str], widths: Sequence[int], words: int) -> str:
-    wrapped = [textwrap.wrap(cell, size) for cell, size in zip(cells, widths, strict=True)]
+    wrapped = [_wrapped(cell, size) for cell, size in zip(cells, widths, strict=True)]
     lines = []
     for line in zip_longest(*wrapped, fillvalue=""):
         padded = [cell.ljust(size) if i < words else cell.rjust(size)
                   for i, (cell, size) in enumerate(zip(line, widths, strict=True))]
         lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
+
+
+def _wrapped(text: str, size: int) -> list[str]:
+    """Lines of at most `size` characters, broken behind a space or within a name behind one of its marks."""
+    pieces = re.findall(rf".{{1,{size}}}(?:(?<=[ _=-])|$)|.{{1,{size}}}", " ".join(text.split()))
+    return [piece.strip() for piece in pieces]
 
 
 def _span(values: Iterable[int]) -> str:
