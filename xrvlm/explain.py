@@ -168,8 +168,20 @@ def prompt_names(classifier: Classifier, explanation: Explanation) -> list[str]:
     prompts, of_classes = len(explanation.relations), len(classifier.class_features)
     if classifier.method.prompts == "none":
         return ["no text"]
+    if prompts == of_classes + 1:        # of LinearRelations
+        return [*_prompt_names(classifier, of_classes), "the class's own vector"]
     if prompts < of_classes:
         return ["the part's own prompt"]
+    return _prompt_names(classifier, prompts)
+
+
+def part_names(classifier: Classifier, parts: int) -> list[str]:
+    """What to call each of the m parts."""
+    whole = parts_and_relations(classifier.method)[0].whole_first
+    return ["whole image"] * whole + [f"part {part + 1}" for part in range(parts - whole)]
+
+
+def _prompt_names(classifier: Classifier, prompts: int) -> list[str]:
     named = read_class_text(classifier.about["classes"]).part_names
     described = classifier.method.prompts in ("part_descriptions", "learned_from_descriptions")
     if described and named is not None and len(named) == prompts:

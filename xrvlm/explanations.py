@@ -4,6 +4,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from xrvlm import plots, plots_explain
 from xrvlm.classifier import Classifier
 from xrvlm.data_folder import image_files
 from xrvlm.errors import UserError
-from xrvlm.explain import STEPS, Attribution, Explanation, Words, explained, prompt_names, prompt_words
+from xrvlm.explain import STEPS, Attribution, Explanation, Words, explained, part_names, prompt_names, prompt_words
 from xrvlm.files import write_json
 
 log = logging.getLogger(__name__)
@@ -38,13 +39,14 @@ def explain_images(classifier: Classifier, images: Path, out: Path, *, against: 
     found = tqdm(explained(classifier, [root / name for name in names], against), total=len(names), disable=None,
                  leave=False)
     for name, place, explanation in zip(names, places, found, strict=True):
-        prompts = prompt_names(classifier, explanation)
-        rows.append({"image": name} | _row(classifier, explanation, prompts))
+        called = _Names(part_names(classifier, len(explanation.maps)), prompt_names(classifier, explanation),
+                        classifier.names)
+        rows.append({"image": name} | _row(explanation, called))
         if explanation.predicted not in words:
             words[explanation.predicted] = prompt_words(classifier, explanation.predicted)
         if pictures:
-            plots.save(_picture(classifier, explanation, prompts), out / place)
-        yield f"{name}: {_line(classifier, explanation, prompts)}"
+            plots.save(_picture(explanation, called), out / place)
+        yield f"{name}: {_line(explanation, called)}"
     if against is not None and not any("against" in row for row in rows):
         raise UserError(f"against={against} is what the model says of {_of(names)}; name another class")
     summary = _summary(rows)
@@ -59,30 +61,41 @@ def explain_images(classifier: Classifier, images: Path, out: Path, *, against: 
     yield str(out)
 
 
-def _row(classifier: Classifier, explanation: Explanation, prompts: Sequence[str]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Names:
+    """What the m parts, the g prompts and the c classes are called."""
+
+    parts: Sequence[str]
+    prompts: Sequence[str]
+    classes: Sequence[str]
+
+
+def _row(explanation: Explanation, called: _Names) -> dict[str, Any]:
     """The numbers of an image, as they are written."""
     row = {
         "prediction": explanation.predicted, "probability": _rounded(explanation.probabilities.max().item()),
         "overlap": None if math.isnan(explanation.overlap) else _rounded(explanation.overlap),
         "dead": explanation.dead.tolist(), "class_token": [_rounded(share) for share in
                                                            explanation.class_token.tolist()],
-        "attribution": explanation.logit.method, "logit": _terms(classifier, explanation.logit, prompts)}
+        "attribution": explanation.logit.method, "logit": _terms(explanation.logit, called)}
     if explanation.margin is not None:
-        row |= {"against": explanation.against, "margin": _terms(classifier, explanation.margin, prompts)}
+        row |= {"against": explanation.against, "margin": _terms(explanation.margin, called)}
     return row
 
 
-def _terms(classifier: Classifier, attribution: Attribution, prompts: Sequence[str]) -> dict[str, Any]:
-    strongest = [{"part": strong.part + 1, "prompt": prompts[strong.prompt], "class": classifier.names[strong.label],
-                  "contribution": _rounded(strong.contribution)} for strong in attribution.strongest(LISTED)]
+def _terms(attribution: Attribution, called: _Names) -> dict[str, Any]:
+    strongest = [{"part": called.parts[strong.part], "prompt": called.prompts[strong.prompt],
+                  "class": called.classes[strong.label], "contribution": _rounded(strong.contribution)}
+                 for strong in attribution.strongest(LISTED)]
     return {"value": _rounded(attribution.value), "baseline": _rounded(attribution.baseline),
-            "added": _rounded(attribution.added), "gap": float(f"{attribution.gap:.2g}"), "prompts": list(prompts),
+            "added": _rounded(attribution.added), "gap": float(f"{attribution.gap:.2g}"),
+            "parts": list(called.parts), "prompts": list(called.prompts),
             "contributions": [[_rounded(value) for value in row] for row in attribution.by_part.tolist()],
             "strongest": strongest}
 
 
-def _line(classifier: Classifier, explanation: Explanation, prompts: Sequence[str]) -> str:
-    name, value = _named(classifier, explanation.margin or explanation.logit, prompts, 1)[0]
+def _line(explanation: Explanation, called: _Names) -> str:
+    name, value = _named(explanation.margin or explanation.logit, called, 1)[0]
     rival = ""
     if explanation.against is not None:
         rival = " (nothing to hold against it)" if explanation.margin is None else f" against {explanation.against}"
@@ -91,35 +104,32 @@ def _line(classifier: Classifier, explanation: Explanation, prompts: Sequence[st
             f"{value:+.2f}; overlap {overlap}, dead parts {int(explanation.dead.sum())} of {len(explanation.dead)}")
 
 
-def _picture(classifier: Classifier, explanation: Explanation, prompts: Sequence[str]) -> Any:
-    parts = [f"part {part + 1}{' (dead)' if dead else ''}" for part, dead in enumerate(explanation.dead.tolist())]
-    panels = [_panel(classifier, explanation.logit, prompts, f"for {explanation.predicted}", explanation.predicted,
-                     "others")]
+def _picture(explanation: Explanation, called: _Names) -> Any:
+    parts = [f"{part} (dead)" if dead else part
+             for part, dead in zip(called.parts, explanation.dead.tolist(), strict=True)]
+    panels = [_panel(explanation.logit, called, f"for {explanation.predicted}", explanation.predicted, "others")]
     if explanation.margin is not None and explanation.against is not None:
-        panels.append(_panel(classifier, explanation.margin, prompts,
-                             f"{explanation.predicted} against {explanation.against}", explanation.predicted,
-                             explanation.against))
+        panels.append(_panel(explanation.margin, called, f"{explanation.predicted} against {explanation.against}",
+                             explanation.predicted, explanation.against))
     overlap = "undefined" if math.isnan(explanation.overlap) else f"{explanation.overlap:.2f}"
     how = ("the terms of the logit, exact" if explanation.logit.exact else
            f"integrated gradients from the mean relations of training, {STEPS} steps")
     return plots_explain.explanation(
-        explanation.photo, explanation.maps, panels, parts=parts, prompts=prompts,
+        explanation.photo, explanation.maps, panels, parts=parts, prompts=called.prompts,
         title=f"{explanation.predicted}  {explanation.probabilities.max().item():.1%}",
         note=f"contributions: {how}  ·  overlap of the part maps {overlap}  ·  each map stretched to its own range")
 
 
-def _panel(classifier: Classifier, attribution: Attribution, prompts: Sequence[str], what: str, more: str,
-           less: str) -> plots_explain.Panel:
+def _panel(attribution: Attribution, called: _Names, what: str, more: str, less: str) -> plots_explain.Panel:
     added = f"  +  prior {attribution.added:+.2f}" if attribution.added else ""
     title = (f"{what}: {attribution.value:+.2f}  =  relations {attribution.contributions.sum().item():+.2f}  +  "
              f"baseline {attribution.baseline:+.2f}{added}")
-    return plots_explain.Panel(title, attribution.by_part, _named(classifier, attribution, prompts, BARS),
+    return plots_explain.Panel(title, attribution.by_part, _named(attribution, called, BARS),
                                attribution.contributions.numel(), more, less)
 
 
-def _named(classifier: Classifier, attribution: Attribution, prompts: Sequence[str],
-           count: int) -> list[tuple[str, float]]:
-    return [(f"part {strong.part + 1} x {prompts[strong.prompt]}, {classifier.names[strong.label]}",
+def _named(attribution: Attribution, called: _Names, count: int) -> list[tuple[str, float]]:
+    return [(f"{called.parts[strong.part]} x {called.prompts[strong.prompt]}, {called.classes[strong.label]}",
              strong.contribution) for strong in attribution.strongest(count)]
 
 

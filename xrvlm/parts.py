@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,8 @@ ABSENT = 0.01                            # positions; a part with fewer is not s
 
 class ImageParts(nn.Module, ABC):
     """m parts of an image."""
+
+    whole_first: ClassVar[bool] = False  # the first part is the whole image
 
     @abstractmethod
     def part_maps(self, x: Features) -> Tensor:
@@ -74,6 +77,7 @@ class FoundParts(ImageParts):
     `start`, `centres` and `standardise` are set from training images, in this order; nothing here is learned.
     """
 
+    whole_first = True
     mean: Tensor                         # of positions
     deviation: Tensor
     centres: Tensor                      # (m, d) of standardised positions
