@@ -243,8 +243,8 @@ def test_an_open_method_scores_new_classes_and_stays_as_it_is(case, clip, bank, 
 def test_a_closed_method_names_those_that_score_new_classes(case, clip):
     method = factory(case)(clip, classes())
     assert not method.open_classes
-    with pytest.raises(UserError, match="is bound to the 4 classes that it was trained on; zero_shot, xr_vlm_plus, coop "
-                                        "with a shared context, and xr_vlm with head per_class"):
+    with pytest.raises(UserError, match="is bound to the 4 classes that it was trained on; zero_shot, xr_vlm_plus, "
+                                        "coop with a shared context, and xr_vlm with head per_class"):
         method.for_classes(clip, classes(OTHERS))
 
 
