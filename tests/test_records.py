@@ -6,7 +6,7 @@ import pytest
 
 from xrvlm.classifier import changed_options, method_spec
 from xrvlm.errors import UserError
-from xrvlm.methods import XRVLM, TipAdapter, XRVLMPlus
+from xrvlm.methods import XRVLM, TipAdapter, XRVLMPlus, ZeroShot
 from xrvlm.records import RESULTS, RunRecord, append_record, read_records
 
 METRICS = {"top1": 0.5, "top5": 0.9, "mean_per_class": 0.5, "macro_f1": 0.4, "ece": 0.1}
@@ -29,6 +29,17 @@ def record(**changes) -> RunRecord:
 ])
 def test_options_are_those_that_are_not_the_defaults(factory, changed):
     assert changed_options(method_spec(factory)) == changed
+
+
+class OfOthers(ZeroShot):
+    """A method from elsewhere, whose option is no keyword-only one."""
+
+    def __init__(self, clip, classes, strength: float = 1.0):
+        super().__init__(clip, classes)
+
+
+def test_an_option_without_a_known_default_counts_as_changed():
+    assert changed_options(method_spec(partial(OfOthers, strength=2.0))) == {"strength": 2.0}
 
 
 def test_options_come_back_as_they_were(tmp_path):

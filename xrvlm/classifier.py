@@ -116,9 +116,9 @@ def method_spec(factory: MethodFactory) -> dict[str, Any]:
 
 
 def changed_options(spec: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a `method_spec` that are not the method's defaults."""
+    """The arguments of a `method_spec` that are not the method's defaults, or have none that is known."""
     defaults = _defaults(_method_class(spec))
-    return {name: value for name, value in spec["arguments"].items() if value != defaults[name]}
+    return {name: value for name, value in spec["arguments"].items() if name not in defaults or value != defaults[name]}
 
 
 def _defaults(target: type) -> dict[str, Any]:
