@@ -5,6 +5,7 @@ from functools import cache, partial
 import pytest
 import torch
 import torchvision.transforms.functional as TF
+from banks import bank_of
 from towers import IMAGE_KINDS, images, tiny_vit
 
 from xrvlm.backbone import Features, FrozenCLIP
@@ -22,7 +23,7 @@ from xrvlm.explain import (
     prompt_names,
     prompt_words,
 )
-from xrvlm.methods import XRVLM, CoOp, LinearProbe, ZeroShot
+from xrvlm.methods import XRVLM, CoOp, LinearProbe, XRVLMPlus, ZeroShot
 from xrvlm.parts import grid
 from xrvlm.text import class_text
 
@@ -37,9 +38,9 @@ def photos(count: int = 4, pixels: int = 40):
     return [TF.to_pil_image(image.sigmoid()) for image in images(count, pixels)]
 
 
-def classes():
-    parts = {name: {part: f"a {name} with a {part}." for part in ("beak", "wing", "tail")} for name in NAMES}
-    return class_text(NAMES, parts=parts)
+def classes(names=NAMES):
+    parts = {name: {part: f"a {name} with a {part}." for part in ("beak", "wing", "tail")} for name in names}
+    return class_text(names, parts=parts)
 
 
 def moved(clip: FrozenCLIP, method: type = XRVLM, **options) -> Classifier:
@@ -161,6 +162,49 @@ def test_what_a_method_adds_is_a_term_of_its_own():
         assert explanation.logit.gap < 1e-3
         if explanation.margin is not None:
             assert explanation.margin.added == pytest.approx(best - 1, abs=1e-4)
+
+
+@cache
+def plus() -> Classifier:
+    """XR-VLM+ on images of five kinds, with relations far from zero."""
+    clip, factory, labels = tiny_vit(), partial(XRVLMPlus, image_parts=PARTS), torch.arange(5).repeat(4)
+    views = images(5, clip.transform.image_size, seed=1)[labels] + 0.2 * images(20, clip.transform.image_size, seed=2)
+    method = factory(clip, classes())
+    method.prepare(clip, bank_of(clip.encode_image(views, method.needs), labels))
+    assert method.prior_weight != 1
+    return Classifier(clip, method, describe(clip, factory, classes()))
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["its classes", "other classes"])
+def test_the_terms_of_xr_vlm_plus_are_exact(turned):
+    classifier = plus()
+    if turned:
+        classifier = classifier.for_classes(classes(("wren", "emu")))
+    method, names = classifier.method, classifier.names
+    pictures = photos(6)
+    for picture, explanation in zip(pictures, explained(classifier, pictures, "wren"), strict=True):
+        x = features(classifier, picture)
+        logits = method.logits(x, classifier.class_features)[0]
+        prior = (method.prior_weight * method.zero_shot.logits(x, method.zero_shot.weights))[0]
+        best, rival = names.index(explanation.predicted), names.index("wren")
+        assert best == logits.argmax()
+        # three part sentences and the class's own vector; the whole image is the first part
+        assert explanation.relations.shape == explanation.logit.contributions.shape == (4, PARTS + 1, len(names))
+        assert explanation.logit.exact
+        assert explanation.logit.baseline == 0
+        scale = logits.abs().max().item()
+        assert explanation.logit.value == pytest.approx(logits[best].item(), abs=1e-4 * scale)
+        assert explanation.logit.added == pytest.approx(prior[best].item(), abs=1e-4 * scale)
+        assert explanation.logit.contributions.abs().max() > 1e-2
+        assert explanation.logit.gap < 1e-4 * scale
+        others = [label for label in range(len(names)) if label != best]
+        assert explanation.logit.contributions[..., others].abs().max() == 0, "the relations of a class are its own"
+        assert torch.equal(explanation.maps[0], torch.full_like(explanation.maps[0], explanation.maps[0, 0, 0].item()))
+        assert (explanation.class_token.abs() < 1e-5).all()
+        if explanation.margin is not None:
+            assert explanation.margin.value == pytest.approx((logits[best] - logits[rival]).item(), abs=1e-4 * scale)
+            assert explanation.margin.added == pytest.approx((prior[best] - prior[rival]).item(), abs=1e-4 * scale)
+            assert explanation.margin.gap < 1e-4 * scale
 
 
 def test_the_strongest_relations_come_first():

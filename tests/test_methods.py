@@ -16,6 +16,7 @@ from xrvlm.classifier import Classifier, describe
 from xrvlm.draws import seeded
 from xrvlm.errors import UserError
 from xrvlm.evaluation import probabilities
+from xrvlm.methods import XRVLM, ZeroShot
 from xrvlm.recipe import Recipe
 from xrvlm.text import class_text
 from xrvlm.train import fit
@@ -202,6 +203,70 @@ def test_two_classes_work(case, clip, bank):
     assert probabilities(method, clip, binary).shape == (16, 2)
 
 
+def with_prior(clip, bank, **options) -> XRVLM:
+    """Method with a prior and the same head whatever the options, prepared."""
+    with seeded(1, "initial weights"):
+        method = XRVLM(clip, classes(), hidden=8, **options)
+    method.prepare(clip, bank)
+    return method.eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("weight", [0.5, -2.0])
+def test_a_prior_adds_its_weight_times_the_zero_shot_logits(clip, bank, weight, learned):
+    without, method = with_prior(clip, bank), with_prior(clip, bank, prior_weight=weight, learn_prior_weight=learned)
+    zero_shot = ZeroShot(clip, classes())
+    zero_shot.prepare(clip, None)
+    x = some(bank)
+    expected = without.logits(x, without.class_features(clip)) + weight * zero_shot.logits(x, zero_shot.weights)
+    assert torch.equal(method.logits(x, method.class_features(clip)), expected)
+    assert without.zero_shot is None
+
+
+def test_the_weight_of_a_prior_is_learned_where_that_is_wanted(clip, bank):
+    fixed = with_prior(clip, bank, prior_weight=0.5)
+    assert not fixed.prior_weight.requires_grad
+    for start in (0.0, 0.5):
+        method = with_prior(clip, bank, prior_weight=start, learn_prior_weight=True)
+        assert method.prior_weight.item() == start
+        method.train().loss(some(bank, range(8)), bank.labels[:8], clip).backward()
+        assert method.prior_weight.grad is not None
+        assert method.prior_weight.grad.abs() > 0
+        fit(method, clip, bank, SHORT, seed=1)
+        assert method.prior_weight.item() != start
+    fit(fixed, clip, bank, SHORT, seed=1)
+    assert fixed.prior_weight.item() == 0.5
+
+
+def test_without_a_prior_no_sentence_of_a_class_is_read(bank):
+    """The prompts around the names are learned; what zero-shot reads is encoded for a prior alone."""
+    clip, read = tiny_vit(), []
+    encode = clip.encode_text
+    clip.encode_text = lambda texts: read.extend(texts) or encode(texts)
+    method = with_prior(clip, bank, prior_weight=0.0)
+    method.logits(some(bank), method.class_features(clip))
+    assert read == []
+    assert not [name for name in method.state_dict() if "zero_shot" in name or "prior" in name]
+    with_prior(clip, bank, prior_weight=0.1)
+    assert read == [sentence for prompts in classes().prompts for sentence in prompts]
+
+
+@pytest.mark.parametrize("case", ["xr_vlm", "xr_vlm_plus", "tip_adapter", "zero_shot"])
+def test_a_model_of_a_version_with_other_options_is_told(case, clip, bank, tmp_path):
+    about = describe(clip, factory(case), classes())
+    about["method"]["arguments"]["shared_context"] = True
+    path = Classifier(clip, trained(case, clip, bank), about).save(tmp_path)
+    with pytest.raises(UserError) as told:
+        Classifier.load(path, clip)
+    message = str(told.value)
+    assert str(path) in message
+    assert "shared_context" in message
+    assert about["method"]["target"] in message
+    assert "written by another version of xrvlm: install that version, or adapt again" in message
+    assert "\n" not in message
+
+
 @pytest.mark.parametrize("case", sorted(OPEN))
 def test_turned_to_its_own_classes_an_open_method_says_the_same(case, clip, bank):
     method = trained(case, clip, bank)
@@ -237,6 +302,8 @@ def test_an_open_method_scores_new_classes_and_stays_as_it_is(case, clip, bank, 
     loaded = Classifier.load(classifier.save(tmp_path), clip)
     assert loaded.names == OTHERS
     assert torch.equal(probabilities(loaded.method, clip, bank), probabilities(turned, clip, bank))
+    again = loaded.for_classes(classes(OTHERS[::-1])).for_classes(classes(OTHERS))          # as often as one likes
+    assert torch.allclose(probabilities(again.method, clip, bank), probabilities(turned, clip, bank), atol=1e-5)
 
 
 @pytest.mark.parametrize("case", sorted(CASES.keys() - OPEN))

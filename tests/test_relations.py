@@ -4,7 +4,14 @@ import torch.nn.functional as F
 from reference import assert_close, load, needs_reference, reference, slow_norm, slow_space
 from torch import Tensor, nn
 
-from xrvlm.relations import Alignment, CrossRelations, PerClassRelations, RelationHead, VisualParts
+from xrvlm.relations import (
+    Alignment,
+    CrossRelations,
+    LinearRelations,
+    PerClassRelations,
+    RelationHead,
+    VisualParts,
+)
 
 SPACES = {f"relations.{side}_space.{ours}": f"{side}_{theirs}" for side in ("image", "text")
           for ours, theirs in (("in_norm", "in_norm"), ("project", "proj"), ("out_norm", "out_norm"))}
@@ -156,3 +163,88 @@ def test_the_baseline_is_where_the_first_normalisation_gives_zero(name):
     head.score(head.baseline().expand(1, 3, 3, 5))
     assert head.baseline().abs().max() > 0
     assert seen[0].abs().max() < 1e-5
+
+
+def started(text_share: float = 1.0, own_share: float = 0.1) -> tuple[LinearRelations, Tensor, Tensor]:
+    """Linear relations of 3 image parts and 2 prompts with a drawn image space, class features and codes."""
+    torch.manual_seed(0)
+    head, class_features = LinearRelations(6, 3, 2, 5), 1 + torch.randn(2, 5, 6)
+    class_features[1] *= 7                                   # the prompts are of other lengths
+    codes = head.start(class_features, text_share, own_share)
+    head.image_space.copy_(torch.randn(head.image_space.shape))
+    return head, class_features, codes
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("text_share", "own_share"), [(1.0, 0.1), (1.0, 0.0), (0.0, 0.1), (0.5, 2.0)])
+def test_codes_have_the_products_that_the_shares_say(text_share, own_share):
+    _, class_features, codes = started(text_share, own_share)
+    expected = torch.zeros(5, 5)
+    for prompt in class_features:
+        centred = prompt - sum(prompt) / 5
+        length = sum(float((row ** 2).sum() ** 0.5) for row in centred) / 5
+        expected += text_share / 2 * (centred / length) @ (centred / length).T
+    expected += own_share * torch.eye(5)
+    assert codes.shape == (5, 5)
+    assert torch.allclose(codes @ codes.T, expected, atol=1e-5)
+
+
+@torch.no_grad()
+def test_linear_relations_agree_with_the_formula():
+    head, class_features, codes = started()
+    parts = torch.randn(4, 3, 6)
+    expected = torch.zeros(4, 5)
+    for image in range(4):
+        for label in range(5):
+            for part in range(3):
+                expected[image, label] += parts[image, part] @ head.image_space[part] @ codes[label]
+    assert torch.allclose(head(parts, class_features), expected, atol=1e-4)
+    relations = head.relate(parts, class_features)
+    assert relations.shape == (4, 3, 3, 5)
+    assert torch.allclose(head.score(relations), expected, atol=1e-4)
+    for prompt in range(2):                                  # A_ij of the docstring: part 1 with each prompt
+        between = head.image_space[1] @ head.text_space[prompt].T
+        centred = class_features[prompt] - class_features[prompt].mean(dim=0)
+        assert torch.allclose(relations[:, prompt, 1], parts[:, 1] @ between @ centred.T, atol=1e-4)
+    assert torch.allclose(relations[:, 2, 1], parts[:, 1] @ head.image_space[1] @ head.own.T, atol=1e-4)
+    assert head.linear
+    assert head.baseline() == 0
+
+
+@torch.no_grad()
+def test_linear_relations_turned_to_other_classes():
+    head, class_features, _ = started()
+    parts, before = torch.randn(4, 3, 6), {name: value.clone() for name, value in head.state_dict().items()}
+    new = torch.randn(2, 1, 6)
+    turned = head.for_classes([3, None, 0])
+    features = torch.cat([class_features[:, [3]], new, class_features[:, [0]]], dim=1)     # (g, 3, d)
+    own, scores = head(parts, class_features), turned(parts, features)
+    assert torch.allclose(scores[:, [0, 2]], own[:, [3, 0]], atol=1e-5)
+    assert torch.equal(turned.own[[0, 2]], head.own[[3, 0]])
+    assert turned.own[1].abs().max() == 0
+    assert turned.relate(parts, features)[:, 2, :, 1].abs().max() == 0
+    assert turned.image_space is head.image_space, "what was learned is shared"
+    permuted = head.for_classes([4, 2, 0, 1, 3])
+    assert torch.allclose(permuted(parts, class_features[:, [4, 2, 0, 1, 3]]), own[:, [4, 2, 0, 1, 3]], atol=1e-5)
+    assert head.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("places", [[3, None], [0, None, None, 1, 2, None, 4, 3]], ids=["fewer", "more"])
+def test_the_state_of_turned_relations_can_be_loaded(places):
+    head, _, _ = started()
+    turned = head.for_classes(places)
+    parts, features = torch.randn(4, 3, 6), torch.randn(2, len(places), 6)
+    expected = turned(parts, features)
+    state = {name: value.clone() for name, value in turned.state_dict().items()}
+    assert state["own"].shape == (len(places), 5), "r stays that of the classes trained on"
+    fresh = LinearRelations(6, 3, 2, len(places))
+    fresh.load_state_dict(state)
+    assert torch.equal(fresh(parts, features), expected)
+    own = head.own.clone()
+    turned.load_state_dict(state)
+    assert torch.equal(turned(parts, features), expected)
+    assert torch.equal(head.own, own), "loading into the turned one leaves the original alone"
+    again = turned.for_classes([1, 0])
+    assert torch.allclose(again(parts, features[:, [1, 0]]), expected[:, [1, 0]], atol=1e-5)

@@ -66,7 +66,8 @@ def test_a_run_leaves_all_that_is_promised(clip, photos, tmp_path):
     assert line["run"] == run.folder.name
     expected = {"method": "xr_vlm", "head": "cross", "prompts": "learned", "recipe": "short", "data": "my birds",
                 "world": None, "shots": 4, "seed": 1, "label_budget": 12, "transductive": False, "selection": "last",
-                "features": "cached", "backbone": clip.name}
+                "features": "cached", "backbone": clip.name,
+                "options": {"image_parts": 2, "text_parts": 2, "context_length": 3, "hidden": 8}}
     assert {key: line[key] for key in expected} == expected
     assert set(line["metrics"]) == {"top1", "top5", "mean_per_class", "macro_f1", "ece"}
     assert line["learned_parameters"] == sum(p.numel() for p in run.classifier.method.parameters()) > 0

@@ -78,7 +78,7 @@ class Classifier:
 
         Raises:
             UserError: the file is missing or damaged, the tower is another one than the model was adapted on, or the
-                method's class is not what it was.
+                method's class or options are not what they were.
         """
         path = _model_file(user_path(path))
         about, tensors = _read(path)
@@ -88,6 +88,7 @@ class Classifier:
             raise UserError(f"{path} was adapted on {before['name']} at {before['image_size']} pixels, not on "
                             f"{clip.name} at {clip.transform.image_size}: load that tower, with the same transform, "
                             "or adapt again")
+        _check_options(path, about["method"])
         method = build_method(about["method"], clip, read_class_text(about["classes"]))
         try:
             method.load_state_dict(tensors)
@@ -115,9 +116,9 @@ def method_spec(factory: MethodFactory) -> dict[str, Any]:
 
 
 def changed_options(spec: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a `method_spec` that are not the method's defaults."""
+    """The arguments of a `method_spec` that are not the method's defaults, or have none that is known."""
     defaults = _defaults(_method_class(spec))
-    return {name: value for name, value in spec["arguments"].items() if value != defaults[name]}
+    return {name: value for name, value in spec["arguments"].items() if name not in defaults or value != defaults[name]}
 
 
 def _defaults(target: type) -> dict[str, Any]:
@@ -128,6 +129,14 @@ def _defaults(target: type) -> dict[str, Any]:
 def build_method(spec: dict[str, Any], clip: FrozenCLIP, classes: ClassText) -> Method:
     """The inverse of `method_spec`, freshly allocated."""
     return _method_class(spec)(clip, classes, **spec["arguments"])
+
+
+def _check_options(path: Path, spec: dict[str, Any]) -> None:
+    known = inspect.signature(_method_class(spec)).parameters
+    gone = sorted(spec["arguments"].keys() - known.keys())
+    if gone and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        raise UserError(f"{path} has options that {spec['target']} does not know ({', '.join(gone)}), it was written "
+                        "by another version of xrvlm: install that version, or adapt again")
 
 
 def _method_class(spec: dict[str, Any]) -> type[Method]:

@@ -6,7 +6,7 @@ Each head has two halves, so that what a logit was made of can be told: `relate`
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from copy import copy
+from copy import deepcopy
 from typing import ClassVar
 
 import torch
@@ -227,8 +227,9 @@ class LinearRelations(RelationHead):
         for label, place in enumerate(before):
             if place is not None:
                 own[label] = self.own[place]
-        turned = copy(self)
-        turned._buffers = self._buffers | {"own": own}
+        # deep, so that its hook for loading is its own; around the same tensors
+        turned = deepcopy(self, {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())})
+        turned.own, turned.sizes = own, (*self.sizes[:3], len(before))
         return turned
 
     def relate(self, image_parts: Tensor, class_features: Tensor) -> Tensor:
