@@ -10,7 +10,7 @@ from xrvlm.errors import UserError
 from xrvlm.evaluation import probabilities
 from xrvlm.methods import XRVLMPlus, ZeroShot
 from xrvlm.methods import xr_vlm_plus as module
-from xrvlm.methods.xr_vlm_plus import FOLDS, LONE_STRENGTH, PATIENCE, STRENGTHS, _best_strength, _Examples
+from xrvlm.methods.xr_vlm_plus import FOLDS, LONE_STRENGTHS, PATIENCE, STRENGTHS, _best_strength, _Examples
 from xrvlm.text import ClassText, class_text
 
 CLASSES = class_text(("bird", "dog", "cat"))
@@ -88,25 +88,18 @@ def test_where_labels_pay_it_learns_what_the_text_does_not_say(clip, relate_to):
 
 # --- one image a class ---
 
-def test_of_one_image_a_class_a_prior_that_is_right_stands(clip):
-    bank = made_bank(clip, CLASSES, torch.arange(3), text=4.0, parts=4.0)
-    prior = zero_shot_logits(clip, features_of(bank))
-    assert (prior.argmax(dim=1) == bank.labels).float().mean() >= 0.5
-    method = prepared(clip, bank)
-    assert torch.equal(logits(method, clip, bank), method.prior_weight * prior)
-
-
-def test_of_one_image_a_class_a_prior_that_is_wrong_is_corrected(clip, monkeypatch):
+@pytest.mark.parametrize(("labels", "strength"), [((0, 1, 2), LONE_STRENGTHS[0]), ((1, 2, 0), LONE_STRENGTHS[1])])
+def test_of_one_image_a_class_the_strength_is_that_of_a_right_or_of_a_wrong_prior(clip, monkeypatch, labels, strength):
     asked = []
     solve = _Examples.solve
     monkeypatch.setattr(_Examples, "solve", lambda self, start, codes, strength: asked.append(strength)
                         or solve(self, start, codes, strength))
-    shown = features_of(made_bank(clip, CLASSES, torch.tensor([1, 2, 0]), text=4.0, parts=4.0))
+    shown = features_of(made_bank(clip, CLASSES, torch.tensor(labels), text=4.0, parts=4.0))
     bank = bank_of(shown, torch.arange(3))
-    assert (zero_shot_logits(clip, shown).argmax(dim=1) == bank.labels).sum() == 0
+    right = (zero_shot_logits(clip, shown).argmax(dim=1) == bank.labels).sum()
+    assert right == (0 if labels[0] else 3)
     method = prepared(clip, bank)
-    assert asked == [LONE_STRENGTH]
-    assert method.relations.image_space.abs().max() > 0
+    assert asked == [strength]
     assert accuracy(method, clip, bank) == 1
 
 
