@@ -51,7 +51,7 @@ def test_live_maps_are_the_attention_itself():
 
 
 def test_a_live_part_learns_where_the_other_kind_is_dead():
-    """The same weights, and positions among which none stands out: the paper's maps are zero everywhere."""
+    """The same attention; the normalisation behind the paper's is set so that its maps are zero everywhere."""
     torch.manual_seed(0)
     mid_tokens, tokens = torch.randn(4, 9, 5), torch.randn(4, 9, 6)
     slopes = {}

@@ -30,6 +30,7 @@ from xrvlm.text import ClassText
 RelateTo = Literal["text_and_classes", "text", "classes"]
 STRENGTHS = tuple(10.0 ** (power / 2) for power in range(0, -11, -1))    # of the penalty, from 1 to 0.00001
 OWN_SHARE = 0.1                          # weight of a class's own vector beside its text, which is shared with others
+PRIOR_PENALTY = 0.001                    # on the squared logarithm of a prior's weight over 1
 POSITIONS = 20_000                       # that k-means sees
 FOLDS = 8
 LONE_STRENGTHS = 0.03, 0.003             # with one image a class, where the prior is right on half of them, or is not
@@ -40,7 +41,7 @@ class XRVLMPlus(Method):
     """`logits = w * zero-shot + sum over image parts i and prompts j of <V_i, A_ij T_jc> + <V_i, o_ic>`.
 
     The whole image is one of the parts. w is fitted to the training images alone; A and o minimise the cross-entropy
-    plus `strength` times their squared norm. Where cross-validation finds that no relation pays, the prediction is the
+    plus a penalty on their squared norm. Where cross-validation finds that no relation pays, the prediction is the
     zero-shot one; with one image a class nothing can be held out, and the strength is a fixed one. The prompts are the
     part descriptions where there are any (`text.parts=`), else the sentences of the classes. New classes can be
     scored: their text meets the same A, and they have no o.
@@ -191,9 +192,13 @@ def _lone_strength(train: _Examples) -> float:
 
 
 def _fitted_weight(prior: Tensor, y: Tensor) -> Tensor:
-    """() the weight of the zero-shot logits that makes the training images likeliest."""
+    """() the weight of the zero-shot logits that makes the training images likeliest.
+
+    Where they are right on all of these, no weight is too large: a small penalty on what exceeds 1, the tower's own.
+    """
     log_weight = torch.zeros((), device=prior.device, requires_grad=True)
-    _minimise(log_weight, lambda: F.cross_entropy(log_weight.exp() * prior, y), steps=30)
+    _minimise(log_weight, lambda: F.cross_entropy(log_weight.exp() * prior, y)
+              + PRIOR_PENALTY * log_weight.relu().square(), steps=30)
     return log_weight.detach().exp()
 
 
