@@ -194,7 +194,7 @@ def test_a_class_without_a_training_image_is_an_error():
 
 @pytest.mark.parametrize("shots", [0, -1, 2.0, "4", True])
 def test_shots_must_be_a_whole_number(shots):
-    with pytest.raises(UserError, match=r"shots=.* must be a whole number of images a class, at least 1, or null"):
+    with pytest.raises(UserError, match=r"shots=.* must be a whole number of images a class, at least 1, or all"):
         sample_shots(SPLIT, shots, 0)
 
 
@@ -236,7 +236,7 @@ def test_images_that_stand_in_training_and_in_test_are_listed(tmp_path, caplog):
         sha256(twin): (["a/000.jpg", "b/001.jpg"], ["test/a/001.jpg"]),
         sha256(other): (["val/b/000.jpg"], ["test/b/000.jpg"])}
     [message] = warnings_of(caplog)
-    assert message.startswith("2 images stand both in training and in test")
+    assert message.startswith("2 test images stand in training too")
     assert "a/000.jpg = test/a/001.jpg" in message
 
 

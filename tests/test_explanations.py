@@ -106,7 +106,7 @@ def test_mistakes_are_told_in_one_line(photos, run, tmp_path, capsys):
     assert explained(run, photo) == 0
     predicted = predictions(run)["0.png"]
     assert explained(run, photo, f"against={predicted}") == 2
-    assert f"against={predicted} is what the model says of 0.png; name another class" in told(capsys)
+    assert f"against={predicted} is what the model says of 0.png, explained in" in told(capsys)
     (tmp_path / "empty").mkdir()
     assert explained(run, tmp_path / "empty") == 2
     assert "found no image below" in told(capsys)

@@ -20,6 +20,7 @@ LAYERS = (
     ("demo",),
     ("commands",),
     ("cli",),
+    ("__main__",),
 )
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 ONLY_IMPORTERS = {

@@ -344,7 +344,7 @@ def test_part_descriptions_are_the_prompts_where_there_are_any(clip, always_rela
     described = class_text(CLASSES.names, parts=parts)
     bank = made_bank(clip, CLASSES, LABELS, parts=4.0)
     method, plain = prepared(clip, bank, classes=described), prepared(clip, bank)
-    assert (method.prompts, plain.prompts) == ("part_descriptions", "names")
+    assert (method.prompts, plain.prompts) == ("names + part_descriptions", "names")
     assert method.class_features(clip).shape == (2, 3, clip.embed_dim)
     assert plain.class_features(clip).shape == (1, 3, clip.embed_dim)
     assert torch.allclose(plain.class_features(clip)[0], plain.zero_shot.weights)

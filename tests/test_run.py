@@ -16,6 +16,7 @@ import torch
 from photos import CLASSES, photo_folder
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save_file
 from towers import openclip_model, shaken, simple_tokenizer, tiny_vit
 
 from xrvlm import files
@@ -26,6 +27,7 @@ from xrvlm.errors import UserError
 from xrvlm.features import FeatureSettings
 from xrvlm.methods import XRVLM, CoOp, LinearProbe, ZeroShot
 from xrvlm.predict import predict_images
+from xrvlm.recipe import TRAINING_FREE
 from xrvlm.records import read_records
 from xrvlm.run import RunOptions, adapt, evaluate, zero_shot
 from xrvlm.text import class_text
@@ -360,6 +362,21 @@ def test_a_model_of_another_tower_class_or_method_is_refused(clip, straight, tmp
         Classifier.load(tmp_path / "nothing", clip)
 
 
+@pytest.mark.parametrize(("damage", "message"), [
+    (lambda about, tensors: about.pop("backbone"), "is damaged or was changed by hand .KeyError: 'backbone'"),
+    (lambda about, tensors: about["classes"].pop("prompts"), "is damaged or was changed by hand .TypeError"),
+    (lambda about, tensors: next(iter(tensors.values())).fill_(float("nan")), "holds numbers that are not finite"),
+])
+def test_a_model_changed_by_hand_is_refused_in_a_sentence(clip, straight, tmp_path, damage, message):
+    with safe_open(straight.folder / "model.safetensors", framework="pt") as file:
+        about = json.loads(file.metadata()["xrvlm"])
+        tensors = {key: file.get_tensor(key).clone() for key in file.keys()}    # noqa: SIM118
+    damage(about, tensors)
+    save_file(tensors, tmp_path / "model.safetensors", {"xrvlm": json.dumps(about)})
+    with pytest.raises(UserError, match=message):
+        Classifier.load(tmp_path, clip)
+
+
 def test_a_model_file_cannot_name_a_function_to_call(clip, straight, tmp_path):
     model = Classifier.load(straight.folder, clip)
     model.about = model.about | {"backbone": model.about["backbone"] | {
@@ -372,3 +389,25 @@ def test_a_model_file_cannot_name_a_function_to_call(clip, straight, tmp_path):
 def test_a_tower_made_in_memory_must_be_passed(straight):
     with pytest.raises(UserError, match="pass it as `clip`"):
         Classifier.load(straight.folder)
+
+
+def test_a_recipe_fits_its_method(tmp_path, caplog):
+    folder = photo_folder(tmp_path / "photos", images=4)
+    options = RunOptions(runs=tmp_path, features=FeatureSettings(cache=str(tmp_path / "cache"), views=1))
+    with pytest.raises(UserError, match="CoOp is trained, and recipe 'none' has no epochs: leave recipe= out, or say "
+                                        "recipe=coop"):
+        adapt(tiny_vit(), image_folder(folder), CoOp, shots=2, recipe=TRAINING_FREE, options=options)
+    plain = adapt(tiny_vit(), image_folder(folder), LinearProbe, shots=2, options=options)
+    same = adapt(tiny_vit(), image_folder(folder), LinearProbe, shots=2, recipe=CoOp.recipe, options=options)
+    assert same.folder == plain.folder
+    assert "is not trained by steps: recipe coop is not read" in caplog.text
+
+
+def test_classes_without_a_test_image_are_named(tmp_path, caplog):
+    folder = photo_folder(tmp_path / "photos", images=4)
+    lone = sorted(path for path in folder.iterdir() if path.is_dir())[0]
+    for photo in sorted(lone.iterdir())[1:]:
+        photo.unlink()
+    adapt(tiny_vit(), image_folder(folder), LinearProbe, shots=2,
+          options=RunOptions(runs=tmp_path, features=FeatureSettings(cache=str(tmp_path / "cache"))))
+    assert f"classes have no test image, the figures are of the others: {lone.name}" in caplog.text

@@ -82,6 +82,15 @@ class Classifier:
         """
         path = _model_file(user_path(path))
         about, tensors = _read(path)
+        try:
+            return cls._restored(path, about, tensors, clip, tower_options)
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            raise UserError(f"{path} is damaged or was changed by hand ({type(error).__name__}: {error}): adapt again "
+                            "with force=true") from error
+
+    @classmethod
+    def _restored(cls, path: Path, about: dict[str, Any], tensors: dict[str, Tensor], clip: FrozenCLIP | None,
+                  tower_options: dict[str, Any]) -> "Classifier":
         clip = clip or _load_tower(path, about["backbone"], tower_options)
         if clip.fingerprint != about["backbone"]["fingerprint"]:
             before = about["backbone"]
@@ -90,6 +99,10 @@ class Classifier:
                             "or adapt again")
         _check_options(path, about["method"])
         method = build_method(about["method"], clip, read_class_text(about["classes"]))
+        broken = [name for name, value in tensors.items() if not value.isfinite().all()]
+        if broken:
+            raise UserError(f"{path} holds numbers that are not finite ({', '.join(broken)}): adapt again with "
+                            "force=true")
         try:
             method.load_state_dict(tensors)
         except RuntimeError as error:

@@ -6,11 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
-from xrvlm.errors import UserError
+from xrvlm.errors import UserError, unknown
 from xrvlm.files import user_path
 
 
@@ -140,8 +142,17 @@ def _dataset(config: DictConfig) -> Any:
 
 
 def _recipe(config: DictConfig) -> Any:
-    """The composed recipe; a method of one's own may have none beside its class."""
-    return None if config.get("recipe") is None else _partial(config.recipe, "recipe")()
+    """The composed recipe; a method of one's own may have none beside its class.
+
+    The group is optional for that reason, so Hydra itself lets a recipe pass that no configuration has.
+    """
+    if config.get("recipe") is not None:
+        return _partial(config.recipe, "recipe")()
+    chosen = HydraConfig.get().runtime.choices
+    if chosen.get("recipe") not in (None, chosen.get("method")):
+        known = GlobalHydra.instance().config_loader().get_group_options("recipe")
+        raise unknown("recipe", chosen["recipe"], known)
+    return None
 
 
 def _text(config: DictConfig, dataset: Any) -> Any:

@@ -112,7 +112,8 @@ def sample_shots(split: Split, shots: int | None, seed: int, val: bool = False) 
     Raises UserError for a class without a training image.
     """
     if shots is not None and (not isinstance(shots, int) or isinstance(shots, bool) or shots < 1):
-        raise UserError(f"shots={shots!r} must be a whole number of images a class, at least 1, or null for all")
+        raise UserError(f"shots={shots!r} must be a whole number of images a class, at least 1, or all "
+                        "(None in Python)")
     count = len(split.classes)
     orders = _drawn(split.train, count, seed, "shots")
     _check_enough(split.classes, orders, shots)
@@ -159,8 +160,9 @@ def write_split(path: Path, split: Split, source: ImageSource, *, seed: int, sho
                     for item in getattr(split, part)] for part in PARTS}
     duplicates = _duplicates([*parts["train"], *parts["val"]], parts["test"])
     if duplicates:
-        log.warning("%d images stand both in training and in test (byte-identical): %s; the test score counts them",
-                    len(duplicates), few(f"{pair['train'][0]} = {pair['test'][0]}" for pair in duplicates))
+        log.warning("%d test images stand in training too (byte-identical): %s; the test score counts them",
+                    sum(len(pair["test"]) for pair in duplicates),
+                    few(f"{pair['train'][0]} = {pair['test'][0]}" for pair in duplicates))
     record = {"classes": list(split.classes), "seed": seed, "shots": shots, "fingerprint": split.fingerprint,
               **parts, "duplicates": duplicates}
     write_json(path, record)

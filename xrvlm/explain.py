@@ -125,7 +125,7 @@ def parts_and_relations(method: Method) -> tuple[ImageParts, RelationHead]:
     pooling, head = getattr(method, "pooling", None), getattr(method, "relations", None)
     if not isinstance(pooling, ImageParts) or not isinstance(head, RelationHead):
         raise UserError(f"{method.label} has no image parts to explain; explain takes runs of methods with part "
-                        "pooling and a relation head, such as method=xr_vlm")
+                        "pooling and a relation head, such as method=xr_vlm_plus")
     return pooling, head
 
 
@@ -183,7 +183,7 @@ def part_names(classifier: Classifier, parts: int) -> list[str]:
 
 def _prompt_names(classifier: Classifier, prompts: int) -> list[str]:
     named = read_class_text(classifier.about["classes"]).part_names
-    described = classifier.method.prompts in ("part_descriptions", "learned_from_descriptions")
+    described = classifier.method.prompts.endswith(("part_descriptions", "learned_from_descriptions"))
     if described and named is not None and len(named) == prompts:
         return list(named)
     return [f"prompt {prompt + 1}" for prompt in range(prompts)]

@@ -47,12 +47,13 @@ def explain_images(classifier: Classifier, images: Path, out: Path, *, against: 
         if pictures:
             plots.save(_picture(explanation, called), out / place)
         yield f"{name}: {_line(explanation, called)}"
-    if against is not None and not any("against" in row for row in rows):
-        raise UserError(f"against={against} is what the model says of {_of(names)}; name another class")
     summary = _summary(rows)
     write_json(out / "explanations.json", {
         "method": classifier.about["method"], "steps": None if rows[0]["attribution"] == "exact" else STEPS,
         "summary": summary, "images": rows, "words": {name: near for name, near in words.items() if near}})
+    if against is not None and not any("against" in row for row in rows):
+        raise UserError(f"against={against} is what the model says of {_of(names)}, explained in {out}; name another "
+                        "class")
     shown = "undefined" if summary["overlap"] is None else f"{summary['overlap']:.2f}"
     if len(rows) == 1:
         yield from _word_lines(words[rows[0]["prediction"]])

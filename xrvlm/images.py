@@ -10,7 +10,7 @@ from PIL import Image, ImageCms
 from xrvlm.errors import UserError
 from xrvlm.files import user_path
 
-DAMAGED_FIX = "remove or replace it, or pass data.skip_damaged=true"
+DAMAGED_FIX = "remove or replace it (of a data set, data.skip_damaged=true leaves such files out)"
 
 # only what photos come in: Pillow would also run Ghostscript for an EPS file
 _WANTED_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000")

@@ -15,6 +15,9 @@ def check_options(target: Callable, given: Mapping[str, Any], prefix: str) -> No
     `prefix` is the config group that the error names: "method" for `method.image_parts`.
     """
     parameters = inspect.signature(target).parameters
+    keywords = {name: parameter for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
+    if isinstance(target, type) and keywords:    # what stands before them is handed over by the program
+        parameters = keywords
     hints = typing.get_type_hints(target.__init__ if isinstance(target, type) else target)
     for name, value in given.items():
         if name not in parameters:

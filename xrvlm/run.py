@@ -24,7 +24,7 @@ from xrvlm.methods import XRVLM, ZeroShot
 from xrvlm.protocols import NewClasses, Protocol, base_half, check_protocol, new_classes
 from xrvlm.recipe import Recipe
 from xrvlm.records import RunRecord, append_record, write_losses, write_scores
-from xrvlm.text import ClassText, class_text
+from xrvlm.text import ClassText, class_text, few
 from xrvlm.train import Progress, Selection, fit
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def adapt(clip: FrozenCLIP, dataset: Dataset, method: MethodFactory = XRVLM, *, 
         adapted = method(clip, classes).to(clip.device)
     if protocol == "base_to_new":
         adapted.check_open()
-    recipe = recipe or adapted.recipe
+    recipe = _fitting(recipe or adapted.recipe, adapted)
     if not adapted.learns:
         split, shots = replace(split, train=(), val=()), 0
     new = new_classes(whole, split, text) if protocol == "base_to_new" else None
@@ -99,6 +99,17 @@ def adapt(clip: FrozenCLIP, dataset: Dataset, method: MethodFactory = XRVLM, *, 
     job = _Job(clip, dataset, split, adapted, recipe, "all" if shots is None else shots, seed, about, options,
                new)
     return job.finished() or job.train()
+
+
+def _fitting(recipe: Recipe, method: Method) -> Recipe:
+    """`recipe`, or the method's own where nothing is trained by steps; UserError where it would leave it untrained."""
+    if not method.recipe.epochs and recipe.epochs:
+        log.warning("%s is not trained by steps: recipe %s is not read", method.label, recipe.name)
+        return method.recipe
+    if method.recipe.epochs and not recipe.epochs:
+        raise UserError(f"{method.label} is trained, and recipe {recipe.name!r} has no epochs: leave recipe= out, or "
+                        f"say recipe={method.recipe.name}")
+    return recipe
 
 
 def zero_shot(clip: FrozenCLIP, dataset: Dataset, *, text: TextMaker = class_text,
@@ -202,6 +213,10 @@ class _Job:
             for name in ("record.json", "last.safetensors"):
                 (self.folder / name).unlink(missing_ok=True)
         log.info("%s", self.folder)
+        untested = set(range(len(self.split.classes))) - {item.label for item in self.split.test}
+        if untested:
+            log.warning("%d of %d classes have no test image, the figures are of the others: %s", len(untested),
+                        len(self.split.classes), few(self.split.classes[label] for label in sorted(untested)))
         if self.options.config is not None:
             write_text(self.folder / "config.yaml", self.options.config)
         for name, split in self._splits.items():

@@ -115,5 +115,5 @@ def _count(dataset: Dataset) -> Finding:
     lines = [f"{dataset.name}", f"  classes  {len(split.classes)}: {few(split.classes)}",
              f"  images   {counted(counts)}", f"  training images a class: {low} to {high}; fewest: {fewest}"]
     if not split.test:
-        lines.append("  no test part is given: a quarter of each class will be kept for testing")
+        lines.append("  no test part is given: a quarter of each class will be kept for testing (of one image, none)")
     return Finding((*lines, "complete"), ())

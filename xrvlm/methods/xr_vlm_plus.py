@@ -71,7 +71,7 @@ class XRVLMPlus(Method):
         self.register_buffer("prior_weight", torch.ones(()))
         self.pooling = FoundParts(clip.embed_dim, image_parts)
         self.class_prompts: ClassPrompts = (PartDescriptions if classes.parts else ClassSentences)(clip, classes)
-        self.prompts = self.class_prompts.label
+        self.prompts = self._prompts_label(classes)
         self.relations = LinearRelations(clip.embed_dim, image_parts + 1, self.class_prompts.text_parts,
                                          len(classes.names))
 
@@ -98,6 +98,7 @@ class XRVLMPlus(Method):
     def turn(self, clip: FrozenCLIP, classes: ClassText) -> None:
         self.zero_shot = self.zero_shot.for_classes(clip, classes)
         self.class_prompts = self.class_prompts.for_classes(clip, classes)
+        self.prompts = self._prompts_label(classes)
         places = {name: place for place, name in enumerate(self.classes.names)}
         self.relations = self.relations.for_classes([places.get(name) for name in classes.names])
 
@@ -107,6 +108,9 @@ class XRVLMPlus(Method):
     def logits(self, x: Features, class_features: Tensor) -> Tensor:
         prior = self.zero_shot.logits(x, self.zero_shot.weights)                           # (b, c)
         return self.prior_weight * prior + self.relations(self.pooling.of(x), class_features)
+
+    def _prompts_label(self, classes: ClassText) -> str:
+        return f"{self.zero_shot.prompts} + {self.class_prompts.label}" if classes.parts else self.zero_shot.prompts
 
     @torch.no_grad()
     def _find_parts(self, clip: FrozenCLIP, support: FeatureSource) -> None:
@@ -118,6 +122,9 @@ class XRVLMPlus(Method):
             some = torch.randperm(len(rows), generator=draws)[:max(1, round(share * len(x)))]
             chosen.append(rows[some])
         positions = self.pooling.start(torch.cat(chosen).to(clip.device))                  # (n, d)
+        if len(positions) < (wanted := len(self.pooling.centres)):
+            raise UserError(f"method.image_parts={wanted} is more than the {len(positions)} positions of all training "
+                            "images: use fewer parts, or more shots")
         found = KMeans(len(self.pooling.centres), n_init="auto", random_state=0).fit(positions.cpu().numpy())
         self.pooling.centres.copy_(torch.from_numpy(found.cluster_centers_))
         for x, _ in support.in_order():

@@ -1,0 +1,7 @@
+"""`python -m xrvlm COMMAND`: the command line where the script is not on the path."""
+
+import sys
+
+from xrvlm.cli import main
+
+sys.exit(main())
