@@ -20,7 +20,7 @@ lint: $(READY)          ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-results: $(READY)       ## the tables of the README and of docs/plus.md: 3 seeds, full recipes; about an hour
+results: $(READY)       ## the tables of the README and of docs/plus.md: 3 seeds, full recipes; one to two hours
 	$(RESULTS) data.world=0,2,3 method=zero_shot
 	$(RESULTS) data.world=0,2,3 method=zero_shot $(DESCRIBED)
 	$(RESULTS) data.world=0,2,3 $(SHOTS) method=linear_probe method.inputs=pooled,pooled+mid
@@ -34,7 +34,7 @@ results: $(READY)       ## the tables of the README and of docs/plus.md: 3 seeds
 	$(RESULTS) data.world=0,2 $(SHOTS) method=coop,xr_vlm
 	$(BIN)/xrvlm report runs=runs/results
 
-ablation: $(READY)      ## docs/ablation.md: 25 settings, 3 seeds; about an hour
+ablation: $(READY)      ## docs/ablation.md: 25 settings, 3 seeds; an hour and a half
 	$(BIN)/xrvlm adapt -m experiment=ablation
 	$(BIN)/xrvlm report runs=runs/ablation
 
