@@ -12,11 +12,11 @@ from xrvlm import plots
 from xrvlm.backbone import FrozenCLIP
 from xrvlm.data import Dataset
 from xrvlm.demo import load_tiny_clip, load_world
-from xrvlm.demo.drawn_birds import description, species
+from xrvlm.demo.drawn_birds import description, part_descriptions, species
 from xrvlm.features import FeatureSettings
 from xrvlm.files import write_text
 from xrvlm.images import decode
-from xrvlm.methods import XRVLM, CoOp, LinearProbe, ZeroShot
+from xrvlm.methods import XRVLM, CoOp, LinearProbe, XRVLMPlus, ZeroShot
 from xrvlm.parts import grid
 from xrvlm.records import read_records
 from xrvlm.report import write_report
@@ -42,9 +42,11 @@ def run_demo(runs: Path, *, small: bool = False, device: str = "auto", precision
         dataset = replace(dataset, split=replace(dataset.split, test=dataset.split.test[::19]))
     options = RunOptions(runs=runs, features=FeatureSettings(views=views), workers=workers)
     described = partial(class_text, descriptions={kind.name: description(kind) for kind in species(0)})
+    parts = {kind.name: part_descriptions(kind) for kind in species(0)}
     adapt(clip, dataset, ZeroShot, options=options)
     adapt(clip, dataset, ZeroShot, text=described, options=options)
     adapt(clip, dataset, LinearProbe, shots=shots, options=options)
+    adapt(clip, dataset, XRVLMPlus, shots=shots, text=partial(described, parts=parts), options=options)
     for method in (CoOp, XRVLM):
         recipe = replace(method.recipe, name=f"{epochs} epochs", epochs=epochs, warmup_epochs=1)
         run = adapt(clip, dataset, method, shots=shots, recipe=recipe, options=options)
