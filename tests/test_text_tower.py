@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from towers import TEXT, VIT, openclip
 
-from xrvlm import text_tower
-from xrvlm.text_tower import CausalText, LibraryText
+from xrvlm import causal_text, text_tower
+from xrvlm.causal_text import CausalText
+from xrvlm.text_tower import LibraryText
 
 NAMES = ("dog", "Baird's_Sparrow", "a rather long name of a bird")
 
@@ -93,14 +94,20 @@ def test_ids_under_the_slots_and_behind_the_end_do_not_matter(tiny, library, fas
                  way.encode_prompts(context(), *parts(layout)))
 
 
-def test_nothing_behind_the_longest_prompt_is_computed(tiny):
-    lengths = []
-    block = tiny.model.transformer.resblocks[0].ln_1
-    hook = block.register_forward_hook(lambda _module, _inputs, output: lengths.append(output.shape[1]))
+@pytest.mark.parametrize("classes", [1, len(NAMES)], ids=["shared", "own"])
+def test_only_real_positions_are_computed_and_a_common_beginning_once(tiny, monkeypatch, classes):
+    monkeypatch.setattr(causal_text, "CPU_PADDING", 0)
+    counts = []
+    layers = (tiny.model.transformer.resblocks[0].mlp, tiny.model.transformer.resblocks[-1].mlp)
+    hooks = [mlp.register_forward_hook(lambda _module, _inputs, output: counts.append(output.shape[:2].numel()))
+             for mlp in layers]
     layout = tiny.clip.layout(NAMES, 4)
-    tiny.clip.text.encode_prompts(context(), *parts(layout))
-    hook.remove()
-    assert lengths == [int(layout.ends.max()) + 1]
+    tiny.clip.text.encode_prompts(context(2, classes), *parts(layout))
+    for hook in hooks:
+        hook.remove()
+    common = 1 + 4 if classes == 1 else 1                                # [SOS] and a shared context
+    real = common + int((layout.ends + 1 - common).sum())
+    assert counts == [2 * real, 2 * len(NAMES)]
 
 
 def test_half_precision_keeps_direction_and_gradient():

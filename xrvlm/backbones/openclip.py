@@ -16,8 +16,9 @@ from xrvlm.backbone import DeviceName, FrozenCLIP, ImageTransform, Interpolation
 from xrvlm.backbones.openclip_image import image_side
 from xrvlm.backbones.tokens import Tokens
 from xrvlm.backbones.tower import Parts, Tower, adjusted
+from xrvlm.causal_text import CausalText
 from xrvlm.errors import UserError
-from xrvlm.text_tower import CausalText, LibraryText, TextTower
+from xrvlm.text_tower import LibraryText, TextTower
 
 log = logging.getLogger(__name__)
 
