@@ -55,8 +55,9 @@ class CausalText(TextTower):
         super().__init__(text.token_embedding, memory_gb=memory_gb)
         self.text = text
 
-    def _positions(self, prompts: Prompts, *, shared: bool) -> Tensor:
-        return prompts.ends + 1 - common_prefix(prompts, shared=shared)
+    def _positions(self, prompts: Prompts, *, shared: bool) -> tuple[int, Tensor]:
+        prefix = common_prefix(prompts, shared=shared)
+        return prefix, prompts.ends + 1 - prefix
 
     def _features(self, context: Tensor, prompts: Prompts) -> Tensor:
         g, c, device = len(context), len(prompts.ends), self.embedding.weight.device
@@ -91,7 +92,7 @@ def common_prefix(prompts: Prompts, *, shared: bool) -> int:
 def arrange(prompts: Prompts, *, shared: bool, padding: int, device: torch.device) -> Rows:
     """Rows of `prompts`; a bucket may hold `padding` rows that are none of any prompt."""
     tokens, slots, ends = prompts
-    window, (c, length) = tokens.shape[1], slots.shape
+    c, window = tokens.shape
     prefix = common_prefix(prompts, shared=shared)
     flat, lasts, buckets, start = [torch.arange(prefix)], [], [], prefix               # flat: class * window + position
     for classes in _buckets(ends, padding):
@@ -138,7 +139,7 @@ def _attention(attention: nn.MultiheadAttention, asking: Tensor, x: Tensor, rows
     """(g, r or c, w): of the rows `asking` to those of `x` (g, r, w) that stand before them in their prompt."""
     weight, bias, width, heads = attention.in_proj_weight, attention.in_proj_bias, x.shape[-1], attention.num_heads
     scale, n = (width // heads) ** -0.5, rows.prefix
-    query = F.linear(asking, weight[:width] * scale, bias[:width] * scale).unflatten(-1, (heads, -1)).transpose(1, 2)
+    query = (scale * F.linear(asking, weight[:width], bias[:width])).unflatten(-1, (heads, -1)).transpose(1, 2)
     both = F.linear(x, weight[width:], bias[width:])                                   # (g, r, 2 w)
     key, value = both.unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)             # (g, h, r, w / h)
     before = key[:, :, :n], value[:, :, :n]
@@ -148,9 +149,10 @@ def _attention(attention: nn.MultiheadAttention, asking: Tensor, x: Tensor, rows
     for bucket in rows.buckets:
         k, s = len(bucket.last), bucket.length
         q, future = (1, _future(s, x)[bucket.last][:, None]) if only_ends else (s, _future(s, x))
-        own = (part[:, :, bucket.start:bucket.start + k * s].unflatten(2, (k, s)) for part in (key, value))
+        own_key, own_value = (part[:, :, bucket.start:bucket.start + k * s].unflatten(2, (k, s))
+                              for part in (key, value))                                # (g, h, k, s, w / h)
         asked = query[:, :, done:done + k * q].unflatten(2, (k, q))                    # (g, h, k, q, w / h)
-        mixed.append(_mix_both(asked, *before, *own, future))
+        mixed.append(_mix_both(asked, *before, own_key, own_value, future))
         done += k * q
     return attention.out_proj(torch.cat(mixed, dim=2).transpose(1, 2).flatten(2))
 
@@ -171,6 +173,6 @@ def _mix_both(query: Tensor, key: Tensor, value: Tensor, own_key: Tensor, own_va
     """
     k, q, n = *query.shape[2:4], key.shape[2]
     common = (query.flatten(2, 3) @ key.mT).unflatten(2, (k, q))                       # (g, h, k, q, n)
-    weights = torch.cat([common, query @ own_key.mT + future], dim=-1).softmax(dim=-1) # (g, h, k, q, n + s)
+    weights = torch.cat([common, query @ own_key.mT + future], dim=-1).softmax(dim=-1)    # (g, h, k, q, n + s)
     from_own = weights[..., n:] @ own_value                                            # (g, h, k, q, w / h)
     return weights[..., :n].flatten(2, 3) @ value + from_own.flatten(2, 3)

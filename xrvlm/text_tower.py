@@ -8,21 +8,27 @@ in xrvlm/backbone.py; `n` prompts. docs/text_tower.md says why each step is exac
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from itertools import starmap
+from math import ceil
 from threading import get_ident
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from xrvlm.errors import UserError
+from xrvlm.errors import UserError, unknown
 
 TextPath = Literal["fast", "plain"]
 PROMPTS_AT_ONCE = 256                    # bounds the memory where no gradient is kept
 GIB = 2**30
 CPU_MEMORY = 4.0                         # GiB for what a backward pass needs: a constant, not what is free just now,
 GPU_SHARE = 0.5                          # since the chunks decide in which order floats are summed
+
+
+def check_text_path(path: TextPath) -> None:
+    if path not in get_args(TextPath):
+        raise unknown("path through the text tower", path, get_args(TextPath))
 
 
 class Prompts(NamedTuple):
@@ -40,8 +46,8 @@ class TextTower(ABC):
     """Holds references to modules of the tower, owns nothing: it is no module itself.
 
     Args:
-        memory_gb: GiB that activations kept for the backward pass may take; what goes beyond is computed again in it.
-            None: 4 on a CPU, half of a GPU's memory.
+        memory_gb: GiB that the activations kept for the backward pass may take; beyond it classes are computed in
+            chunks, and again in the backward pass. None: 4 on a CPU, half of a GPU's memory.
     """
 
     def __init__(self, embedding: nn.Embedding, *, memory_gb: float | None = None):
@@ -71,13 +77,14 @@ class TextTower(ABC):
 
     def _chunks(self, context: Tensor, prompts: Prompts) -> list[int]:
         """How many classes are computed together: chunks with about as many positions each."""
-        positions = len(context) * self._positions(prompts, shared=context.shape[1] == 1)    # (c,)
+        g, c = len(context), len(prompts.ends)
+        common, positions = self._positions(prompts, shared=context.shape[1] == 1)     # (c,)
+        number = ceil(g * c / PROMPTS_AT_ONCE)
         if torch.is_grad_enabled() and context.requires_grad:
-            number = -(-float(positions.sum()) * self._bytes_a_position(prompts) // self._memory())
-        else:
-            number = -(-len(context) * len(positions) // PROMPTS_AT_ONCE)
+            room = self._memory() / self._bytes_a_position(prompts) / g - common       # positions of a text part
+            number = c if room <= 0 else ceil(int(positions.sum()) / room)
         reached = positions.cumsum(0).double() / positions.sum()                       # (c,) share of all positions
-        chunk = (reached * number).ceil().long() - 1
+        chunk = (reached * min(number, c)).ceil().long() - 1
         return [size for size in chunk.bincount().tolist() if size]
 
     def _memory(self) -> float:
@@ -98,13 +105,13 @@ class TextTower(ABC):
                 several = Prompts(*(part.expand(count, *part.shape[1:]) for part in one))
                 context = weight.new_zeros(1, count, one.slots.shape[1], weight.shape[1], requires_grad=True)
                 kept.append(kept_bytes(lambda vectors=context, few=several: self._features(vectors, few)))
-            positions = int(self._positions(several, shared=False)[:2].sum())
+            positions = int(self._positions(several, shared=False)[1][:2].sum())
             self.bytes_a_position[weight.dtype] = (kept[1] - kept[0]) / positions
         return self.bytes_a_position[weight.dtype]
 
     @abstractmethod
-    def _positions(self, prompts: Prompts, *, shared: bool) -> Tensor:
-        """(c,) how many positions of each prompt are computed for it alone."""
+    def _positions(self, prompts: Prompts, *, shared: bool) -> tuple[int, Tensor]:
+        """How many positions are computed once for all prompts, and for each alone (c,); `shared`: so is the context."""
 
     @abstractmethod
     def _features(self, context: Tensor, prompts: Prompts) -> Tensor:
@@ -122,7 +129,7 @@ class Recomputed(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:    # pyright: ignore
         context = ctx.saved_tensors[0].detach().requires_grad_()
         with torch.enable_grad():
             features = ctx.encode(context, ctx.prompts)
@@ -158,8 +165,8 @@ class LibraryText(TextTower):
         super().__init__(embedding, memory_gb=memory_gb)
         self.encode, self.shortens = encode, shortens
 
-    def _positions(self, prompts: Prompts, *, shared: bool) -> Tensor:
-        return torch.full_like(prompts.ends, self._length(prompts))
+    def _positions(self, prompts: Prompts, *, shared: bool) -> tuple[int, Tensor]:
+        return 0, torch.full_like(prompts.ends, self._length(prompts))
 
     def _length(self, prompts: Prompts) -> int:
         return int(prompts.ends.max()) + 1 if self.shortens else prompts.tokens.shape[1]
