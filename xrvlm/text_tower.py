@@ -111,7 +111,7 @@ class TextTower(ABC):
 
     @abstractmethod
     def _positions(self, prompts: Prompts, *, shared: bool) -> tuple[int, Tensor]:
-        """How many positions are computed once for all prompts, and for each alone (c,); `shared`: so is the context."""
+        """How many positions are computed once for all, and (c,) for each prompt alone; `shared`: so is the context."""
 
     @abstractmethod
     def _features(self, context: Tensor, prompts: Prompts) -> Tensor:
