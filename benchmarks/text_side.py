@@ -99,12 +99,10 @@ def measure(clip: Tower, classes: int, turns: int) -> None:
     steps: dict[str, tuple[Callable[[], None], Tensor, float]] = {}
     for name, layout in layouts.items():
         for kind, context, share in (("own context", own, 6), ("shared context", shared, 18)):
-            clip.text.memory_gb = 1e9
-            kept = kept_bytes(partial(fast, clip, context, layout)) - _weight_bytes(clip)
-            steps[f"{kind} {name}"] = partial(fast_step, clip, context, layout, 1e9), context, kept
-            few_gb = baseline / share / GIB
-            steps[f"{kind} {name} recomputed"] = (partial(fast_step, clip, context, layout, few_gb), context,
-                                                  min(kept, baseline / share))
+            for how, memory_gb in (("", 1e9), ("recomputed", baseline / share / GIB)):
+                clip.text.memory_gb = memory_gb
+                kept = kept_bytes(partial(fast, clip, context, layout)) - _weight_bytes(clip)
+                steps[f"{kind} {name} {how}"] = partial(fast_step, clip, context, layout, memory_gb), context, kept
     steps = {"plain": (partial(plain_step, clip, own, layouts[""]), own, baseline), **steps}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for _ in range(turns):
