@@ -29,7 +29,7 @@ from xrvlm.text_tower import GIB, kept_bytes
 
 PARTS, LENGTH = 4, 16
 WORDS = "bird dog cat house red blue green wing car plane fish tree flower water stone king night light road".split()
-MOST_AT_ONCE = 400                       # prompts of the baseline: 3 GB each hundred classes and text part, so in turns
+MOST_AT_ONCE = 200                       # prompts of the baseline, which keeps 18 MiB of each: more than that in turns
 
 
 def class_names(number: int, longest: int) -> list[str]:
