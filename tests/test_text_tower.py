@@ -1,5 +1,6 @@
 """The two ways through a text tower agree, in value and in gradient, and compute no more than they must."""
 
+import weakref
 from functools import partial
 
 import pytest
@@ -212,3 +213,15 @@ def test_the_plain_path_is_a_switch(tiny, caplog):
 def test_the_switch_and_the_memory_reach_towers_of_transformers():
     plain, fast = (hf_clip(text=path, text_memory_gb=2).clip for path in ("plain", "fast"))
     assert (plain.text.shortens, fast.text.shortens, fast.text.memory_gb) == (False, True, 2)
+
+
+def test_counting_what_is_kept_keeps_nothing():
+    results = []
+
+    def remembered():
+        output = (torch.randn(3, 4, requires_grad=True) * 2).softmax(-1)    # kept by its own graph
+        results.append(weakref.ref(output))
+        return output.sum()
+
+    assert kept_bytes(remembered) == 3 * 4 * 4
+    assert results[0]() is None

@@ -143,7 +143,7 @@ def kept_bytes(compute: Callable[[], Tensor]) -> int:
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()           # an output that its own graph holds would never be freed
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         alive = compute()                # while its graph is, no address is given away twice
