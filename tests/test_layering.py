@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "xrvlm"
 LAYERS = (
-    ("_torchvision", "errors", "options", "draws", "text_tower"),
+    ("_torchvision", "errors", "options", "draws", "text_tower", "causal_text"),
     ("files", "recipe", "images", "metrics"),
     ("backbone", "backbones", "text", "data", "data_folder", "data_table", "data_hub", "datasets",
      "plots", "plots_explain"),

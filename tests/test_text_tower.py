@@ -1,14 +1,18 @@
 """The two ways through a text tower agree, in value and in gradient, and compute no more than they must."""
 
+import weakref
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
-from towers import TEXT, VIT, openclip
+from towers import TEXT, VIT, hf_clip, openclip, openclip_model, simple_tokenizer
 
-from xrvlm import text_tower
-from xrvlm.text_tower import CausalText, LibraryText
+from xrvlm import causal_text, text_tower
+from xrvlm.backbones import wrap_openclip
+from xrvlm.causal_text import CausalText
+from xrvlm.errors import UserError
+from xrvlm.text_tower import LibraryText, Prompts, kept_bytes
 
 NAMES = ("dog", "Baird's_Sparrow", "a rather long name of a bird")
 
@@ -93,14 +97,20 @@ def test_ids_under_the_slots_and_behind_the_end_do_not_matter(tiny, library, fas
                  way.encode_prompts(context(), *parts(layout)))
 
 
-def test_nothing_behind_the_longest_prompt_is_computed(tiny):
-    lengths = []
-    block = tiny.model.transformer.resblocks[0].ln_1
-    hook = block.register_forward_hook(lambda _module, _inputs, output: lengths.append(output.shape[1]))
+@pytest.mark.parametrize("classes", [1, len(NAMES)], ids=["shared", "own"])
+def test_only_real_positions_are_computed_and_a_common_beginning_once(tiny, monkeypatch, classes):
+    monkeypatch.setattr(causal_text, "CPU_PADDING", 0)
+    counts = []
+    layers = (tiny.model.transformer.resblocks[0].mlp, tiny.model.transformer.resblocks[-1].mlp)
+    hooks = [mlp.register_forward_hook(lambda _module, _inputs, output: counts.append(output.shape[:2].numel()))
+             for mlp in layers]
     layout = tiny.clip.layout(NAMES, 4)
-    tiny.clip.text.encode_prompts(context(), *parts(layout))
-    hook.remove()
-    assert lengths == [int(layout.ends.max()) + 1]
+    tiny.clip.text.encode_prompts(context(2, classes), *parts(layout))
+    for hook in hooks:
+        hook.remove()
+    common = 1 + 4 if classes == 1 else 1                                # [SOS] and a shared context
+    real = common + int((layout.ends + 1 - common).sum())
+    assert counts == [2 * real, 2 * len(NAMES)]
 
 
 def test_half_precision_keeps_direction_and_gradient():
@@ -132,3 +142,86 @@ def test_blocks_with_layer_scale_and_a_projection_with_bias():
     assert isinstance(tiny.clip.text, CausalText)
     tokens, ends = tiny.clip.tokens.sentences(NAMES)
     assert_close(tiny.clip.text.encode_tokens(tokens, ends), tiny.text(tokens))
+
+
+def blocks_run(way, model, vectors, layout):
+    """How often the first block runs in a forward and a backward pass."""
+    calls = []
+    hook = model.transformer.resblocks[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    way.encode_prompts(vectors, *parts(layout)).sum().backward()
+    hook.remove()
+    return len(calls)
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "library"])
+@pytest.mark.parametrize("classes", [1, 24], ids=["shared", "own"])
+def test_memory_decides_how_many_chunks_are_computed_twice(tiny, fast, classes):
+    layout = tiny.clip.layout(NAMES * 8, 4)
+    vectors = context(2, classes).requires_grad_()
+
+    def way(memory_gb):
+        if fast:
+            return CausalText(tiny.model, memory_gb=memory_gb)
+        return LibraryText(partial(tiny.model.encode_text, normalize=False), tiny.model.token_embedding,
+                           memory_gb=memory_gb)
+
+    roomy = way(100)
+    roomy.encode_prompts(vectors, *parts(layout))                        # measures what a position keeps
+    assert blocks_run(roomy, tiny.model, vectors, layout) == 1, "all fits: nothing is computed again"
+    common, alone = roomy._positions(Prompts(*parts(layout)), shared=classes == 1)
+    whole = 2 * (2.5 * common + int(alone.sum())) * roomy.bytes_a_position[torch.float32] / 2**30
+    tight = way(whole / 2.5)
+    tight.encode_prompts(vectors, *parts(layout))
+    assert blocks_run(tight, tiny.model, vectors, layout) == 3 + 2, "all but the last of three chunks"
+    assert tight._chunks(vectors, Prompts(*parts(layout))) == [8, 8, 8]
+
+
+@pytest.mark.parametrize("classes", [1, 24], ids=["shared", "own"])
+def test_what_is_kept_for_the_backward_pass_stays_within_the_memory(tiny, classes):
+    layout = tiny.clip.layout(NAMES * 8, 4)
+    vectors = context(2, classes).requires_grad_()
+    weights = sum(weight.nbytes for weight in tiny.model.transformer.parameters())
+    kept = {}
+    for memory in (1e9, 3e5, 1e5):
+        way = CausalText(tiny.model, memory_gb=memory / 2**30)
+        way.encode_prompts(vectors, *parts(layout))
+        kept[memory] = kept_bytes(lambda way=way: way.encode_prompts(vectors, *parts(layout)))
+    for memory in (3e5, 1e5):
+        assert kept[memory] < min(kept[1e9], 1.2 * memory + weights + 2 * vectors.nbytes)    # a fifth for padding
+
+
+def wrapped(**options):
+    return wrap_openclip(openclip_model(), simple_tokenizer(), name="vit", device="cpu", **options)
+
+
+def test_memory_must_be_some():
+    with pytest.raises(UserError, match="text_memory_gb=0 leaves no memory"):
+        wrapped(text_memory_gb=0)
+
+
+def test_the_plain_path_is_a_switch(tiny, caplog):
+    caplog.set_level("INFO")
+    plain = wrapped(text="plain")
+    assert isinstance(plain.text, LibraryText) and "text side: plain" in caplog.text
+    assert isinstance(wrapped().text, CausalText) and "text side: fast" in caplog.text
+    layout = plain.layout(NAMES, 4)
+    assert_close(plain.encode_prompts(context(), layout), tiny.clip.encode_prompts(context(), layout))
+    with pytest.raises(UserError, match="unknown path through the text tower 'slow'"):
+        wrapped(text="slow")
+
+
+def test_the_switch_and_the_memory_reach_towers_of_transformers():
+    plain, fast = (hf_clip(text=path, text_memory_gb=2).clip for path in ("plain", "fast"))
+    assert (plain.text.shortens, fast.text.shortens, fast.text.memory_gb) == (False, True, 2)
+
+
+def test_counting_what_is_kept_keeps_nothing():
+    results = []
+
+    def remembered():
+        output = (torch.randn(3, 4, requires_grad=True) * 2).softmax(-1)    # kept by its own graph
+        results.append(weakref.ref(output))
+        return output.sum()
+
+    assert kept_bytes(remembered) == 3 * 4 * 4
+    assert results[0]() is None

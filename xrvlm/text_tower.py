@@ -1,52 +1,154 @@
 """The text side of a frozen CLIP: prompts of constant tokens and learned vectors in, features at [EOS] out.
 
-Two ways, equal in value and gradient: `LibraryText` calls a library's own encoder whatever it is, `CausalText` computes
-a causal transformer only as far as the longest prompt reaches. Letters as in xrvlm/backbone.py; `n` prompts.
+Two ways, equal in value and gradient: `LibraryText` calls a library's own encoder whatever it is, `CausalText`
+(causal_text.py) computes what a causal transformer needs. Both take any number of classes in bounded memory. Letters as
+in xrvlm/backbone.py; `n` prompts. docs/text_tower.md says why each step is exact.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import starmap
+from math import ceil
 from threading import get_ident
-from typing import Any
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from xrvlm.errors import UserError, unknown
+
+TextPath = Literal["fast", "plain"]
 PROMPTS_AT_ONCE = 256                    # bounds the memory where no gradient is kept
+GIB = 2**30
+CPU_MEMORY = 4.0                         # GiB for what a backward pass needs: a constant, not what is free just now,
+GPU_SHARE = 0.5                          # since the chunks decide in which order floats are summed
+
+
+def check_text_path(path: TextPath) -> None:
+    if path not in get_args(TextPath):
+        raise unknown("path through the text tower", path, get_args(TextPath))
+
+
+class Prompts(NamedTuple):
+    """c prompts, on the CPU."""
+
+    tokens: Tensor                       # (c, t) ids
+    slots: Tensor                        # (c, l) positions of the learned vectors
+    ends: Tensor                         # (c,) position of [EOS]
+
+    def split(self, sizes: list[int]) -> Iterator["Prompts"]:
+        return starmap(Prompts, zip(*(part.split(sizes) for part in self), strict=True))
 
 
 class TextTower(ABC):
-    """Holds references to modules of the tower, owns nothing: it is no module itself."""
+    """Holds references to modules of the tower, owns nothing: it is no module itself.
 
-    def __init__(self, embedding: nn.Embedding):
-        self.embedding = embedding
+    Args:
+        memory_gb: GiB that the activations kept for the backward pass may take; beyond it classes are computed in
+            chunks, and again in the backward pass. None: 4 on a CPU, half of a GPU's memory.
+    """
+
+    def __init__(self, embedding: nn.Embedding, *, memory_gb: float | None = None):
+        if memory_gb is not None and not memory_gb > 0:
+            raise UserError(f"text_memory_gb={memory_gb} leaves no memory to the text side; give a number of GiB above "
+                            "0, or null for the default")
+        self.embedding, self.memory_gb = embedding, memory_gb
+        self.bytes_a_position: dict[torch.dtype, float] = {}
 
     def encode_tokens(self, tokens: Tensor, ends: Tensor) -> Tensor:
         """(n, t) token ids with [EOS] at `ends` (n,) -> (n, d), not normalised."""
-        parts = zip(tokens.split(PROMPTS_AT_ONCE), ends.split(PROMPTS_AT_ONCE), strict=True)
-        return torch.cat([self._features(part, part_ends, None) for part, part_ends in parts])
+        nothing = self.embedding.weight.new_zeros(1, 1, 0, self.embedding.embedding_dim)
+        return self.encode_prompts(nothing, tokens, tokens[:, :0], ends)[0]
 
     def encode_prompts(self, context: Tensor, tokens: Tensor, slots: Tensor, ends: Tensor) -> Tensor:
         """Learned vectors `context` (g, c or 1, l, w) at the positions `slots` (c, l) of `tokens` (c, t) -> (g, c, d).
 
-        Differentiable in `context`; not normalised.
+        Differentiable in `context`; not normalised. Of chunks that do not fit the memory together all but the last are
+        computed without a graph, and once more in the backward pass.
         """
-        g, c = len(context), len(tokens)
-        keeps_graph = torch.is_grad_enabled() and context.requires_grad
-        step = c if keeps_graph else max(1, PROMPTS_AT_ONCE // g)
-        features = []
-        for start in range(0, c, step):
-            part = slice(start, start + step)
-            vectors = (context[:, part] if context.shape[1] > 1 else context).expand(g, len(tokens[part]), -1, -1)
-            learned = slots[part].repeat(g, 1), vectors.flatten(0, 1)                  # (n, l), (n, l, w)
-            encoded = self._features(tokens[part].repeat(g, 1), ends[part].repeat(g), learned)
-            features.append(encoded.unflatten(0, (g, -1)))                             # (g, c of this part, d)
-        return torch.cat(features, dim=1)
+        prompts = Prompts(tokens, slots, ends)
+        sizes = self._chunks(context, prompts)
+        contexts = context.split(sizes, dim=1) if context.shape[1] > 1 else (context,) * len(sizes)
+        *before, last = zip(contexts, prompts.split(sizes), strict=True)
+        features: list[Any] = [Recomputed.apply(vectors, self._features, part) for vectors, part in before]
+        return torch.cat([*features, self._features(*last)], dim=1)                    # (g, c, d)
+
+    def _chunks(self, context: Tensor, prompts: Prompts) -> list[int]:
+        """How many classes are computed together: chunks with about as many positions each."""
+        g, c = len(context), len(prompts.ends)
+        common, positions = self._positions(prompts, shared=context.shape[1] == 1)     # (c,)
+        number = ceil(g * c / PROMPTS_AT_ONCE)
+        if torch.is_grad_enabled() and context.requires_grad:
+            room = self._memory() / self._bytes_a_position(prompts) / g - common       # positions of a text part
+            number = c if room <= 0 else ceil(int(positions.sum()) / room)
+        reached = positions.cumsum(0).double() / positions.sum()                       # (c,) share of all positions
+        chunk = (reached * min(number, c)).ceil().long() - 1
+        return [size for size in chunk.bincount().tolist() if size]
+
+    def _memory(self) -> float:
+        """Bytes."""
+        if self.memory_gb is not None:
+            return self.memory_gb * GIB
+        device = self.embedding.weight.device
+        if device.type == "cuda":
+            return GPU_SHARE * torch.cuda.get_device_properties(device).total_memory
+        return CPU_MEMORY * GIB
+
+    def _bytes_a_position(self, prompts: Prompts) -> float:
+        """What autograd keeps of each position, measured: what two prompts more add to two."""
+        weight = self.embedding.weight
+        if weight.dtype not in self.bytes_a_position:
+            kept, (one, *_) = [], prompts.split([1] * len(prompts.ends))
+            for count in (2, 4):
+                several = Prompts(*(part.expand(count, *part.shape[1:]) for part in one))
+                context = weight.new_zeros(1, count, one.slots.shape[1], weight.shape[1], requires_grad=True)
+                kept.append(kept_bytes(lambda vectors=context, few=several: self._features(vectors, few)))
+            positions = int(self._positions(several, shared=False)[1][:2].sum())
+            self.bytes_a_position[weight.dtype] = (kept[1] - kept[0]) / positions
+        return self.bytes_a_position[weight.dtype]
 
     @abstractmethod
-    def _features(self, tokens: Tensor, ends: Tensor, learned: tuple[Tensor, Tensor] | None) -> Tensor:
-        """(n, t), (n,), ((n, l), (n, l, w)) or None -> (n, d)."""
+    def _positions(self, prompts: Prompts, *, shared: bool) -> tuple[int, Tensor]:
+        """How many positions are computed once for all, and (c,) for each prompt alone; `shared`: so is the context."""
+
+    @abstractmethod
+    def _features(self, context: Tensor, prompts: Prompts) -> Tensor:
+        """(g, c or 1, l, w) -> (g, c, d)."""
+
+
+class Recomputed(torch.autograd.Function):
+    """`encode(context, prompts)` that keeps nothing but its input for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, context: Tensor, encode: Callable[[Tensor, Prompts], Tensor], prompts: Prompts) -> Tensor:
+        ctx.save_for_backward(context)
+        ctx.encode, ctx.prompts = encode, prompts
+        return encode(context, prompts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:    # pyright: ignore
+        context = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            features = ctx.encode(context, ctx.prompts)
+        return torch.autograd.grad(features, context, gradient)[0], None, None
+
+
+def kept_bytes(compute: Callable[[], Tensor]) -> int:
+    """Memory of all tensors that autograd keeps of `compute()` for its backward pass, the weights among them."""
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()           # an output that its own graph holds would never be freed
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        alive = compute()                # while its graph is, no address is given away twice
+    del alive
+    return sum(kept.values())
 
 
 class LibraryText(TextTower):
@@ -55,57 +157,37 @@ class LibraryText(TextTower):
     Args:
         encode: (n, t) token ids -> (n, d).
         shortens: the tower is causal and its encoder takes fewer tokens than the window.
+        memory_gb: see `TextTower`.
     """
 
-    def __init__(self, encode: Callable[[Tensor], Tensor], embedding: nn.Embedding, *, shortens: bool = False):
-        super().__init__(embedding)
+    def __init__(self, encode: Callable[[Tensor], Tensor], embedding: nn.Embedding, *, shortens: bool = False,
+                 memory_gb: float | None = None):
+        super().__init__(embedding, memory_gb=memory_gb)
         self.encode, self.shortens = encode, shortens
 
-    def _features(self, tokens: Tensor, ends: Tensor, learned: tuple[Tensor, Tensor] | None) -> Tensor:
-        if self.shortens:
-            tokens = tokens[:, :int(ends.max()) + 1]
-        if learned is None:
-            return self.encode(tokens)
+    def _positions(self, prompts: Prompts, *, shared: bool) -> tuple[int, Tensor]:
+        return 0, torch.full_like(prompts.ends, self._length(prompts))
 
-        caller = get_ident()
+    def _length(self, prompts: Prompts) -> int:
+        return int(prompts.ends.max()) + 1 if self.shortens else prompts.tokens.shape[1]
+
+    def _features(self, context: Tensor, prompts: Prompts) -> Tensor:
+        (g, _, length, width), c = context.shape, len(prompts.ends)
+        tokens, slots = (part.repeat(g, 1).to(self.embedding.weight.device) for part in prompts[:2])    # (n, t), (n, l)
+        tokens = tokens[:, :self._length(prompts)]
+        if not length:
+            return self.encode(tokens).unflatten(0, (g, c))
+
+        vectors, caller = context.expand(g, c, length, width).flatten(0, 1), get_ident()    # (n, l, w)
 
         def put_in(_module: nn.Module, _inputs: Any, embedded: Tensor) -> Tensor:
-            return _put(embedded, *learned) if get_ident() == caller else embedded
+            return _put(embedded, slots, vectors) if get_ident() == caller else embedded
 
         hook = self.embedding.register_forward_hook(put_in)
         try:
-            return self.encode(tokens)
+            return self.encode(tokens).unflatten(0, (g, c))                            # (g, c, d)
         finally:
             hook.remove()
-
-
-class CausalText(TextTower):
-    """A causal pre-norm transformer read at [EOS]: positions behind the last [EOS] cannot matter and are left out.
-
-    Args:
-        text: holds `token_embedding`, `positional_embedding` (window, w), `transformer.resblocks` (each with `ln_1`,
-            `attn`: nn.MultiheadAttention, `ls_1`, `ln_2`, `mlp`, `ls_2`), `ln_final` and `text_projection`.
-    """
-
-    def __init__(self, text: Any):
-        super().__init__(text.token_embedding)
-        self.text = text
-
-    def _features(self, tokens: Tensor, ends: Tensor, learned: tuple[Tensor, Tensor] | None) -> Tensor:
-        length = int(ends.max()) + 1
-        x = self.embedding(tokens[:, :length])                                         # (n, t, w)
-        if learned is not None:
-            x = _put(x, *learned)
-        x = x + self.text.positional_embedding[:length]
-        future = torch.full((length, length), float("-inf"), dtype=x.dtype, device=x.device).triu(1)
-        *blocks, last = self.text.transformer.resblocks
-        for block in blocks:
-            x = _block(block, x, future)
-        x = self.text.ln_final(_block(last, x, future, ends)[:, 0])                    # (n, w)
-        projection = self.text.text_projection
-        if projection is None:
-            return x
-        return projection(x) if isinstance(projection, nn.Module) else x @ projection  # (n, d)
 
 
 def _put(embedded: Tensor, slots: Tensor, vectors: Tensor) -> Tensor:
@@ -114,26 +196,3 @@ def _put(embedded: Tensor, slots: Tensor, vectors: Tensor) -> Tensor:
     length = embedded.shape[1]
     left_out = max(0, int(slots.max()) + 1 - length)
     return F.pad(embedded, (0, 0, 0, left_out)).scatter(1, at, vectors.to(embedded.dtype))[:, :length]
-
-
-def _block(block: Any, x: Tensor, future: Tensor, only: Tensor | None = None) -> Tensor:
-    """One residual block on (n, t, w); with `only` (n,) the result (n, 1, w) at that position of each prompt alone."""
-    normed = block.ln_1(x)                                                             # (n, t, w)
-    asking = normed
-    if only is not None:
-        rows = torch.arange(len(x), device=x.device)
-        x, asking, future = x[rows, only][:, None], normed[rows, only][:, None], future[only][:, None, None]
-    x = x + block.ls_1(_attention(block.attn, asking, normed, future))
-    return x + block.ls_2(block.mlp(block.ln_2(x)))
-
-
-def _attention(attention: nn.MultiheadAttention, asking: Tensor, x: Tensor, future: Tensor) -> Tensor:
-    """(n, q, w): of the positions `asking` (n, q, w) to all of `x` (n, t, w)."""
-    # plain products: on a CPU in bfloat16 the backward pass of the fused attention takes twice as long
-    weight, bias, width, heads = attention.in_proj_weight, attention.in_proj_bias, x.shape[-1], attention.num_heads
-    query = F.linear(asking, weight[:width], bias[:width]).unflatten(-1, (heads, -1)).transpose(1, 2)
-    both = F.linear(x, weight[width:], bias[width:])                                   # (n, t, 2 w)
-    key, value = both.unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)             # (n, heads, t, w / heads)
-    scores = (query * query.shape[-1] ** -0.5) @ key.mT + future                       # (n, heads, q, t)
-    mixed = scores.softmax(dim=-1) @ value                                             # (n, heads, q, w / heads)
-    return attention.out_proj(mixed.transpose(1, 2).flatten(2))                        # (n, q, w)

@@ -17,7 +17,7 @@ from xrvlm.backbones.image_side import ImageSide, Reading, at_each_position, cap
 from xrvlm.backbones.tokens import Tokens
 from xrvlm.backbones.tower import Parts, Tower, adjusted
 from xrvlm.errors import UserError
-from xrvlm.text_tower import LibraryText
+from xrvlm.text_tower import LibraryText, TextPath, check_text_path
 
 log = logging.getLogger(__name__)
 KINDS = ("clip", "siglip")               # fixed-size SigLIP 2 checkpoints call themselves siglip too
@@ -25,8 +25,8 @@ INTERPOLATION: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "b
 
 
 def load_hf(model: str, *, image_size: int | None = None, resize_to: int | None = None,
-            interpolation: Interpolation | None = None, device: DeviceName = "auto",
-            precision: PrecisionName = "auto") -> FrozenCLIP:
+            interpolation: Interpolation | None = None, text: TextPath = "fast", text_memory_gb: float | None = None,
+            device: DeviceName = "auto", precision: PrecisionName = "auto") -> FrozenCLIP:
     """A CLIP or SigLIP model of the Hugging Face hub, or of a local folder in its format, frozen.
 
     Args:
@@ -34,6 +34,8 @@ def load_hf(model: str, *, image_size: int | None = None, resize_to: int | None 
         image_size: pixels, where not the checkpoint's own; the position embedding is interpolated.
         resize_to: pixels of the shorter side before the centre crop; None: as the checkpoint's own transform.
         interpolation: `bicubic` or `bilinear`, of training crops too; None: the checkpoint's own.
+        text: `fast` cuts CLIP's prompts behind the longest, `plain` computes the whole window.
+        text_memory_gb: see `wrap_openclip`.
 
     Raises:
         UserError: the model cannot be fetched or read, is of another kind, or its weights are incomplete.
@@ -56,17 +58,19 @@ def load_hf(model: str, *, image_size: int | None = None, resize_to: int | None 
         raise UserError(f"{model} lacks {len(missing)} of its weights ({', '.join(missing[:3])} ...), which would stay "
                         "random; fetch a complete checkpoint")
     return wrap_hf(network, tokenizer, name=model, transform=_transform(model, processor), image_size=image_size,
-                   resize_to=resize_to, interpolation=interpolation, device=device, precision=precision,
+                   resize_to=resize_to, interpolation=interpolation, text=text, text_memory_gb=text_memory_gb,
+                   device=device, precision=precision,
                    loader={"target": "xrvlm.backbones.load_hf", "arguments": arguments})
 
 
 def wrap_hf(model: Any, tokenizer: Any, *, name: str, transform: ImageTransform | None = None,
             image_size: int | None = None, resize_to: int | None = None, interpolation: Interpolation | None = None,
+            text: TextPath = "fast", text_memory_gb: float | None = None,
             device: DeviceName = "auto", precision: PrecisionName = "auto",
             loader: Mapping[str, Any] | None = None) -> FrozenCLIP:
     """Freeze a CLIPModel or SiglipModel that stands in memory. The model itself is moved and converted, not a copy.
 
-    `transform=None` takes the usual one of its kind; the other arguments are those of `wrap_openclip`.
+    `transform=None` takes the usual one of its kind; the other arguments are those of `load_hf`.
     """
     _check_kind(name, model.config.model_type)
     transform = _resized(name, model.config.vision_config.patch_size, transform or _usual_transform(model), image_size)
@@ -75,15 +79,19 @@ def wrap_hf(model: Any, tokenizer: Any, *, name: str, transform: ImageTransform 
     clip = model.config.model_type == "clip"
     image = HFImage(model, interpolates)
     # SigLIP reads the last of all positions and every one sees every other: never fewer than its window
-    text = LibraryText(partial(_text_features, model), model.text_model.embeddings.token_embedding, shortens=clip)
-    log.info("text side: transformers' own encoder, %s",
-             "as far as the longest prompt reaches" if clip else "over its whole window")
+    check_text_path(text)
+    shortens = clip and text == "fast"
+    text_side = LibraryText(partial(_text_features, model), model.text_model.embeddings.token_embedding,
+                            shortens=shortens, memory_gb=text_memory_gb)
+    log.info("text side: plain, transformers' own encoder, %s",
+             "as far as the longest prompt reaches" if shortens else "over its whole window")
     tokens = Tokens.of_hf(tokenizer, window=model.config.text_config.max_position_embeddings)
     if clip and model.text_model.eos_token_id not in (2, tokens.end):    # 2: older checkpoints, read at the largest id
         raise UserError(f"{name} reads texts at token {model.text_model.eos_token_id}, its tokenizer ends them with "
                         f"{tokens.end}; use the tokenizer that belongs to the checkpoint")
     parts = Parts(
-        image=image, text=text, tokens=tokens, transform=transform, adjustment=adjustment, embed_dim=image.embed_dim,
+        image=image, text=text_side, tokens=tokens, transform=transform, adjustment=adjustment,
+        embed_dim=image.embed_dim,
         logit_scale=model.logit_scale.detach().float().exp(),
         logit_bias=torch.zeros(()) if clip else model.logit_bias.detach(),
         activation=f"{model.config.vision_config.hidden_act} {model.config.text_config.hidden_act}")

@@ -16,14 +16,16 @@ from xrvlm.backbone import DeviceName, FrozenCLIP, ImageTransform, Interpolation
 from xrvlm.backbones.openclip_image import image_side
 from xrvlm.backbones.tokens import Tokens
 from xrvlm.backbones.tower import Parts, Tower, adjusted
+from xrvlm.causal_text import CausalText
 from xrvlm.errors import UserError
-from xrvlm.text_tower import CausalText, LibraryText, TextTower
+from xrvlm.text_tower import LibraryText, TextPath, TextTower, check_text_path
 
 log = logging.getLogger(__name__)
 
 
 def wrap_openclip(model: Any, tokenizer: Any, *, name: str, transform: ImageTransform | None = None,
                   resize_to: int | None = None, interpolation: Interpolation | None = None,
+                  text: TextPath = "fast", text_memory_gb: float | None = None,
                   device: DeviceName = "auto", precision: PrecisionName = "auto",
                   loader: Mapping[str, Any] | None = None) -> FrozenCLIP:
     """Freeze an open_clip model that stands in memory. The model itself is moved and converted, not a copy.
@@ -33,6 +35,10 @@ def wrap_openclip(model: Any, tokenizer: Any, *, name: str, transform: ImageTran
         transform: None takes what open_clip keeps with the model.
         resize_to: pixels of the shorter side before the centre crop; None: as the checkpoint's own transform.
         interpolation: `bicubic` or `bilinear`, of training crops too; None: the checkpoint's own.
+        text: `fast` computes a causal text tower where it must be, `plain` by the library's own encoder, every
+            position in every block: the same features and gradients but for the order of sums.
+        text_memory_gb: GiB for what the backward pass needs of the text tower; classes beyond it are computed once
+            more. None: 4 on a CPU, half of a GPU's memory.
         loader: how a saved classifier gets this tower again; None where it must be passed by hand.
 
     Raises:
@@ -40,7 +46,7 @@ def wrap_openclip(model: Any, tokenizer: Any, *, name: str, transform: ImageTran
     """
     seen, adjustment = adjusted(transform or _transform(model), resize_to, interpolation)
     parts = Parts(
-        image=image_side(model), text=_text_side(model), tokens=_tokens(tokenizer),
+        image=image_side(model), text=_text_side(model, text, text_memory_gb), tokens=_tokens(tokenizer),
         transform=seen, adjustment=adjustment, embed_dim=_embed_dim(model),
         logit_scale=_number(model.logit_scale).exp(),
         logit_bias=torch.zeros(()) if model.logit_bias is None else _number(model.logit_bias),
@@ -48,14 +54,15 @@ def wrap_openclip(model: Any, tokenizer: Any, *, name: str, transform: ImageTran
     return Tower(model, parts, name=name, device=device, precision=precision, loader=loader)
 
 
-def _text_side(model: Any) -> TextTower:
+def _text_side(model: Any, path: TextPath, memory_gb: float | None) -> TextTower:
+    check_text_path(path)
     text: Any = model if isinstance(model, CLIP) else model.text
-    if not isinstance(text, HFTextEncoder) and _is_plain_causal(text):
-        log.info("text side: causal, computed as far as the longest prompt reaches")
-        return CausalText(text)
-    log.info("text side: the library's own encoder over its whole window")
+    if path == "fast" and not isinstance(text, HFTextEncoder) and _is_plain_causal(text):
+        log.info("text side: fast, real tokens alone, a common beginning once, the last block at [EOS]")
+        return CausalText(text, memory_gb=memory_gb)
+    log.info("text side: plain, the library's own encoder over its whole window")
     embedding = text.transformer.get_input_embeddings() if isinstance(text, HFTextEncoder) else text.token_embedding
-    return LibraryText(partial(model.encode_text, normalize=False), embedding)
+    return LibraryText(partial(model.encode_text, normalize=False), embedding, memory_gb=memory_gb)
 
 
 def _is_plain_causal(text: Any) -> bool:

@@ -21,6 +21,7 @@ from torch import nn
 from xrvlm.backbone import DeviceName, FrozenCLIP, Interpolation, PrecisionName
 from xrvlm.backbones.openclip import wrap_openclip
 from xrvlm.errors import UserError, unknown
+from xrvlm.text_tower import TextPath
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -31,7 +32,8 @@ RESNET_STRIDE = 32
 
 def load_openclip(model: str, pretrained: str | None = None, *, image_size: int | None = None,
                   quick_gelu: bool | None = None, resize_to: int | None = None,
-                  interpolation: Interpolation | None = None, allow_random: bool = False, device: DeviceName = "auto",
+                  interpolation: Interpolation | None = None, text: TextPath = "fast",
+                  text_memory_gb: float | None = None, allow_random: bool = False, device: DeviceName = "auto",
                   precision: PrecisionName = "auto") -> FrozenCLIP:
     """A model of open_clip, frozen.
 
@@ -42,6 +44,7 @@ def load_openclip(model: str, pretrained: str | None = None, *, image_size: int 
         quick_gelu: the activation; None: what the published weights were trained with, else the model's own.
         resize_to: pixels of the shorter side before the centre crop; None: as the checkpoint's own transform.
         interpolation: `bicubic` or `bilinear`, of training crops too; None: the checkpoint's own.
+        text: `fast` or `plain`, and `text_memory_gb`: how the text tower is computed; see `wrap_openclip`.
         allow_random: let `pretrained=None` mean random weights (tests, benchmarks).
 
     Raises:
@@ -61,7 +64,7 @@ def load_openclip(model: str, pretrained: str | None = None, *, image_size: int 
     suffix = "-quickgelu" if options.get("quick_gelu") and "quickgelu" not in model else ""
     weights = f"/{Path(pretrained).stem}" if pretrained else "" if model.startswith(BRINGS_WEIGHTS) else "/random"
     return wrap_openclip(network, tokenizer, name=f"{model}{suffix}{weights}", device=device, precision=precision,
-                         resize_to=resize_to, interpolation=interpolation,
+                         resize_to=resize_to, interpolation=interpolation, text=text, text_memory_gb=text_memory_gb,
                          loader={"target": "xrvlm.backbones.load_openclip", "arguments": arguments})
 
 

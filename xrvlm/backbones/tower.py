@@ -83,7 +83,7 @@ class Tower(FrozenCLIP):
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         tokens, ends = self.tokens.sentences(texts)
-        features = self.text.encode_tokens(tokens.to(self.device), ends.to(self.device))               # (n, d)
+        features = self.text.encode_tokens(tokens, ends)                                               # (n, d)
         return F.normalize(features.float(), dim=-1)
 
     def layout(self, names: Sequence[str], length: int, position: NamePosition = "end") -> PromptLayout:
@@ -96,8 +96,7 @@ class Tower(FrozenCLIP):
         return layout, self.text.embedding(ids).float()                                                # (n, l, w)
 
     def encode_prompts(self, context: Tensor, layout: PromptLayout) -> Tensor:
-        tokens, slots, ends = (part.to(self.device) for part in (layout.tokens, layout.slots, layout.ends))
-        features = self.text.encode_prompts(context, tokens, slots, ends)                              # (g, c, d)
+        features = self.text.encode_prompts(context, layout.tokens, layout.slots, layout.ends)         # (g, c, d)
         return F.normalize(features.float(), dim=-1)
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ from xrvlm.backbone import FrozenCLIP, Interpolation
 from xrvlm.data import Dataset
 from xrvlm.data_folder import image_folder
 from xrvlm.files import user_path
+from xrvlm.text_tower import TextPath
 
 
 def load_world(*, world: int = 0, root: str | None = None) -> Dataset:
@@ -24,8 +25,9 @@ def load_world(*, world: int = 0, root: str | None = None) -> Dataset:
 
 
 def load_tiny_clip(*, resize_to: int | None = None, interpolation: Interpolation | None = None,
-                   **options: Any) -> FrozenCLIP:
+                   text: TextPath = "fast", text_memory_gb: float | None = None, **options: Any) -> FrozenCLIP:
     """The embedded tower; `options` are device and precision, the others as in `load_openclip`."""
     from xrvlm.demo import tiny_clip
 
-    return tiny_clip.tower(resize_to=resize_to, interpolation=interpolation, **options)
+    return tiny_clip.tower(resize_to=resize_to, interpolation=interpolation, text=text, text_memory_gb=text_memory_gb,
+                           **options)

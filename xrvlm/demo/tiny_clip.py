@@ -29,7 +29,8 @@ TRANSFORM = ImageTransform(64, (0.48145466, 0.4578275, 0.40821073), (0.26862954,
 
 
 def tower(*, resize_to: int | None = None, interpolation: Interpolation | None = None, **options: Any) -> FrozenCLIP:
-    """The embedded tower, frozen; `options` are device and precision, the others as in `load_openclip`."""
+    """The embedded tower, frozen; `options` are device, precision and how the text side is computed, all as in
+    `load_openclip`."""
     loader = {"target": "xrvlm.demo.load_tiny_clip",
               "arguments": {"resize_to": resize_to, "interpolation": interpolation}}
     return wrap_openclip(load(), tokenizer(), name="tiny", transform=TRANSFORM, resize_to=resize_to,
