@@ -70,6 +70,12 @@ class FeatureSettings:
         return user_path(self.cache or os.environ.get("XRVLM_CACHE") or "~/.cache/xrvlm") / "features"
 
 
+def evaluation_images(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item]) -> Tensor:
+    """(n, 3, s, s) as the tower's evaluation transform shows them."""
+    view = _EvaluationViews(clip.transform)
+    return torch.stack([image for _, image in ImageDataset(items, source, view)])          # pyright: ignore
+
+
 class FeatureSource(Protocol):
     """Features with labels, in a training order or one by one."""
 
