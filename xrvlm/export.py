@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -28,7 +29,7 @@ from xrvlm.classifier import Classifier
 from xrvlm.data import ImageSource, Item
 from xrvlm.draws import generator
 from xrvlm.errors import UserError
-from xrvlm.features import evaluation_images
+from xrvlm.features import evaluation_batches
 from xrvlm.files import user_path, write_atomically
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def export_onnx(classifier: Classifier, path: Path | str, *, images: Tensor | No
 
 def sample_images(classifier: Classifier, source: ImageSource, items: Sequence[Item]) -> Tensor:
     """(n, 3, s, s) the first of `items`, as many as the check of an export reads."""
-    return evaluation_images(classifier.clip, source, items[:max(CHECKED_SIZES)])
+    return torch.cat([images for _, images in evaluation_batches(classifier.clip, source, items[:max(CHECKED_SIZES)])])
 
 
 class Deployed(nn.Module):
@@ -82,7 +83,6 @@ class Deployed(nn.Module):
         self.clip, self.method = classifier.clip, classifier.method
         self.register_buffer("class_features", classifier.class_features.detach())
 
-    @torch.no_grad()
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(b, c) probabilities and logits of (b, 3, s, s)."""
         logits = self.method.logits(self.clip.encode_image(images, self.method.needs), self.class_features)
@@ -106,7 +106,8 @@ def largest_difference(path: Path, deployed: nn.Module, batches: Sequence[Tensor
         raise UserError(f"onnxruntime does not run the exported graph ({_reason(error)}), nothing was written; another "
                         "version of torch or onnxruntime may, or choose another backbone") from error
     for (probabilities, logits), batch in zip(found, batches, strict=True):
-        expected = deployed(batch)[1]
+        with torch.no_grad():
+            expected = deployed(batch)[1]
         worst = max(worst, ((logits - expected).abs().max() / expected.abs().max()).item())
         worst = max(worst, (probabilities - logits.softmax(dim=1)).abs().max().item())
     if not worst <= TOLERANCE:    # not a number is no agreement either
@@ -116,13 +117,9 @@ def largest_difference(path: Path, deployed: nn.Module, batches: Sequence[Tensor
 
 
 def _require_packages() -> None:
-    try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"an export to ONNX needs a package that is not installed ({error}); "
-                        "run `pip install 'xrvlm[onnx]'`") from error
+    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise UserError(f"an export to ONNX needs {', '.join(missing)}: run `pip install 'xrvlm[onnx]'`")
 
 
 def _in_float32(classifier: Classifier) -> Classifier:
@@ -140,7 +137,7 @@ def _graph(deployed: Deployed, classifier: Classifier) -> Any:
     size = classifier.clip.transform.image_size
     example = torch.zeros(2, 3, size, size)
     try:
-        with _quietly():
+        with torch.no_grad(), _quietly():    # no_grad once around all: each block of it would be a graph of its own
             program: Any = torch.onnx.export(
                 deployed, (example,), dynamo=True, verbose=False, input_names=["images"],
                 output_names=["probabilities", "logits"],
@@ -160,16 +157,13 @@ def _quietly() -> Iterator[None]:
     """The exporter warns of its own internals, and of optimisations that it leaves to others."""
     optimizer = logging.getLogger("onnxscript")
     level = optimizer.level
-    fast_path = torch.backends.mha.get_fastpath_enabled()    # a fused operator that ONNX does not know
     optimizer.setLevel(logging.ERROR)
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         optimizer.setLevel(level)
-        torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
 def _metadata(classifier: Classifier) -> Mapping[str, str]:
