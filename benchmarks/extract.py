@@ -2,8 +2,7 @@
 
     python benchmarks/extract.py [--device cuda] [--towers vit_b16,rn50,tiny] [--views 0] [--workers 16]
 
-`extract` decodes, transforms, encodes, converts and writes. On a CPU the workers and the tower share the cores: `both`
-is what is left when one follows the other on all cores, 1 / (1 / tower + 1 / decoder).
+`extract` decodes, transforms, encodes, converts and writes.
 """
 
 import tempfile
@@ -11,7 +10,7 @@ from itertools import count
 from pathlib import Path
 
 import torch
-from speed import alternate, arguments, random_images, tower, write_photos
+from speed import alternate, arguments, random_images, told, tower, write_photos
 
 from xrvlm.data import Item
 from xrvlm.data_folder import FileSource
@@ -47,11 +46,7 @@ def measure(title, clip, photos, options) -> None:
             "extract": bank,
         }
         speeds = alternate(calls, len(items), rounds=min(3, options.rounds), device=options.device)
-    lower = min(speeds["tower"], speeds["decoder"])
-    both = 1 / (1 / speeds["tower"] + 1 / speeds["decoder"])
-    print(f"{title}, {len(items)} files, {options.workers} workers: extract {speeds['extract']:.1f} images/s; "
-          f"tower {speeds['tower']:.1f}, decoder {speeds['decoder']:.1f}; ratio to the lower "
-          f"{speeds['extract'] / lower:.3f}, to both in turn {speeds['extract'] / both:.3f}", flush=True)
+    print(f"{title}, {len(items)} files, {options.workers} workers: {told(speeds, 'extract')}", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from speed import alternate, arguments, random_images, tower, write_photos
+from speed import alternate, arguments, random_images, told, tower, write_photos
 
 import xrvlm
 from xrvlm.backbone import FrozenCLIP
@@ -34,14 +34,18 @@ def classifier(clip: FrozenCLIP, name: str) -> Classifier:
 
 
 def main() -> None:
-    options = arguments(__doc__, towers="vit_b16,rn50", images=16).parse_args()
+    parser = arguments(__doc__, towers="vit_b16,rn50", images=16)
+    parser.add_argument("--only", choices=("memory", "files"))
+    options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for name in options.towers.split(","):
         for precision in options.precisions.split(","):
             clip = tower(name, options.device, precision)
             models = {method: classifier(clip, method) for method in METHODS}
-            in_memory(f"{name} {precision}", clip, models, options)
-            from_files(f"{name} {precision}", clip, models, options)
+            if options.only != "files":
+                in_memory(f"{name} {precision}", clip, models, options)
+            if options.only != "memory":
+                from_files(f"{name} {precision}", clip, models, options)
 
 
 def in_memory(title, clip, models, options) -> None:
@@ -50,8 +54,9 @@ def in_memory(title, clip, models, options) -> None:
     calls |= {method: partial(model.probabilities, batch) for method, model in models.items()}
     speeds = alternate(calls, options.images, rounds=options.rounds, device=options.device)
     for method in models:
-        print(f"{title} in memory, batch {options.images}: tower {speeds['tower']:.1f}, {method} "
-              f"{speeds[method]:.1f} images/s, ratio {speeds[method] / speeds['tower']:.3f}", flush=True)
+        tower, ours = speeds["tower"], speeds[method]
+        print(f"{title} in memory, batch {options.images}: tower {tower}; {method} {ours}; ratio "
+              f"{ours.rate / tower.rate:.3f} ({tower.work / ours.work:.3f} of CPU)", flush=True)
 
 
 def from_files(title, clip, models, options) -> None:
@@ -67,10 +72,7 @@ def from_files(title, clip, models, options) -> None:
             "predict": lambda: list(predict_images(models["xr_vlm"], photos, workers=options.workers)),
         }
         speeds = alternate(calls, count, rounds=min(3, options.rounds), device=options.device)
-    limit = min(speeds["tower"], speeds["decoder"])
-    print(f"{title} from {count} files, xr_vlm, {options.workers} workers: predict {speeds['predict']:.1f} images/s; "
-          f"decoder {speeds['decoder']:.1f}, tower {speeds['tower']:.1f}; ratio to the lower "
-          f"{speeds['predict'] / limit:.3f}", flush=True)
+    print(f"{title} from {count} files, xr_vlm, {options.workers} workers: {told(speeds, 'predict')}", flush=True)
 
 
 if __name__ == "__main__":

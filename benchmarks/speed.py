@@ -1,9 +1,11 @@
 """What the benchmarks of images per second share: towers with random weights, drawn photos, and fair turns."""
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -51,15 +53,47 @@ def write_photos(folder: Path, count: int) -> None:
         Image.fromarray(pixels).save(folder / f"{index:05d}.jpg", quality=90)
 
 
-def alternate(calls: Mapping[str, Callable[[], object]], images: int, *, rounds: int, device: str) -> dict[str, float]:
-    """Median images/s of each call, taken in turns so that what else the machine does meets all of them alike."""
+@dataclass(frozen=True)
+class Speed:
+    """Medians."""
+
+    rate: float                          # images/s on the wall clock
+    work: float                          # milliseconds of all processors an image, worker processes included
+
+    def __str__(self) -> str:
+        return f"{self.rate:.1f} images/s ({self.work:.2f} ms of CPU each)"
+
+
+def alternate(calls: Mapping[str, Callable[[], object]], images: int, *, rounds: int, device: str) -> dict[str, Speed]:
+    """The speed of each call, taken in turns so that what else the machine does meets all of them alike.
+
+    On a machine that others use too, CPU time says more than the wall clock; run with OMP_WAIT_POLICY=passive there,
+    or threads that wait for each other count as work.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
+    worked: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 1):       # the first is for caches and kernels
         for name, call in calls.items():
-            begin = time.perf_counter()
+            begin, before = time.perf_counter(), _cpu_seconds()
             call()
             if device == "cuda":
                 torch.cuda.synchronize()
             if turn:
                 seconds[name].append(time.perf_counter() - begin)
-    return {name: images / statistics.median(values) for name, values in seconds.items()}
+                worked[name].append(_cpu_seconds() - before)
+    return {name: Speed(images / statistics.median(values), 1000 * statistics.median(worked[name]) / images)
+            for name, values in seconds.items()}
+
+
+def told(speeds: Mapping[str, Speed], ours: str) -> str:
+    """Beside the tower and the decoder: the slower is the limit, or on a CPU, which they share, one after the other."""
+    tower, decoder, whole = speeds["tower"], speeds["decoder"], speeds[ours]
+    lower, in_turn = min(tower.rate, decoder.rate), 1 / (1 / tower.rate + 1 / decoder.rate)
+    return (f"{ours} {whole}; tower {tower}, decoder {decoder}; ratio to the lower {whole.rate / lower:.3f}, to one "
+            f"after the other {whole.rate / in_turn:.3f} ({(tower.work + decoder.work) / whole.work:.3f} of CPU)")
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of the children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
