@@ -155,15 +155,17 @@ def _graph(deployed: Deployed, classifier: Classifier) -> Any:
 @contextmanager
 def _quietly() -> Iterator[None]:
     """The exporter warns of its own internals, and of optimisations that it leaves to others."""
-    optimizer = logging.getLogger("onnxscript")
-    level = optimizer.level
-    optimizer.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        optimizer.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _metadata(classifier: Classifier) -> Mapping[str, str]:
