@@ -4,13 +4,16 @@ import logging
 import pytest
 import torch
 from photos import photo_folder
+from safetensors.torch import load_file
 from towers import tiny_vit
 
 from xrvlm import bank as bank_module
+from xrvlm import features
 from xrvlm.bank import FeatureBank
 from xrvlm.data_folder import image_folder
 from xrvlm.errors import UserError
 from xrvlm.features import FeatureSettings, OnlineFeatures, bank_bytes, extract, feature_source, training_order
+from xrvlm.images import read_image
 from xrvlm.views import Augmentation, augmented_view, evaluation_view
 
 ALL = frozenset({"pooled", "tokens", "mid_tokens"})
@@ -128,6 +131,54 @@ def test_an_interrupted_bank_goes_on_where_it_was(clip, dataset, settings, monke
     assert len(written) == len(set(written)) == len(dataset.split.train)
     for name, value in everything(resumed).items():
         torch.testing.assert_close(value, everything(whole)[name], rtol=1e-4, atol=1e-5)
+
+
+def test_one_set_of_workers_makes_all_shards(clip, dataset, settings, monkeypatch):
+    monkeypatch.setattr(bank_module, "SHARD_BYTES", 1)
+    load, loaders = features._load, []
+    monkeypatch.setattr(features, "_load", lambda *arguments: loaders.append(1) or load(*arguments))
+    bank = extract(clip, dataset.source, dataset.split.train, settings, needs=ALL, views=2)
+    assert len(bank.shards) == len(dataset.split.train)
+    assert len(loaders) == 1
+
+
+def test_an_interrupted_tower_leaves_the_shards_before(clip, dataset, settings, monkeypatch, tmp_path):
+    monkeypatch.setattr(bank_module, "SHARD_BYTES", 1)
+    encode, calls = clip.encode_image, []
+
+    def interrupted(images, needs):
+        calls.append(1)
+        if len(calls) == 6:              # the first call asks for the shapes
+            raise KeyboardInterrupt
+        return encode(images, needs)
+
+    monkeypatch.setattr(clip, "encode_image", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        extract(clip, dataset.source, dataset.split.train, settings, needs=ALL)
+    assert len(list((tmp_path / "cache").rglob("shard-*.safetensors"))) == 4
+
+
+def test_a_shard_that_cannot_be_written_is_told(clip, dataset, settings, monkeypatch):
+    def full(path, *_):
+        raise UserError(f"cannot write {path}")
+
+    monkeypatch.setattr(bank_module, "_write", full)
+    with pytest.raises(UserError, match="cannot write .*shard-00000"):
+        extract(clip, dataset.source, dataset.split.train, settings)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_a_bank_is_on_disk_in_the_wanted_type(clip, dataset, tmp_path, dtype):
+    settings = FeatureSettings(cache=str(tmp_path / dtype), dtype=dtype)
+    bank = extract(clip, dataset.source, dataset.split.train, settings, needs=ALL)
+    (shard,) = (tmp_path / dtype).rglob("shard-*.safetensors")
+    stored = load_file(shard)
+    assert {name: value.dtype for name, value in stored.items()} == {
+        "pooled": torch.float32, "tokens": getattr(torch, dtype), "mid_tokens": getattr(torch, dtype)}
+    images = torch.stack([evaluation_view(read_image(photo), clip.transform) for photo in sorted(
+        (tmp_path / "photos").rglob("*.png")) if str(photo.relative_to(tmp_path / "photos")) in bank.ids[:3]])
+    expected = clip.encode_image(images, ALL).tokens.to(getattr(torch, dtype))             # rounded once, not twice
+    torch.testing.assert_close(stored["tokens"][:3, 0], expected, rtol=2 ** -7, atol=1e-3)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "other", "garbage"])

@@ -16,7 +16,7 @@ LAYERS = (
     ("evaluation", "train", "records", "settings", "tables", "report", "protocols"),
     ("classifier",),
     ("explain",),
-    ("run", "predict", "explanations"),
+    ("run", "predict", "explanations", "export"),
     ("demo",),
     ("commands",),
     ("cli",),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from xrvlm.data_table import table
     from xrvlm.demo import load_tiny_clip, load_world
     from xrvlm.errors import UserError
+    from xrvlm.export import export_onnx
     from xrvlm.features import FeatureSettings
     from xrvlm.method import Method
     from xrvlm.methods import XRVLM, CoOp, LinearProbe, ResidualProbe, TipAdapter, XRVLMPlus, ZeroShot
@@ -32,6 +33,7 @@ _HOME = {
     "data_table": ("table",),
     "demo": ("load_tiny_clip", "load_world"),
     "errors": ("UserError",),
+    "export": ("export_onnx",),
     "features": ("FeatureSettings",),
     "method": ("Method",),
     "methods": ("XRVLM", "CoOp", "LinearProbe", "ResidualProbe", "TipAdapter", "XRVLMPlus", "ZeroShot"),
@@ -44,8 +46,8 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [
     "XRVLM", "ClassText", "Classifier", "CoOp", "Dataset", "FeatureSettings", "Features", "FrozenCLIP", "Item",
     "LinearProbe", "Method", "Recipe", "ResidualProbe", "Run", "RunOptions", "Split", "TipAdapter", "UserError",
-    "XRVLMPlus", "ZeroShot", "adapt", "class_text", "hub_dataset", "image_folder", "load", "load_hf", "load_openclip",
-    "load_tiny_clip", "load_world", "table", "wrap_hf", "wrap_openclip", "zero_shot",
+    "XRVLMPlus", "ZeroShot", "adapt", "class_text", "export_onnx", "hub_dataset", "image_folder", "load", "load_hf",
+    "load_openclip", "load_tiny_clip", "load_world", "table", "wrap_hf", "wrap_openclip", "zero_shot",
 ]
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,10 +58,11 @@ class FeatureBank:
         return Features(**chosen)
 
 
-def open_bank(folder: Path, key: dict[str, Any], encode: Callable[[range], Iterable[Features]],
+def open_bank(folder: Path, key: dict[str, Any], encode: Callable[[Sequence[range]], Iterable[Features]],
               row_shapes: Mapping[str, torch.Size], *, dtype: torch.dtype, labels: Tensor, seed: int,
               progress: Callable[[int], Any]) -> FeatureBank:
-    """The bank of `key` below `folder`. Shards that are missing or damaged are made with `encode(rows)`.
+    """The bank of `key` below `folder`. Shards that are missing or damaged are made with one call of `encode`:
+    it gets the rows of each and returns batches in this order, none of which holds rows of two shards.
 
     Several processes may ask for one bank: the first makes it, the others wait for it.
     """
@@ -69,22 +71,21 @@ def open_bank(folder: Path, key: dict[str, Any], encode: Callable[[range], Itera
     place = folder / name[:24]
     row_bytes = sum(shape.numel() for shape in row_shapes.values()) * torch.finfo(dtype).bits // 8
     rows_per_shard = max(1, int(SHARD_BYTES / row_bytes))
-    shards = []
     with alone(place / ".lock"):
-        for index, start in enumerate(range(0, len(ids), rows_per_shard)):
-            rows = range(start, min(start + rows_per_shard, len(ids)))
-            path = place / f"shard-{index:05d}.safetensors"
-            shard = _read(path, name, len(rows), row_shapes)
-            if shard is None:
-                _write(path, name, encode(rows), dtype, progress)
-                shard = _read(path, name, len(rows), row_shapes)
-            else:
-                progress(len(rows))
-            assert shard is not None, f"{path} cannot be read back"
-            shards.append(shard)
+        every = {place / f"shard-{index:05d}.safetensors": range(start, min(start + rows_per_shard, len(ids)))
+                 for index, start in enumerate(range(0, len(ids), rows_per_shard))}
+        shards = {path: _read(path, name, len(rows), row_shapes) for path, rows in every.items()}
+        missing = {path: rows for path, rows in every.items() if shards[path] is None}
+        progress(len(ids) - sum(map(len, missing.values())))
+        if missing:
+            _make(missing, name, encode(list(missing.values())), dtype, progress)
+        for path, rows in missing.items():
+            shards[path] = _read(path, name, len(rows), row_shapes)
+            assert shards[path] is not None, f"{path} cannot be read back"
         if not (place / "key.json").exists():
             write_json(place / "key.json", key)      # for people: what this folder holds
-    return FeatureBank(shards, rows_per_shard, ids, labels, row_shapes["pooled"][0] - 1, seed)
+    whole = [shard for shard in shards.values() if shard is not None]
+    return FeatureBank(whole, rows_per_shard, ids, labels, row_shapes["pooled"][0] - 1, seed)
 
 
 def _read(path: Path, name: str, rows: int, row_shapes: Mapping[str, torch.Size]) -> dict[str, Tensor] | None:
@@ -105,14 +106,31 @@ def _read(path: Path, name: str, rows: int, row_shapes: Mapping[str, torch.Size]
     return tensors
 
 
-def _write(path: Path, name: str, batches: Iterable[Features], dtype: torch.dtype,
-           progress: Callable[[int], Any]) -> None:
-    parts: dict[str, list[Tensor]] = {}
-    for batch in batches:
-        for key, value in vars(batch).items():
-            if value is not None:
-                parts.setdefault(key, []).append(value if key == "pooled" else value.to(dtype))
-        progress(len(batch))
-    tensors = {key: torch.cat(values) for key, values in parts.items()}                    # (rows, v, ...)
+def _make(shards: Mapping[Path, range], name: str, encoded: Iterable[Features], dtype: torch.dtype,
+          progress: Callable[[int], Any]) -> None:
+    """Write each of `shards` from as many of the batches; a thread of its own does, while the tower goes on."""
+    batches, writing = iter(encoded), None
+    with ThreadPoolExecutor(max_workers=1) as writer:
+        for path, rows in shards.items():
+            parts, count = [], 0
+            while count < len(rows):
+                parts.append(_on_disk(next(batches), dtype))
+                count += len(parts[-1]["pooled"])
+                progress(len(parts[-1]["pooled"]))
+            if writing is not None:
+                writing.result()         # what it raised; and never more than two shards in memory
+            writing = writer.submit(_write, path, name, parts)
+        if writing is not None:
+            writing.result()
+
+
+def _on_disk(batch: Features, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Converted where the tower ran, then brought to the CPU."""
+    return {key: (value if key == "pooled" else value.to(dtype)).cpu() for key, value in vars(batch).items()
+            if value is not None}
+
+
+def _write(path: Path, name: str, parts: Sequence[Mapping[str, Tensor]]) -> None:
+    tensors = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}          # (rows, v, ...)
     metadata = {"xrvlm": json.dumps({"key": name})}
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))

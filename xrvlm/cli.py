@@ -26,6 +26,7 @@ xrvlm adapts a frozen CLIP to fine-grained recognition.
   xrvlm predict run=RUNDIR images=FILE_OR_DIR [classes=names.txt] [topk=5] [out=preds.csv]
   xrvlm predict backbone=vit_b16_openai classes=names.txt images=DIR        without a run: zero-shot
   xrvlm explain run=RUNDIR images=FILE_OR_DIR [against=CLASS] [out=DIR]     what the parts look at, and what decides
+  xrvlm export run=RUNDIR [format=onnx] [out=FILE]  a model that runs without xrvlm and torch
   xrvlm report runs=DIR                             tables and plots of all runs in a folder
   xrvlm data check data=cub data.root=DIR           what of a data set is there and what is missing
   xrvlm demo [small=true]                           the main job on the embedded default, offline

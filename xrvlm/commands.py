@@ -1,5 +1,6 @@
 """What each command does with its composed configuration. Beside cli.py the only importer of Hydra and OmegaConf."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,8 @@ from yaml import YAMLError
 
 from xrvlm.errors import UserError, unknown
 from xrvlm.files import user_path
+
+log = logging.getLogger(__name__)
 
 
 def adapt(config: DictConfig) -> None:
@@ -90,6 +93,24 @@ def explain(config: DictConfig) -> None:
         print(line)
 
 
+def export(config: DictConfig) -> None:
+    from xrvlm.classifier import Classifier
+    from xrvlm.export import export_onnx, sample_images
+
+    if config.format != "onnx":
+        raise unknown("format", str(config.format), ("onnx",))
+    run = user_path(config.run)
+    folder = run if run.is_dir() else run.parent
+    classifier = Classifier.load(run, device="cpu", precision="fp32")
+    images = None
+    try:
+        dataset = _own_images(folder, None)
+        images = sample_images(classifier, dataset.source, dataset.split.test)
+    except UserError as error:
+        log.info("checked on random images alone: %s", error)
+    print(export_onnx(classifier, folder / "model.onnx" if config.out is None else config.out, images=images))
+
+
 def report(config: DictConfig) -> None:
     from xrvlm.records import read_records
     from xrvlm.report import write_report
@@ -118,8 +139,8 @@ def data_check(config: DictConfig) -> None:
 
 
 COMMANDS: dict[str, Callable[[DictConfig], None]] = {
-    "adapt": adapt, "zeroshot": zeroshot, "eval": evaluate, "predict": predict, "explain": explain, "report": report,
-    "demo": demo, "data check": data_check,
+    "adapt": adapt, "zeroshot": zeroshot, "eval": evaluate, "predict": predict, "explain": explain, "export": export,
+    "report": report, "demo": demo, "data check": data_check,
 }
 
 

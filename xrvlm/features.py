@@ -125,8 +125,9 @@ class OnlineFeatures:
         return self._encode(batches, _EvaluationViews(self.clip.transform))
 
     def _encode(self, order: Sequence[Tensor], view: Callable) -> Iterator[tuple[Features, Tensor]]:
-        for rows, images in _load(self.items, self.source, view, order, self.workers):    # (b,), (b, 3, s, s)
-            yield self.clip.encode_image(images.to(self.clip.device), self.needs), self.labels[rows]
+        device = self.clip.device
+        for rows, images in _load(self.items, self.source, view, order, self.workers, device):    # (b,), (b, 3, s, s)
+            yield self.clip.encode_image(images, self.needs), self.labels[rows]
 
 
 def extract(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item], settings: FeatureSettings, *,
@@ -143,17 +144,25 @@ def extract(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item], settin
     }
     view = _BankViews(clip.transform, settings.augmentation, tuple(item.id for item in items), seed, views)
 
-    def encode(rows: range) -> Iterable[Features]:
-        batches = torch.tensor(rows).split(max(1, EXTRACTION_BATCH // (views + 1)))
-        for chosen, images in _load(items, source, view, batches, workers):    # (b,), (b, v + 1, 3, s, s)
-            features = clip.encode_image(images.flatten(0, 1).to(clip.device), needs)
+    def encode(shards: Sequence[range]) -> Iterable[Features]:
+        size = max(1, EXTRACTION_BATCH // (views + 1))
+        batches = [batch for rows in shards for batch in torch.tensor(rows).split(size)]
+        for chosen, images in _load(items, source, view, batches, workers, clip.device):    # (b,), (b, v + 1, 3, s, s)
+            features = clip.encode_image(images.flatten(0, 1), needs)
             split = (len(chosen), views + 1)
-            yield features.map(lambda value: value.unflatten(0, split).cpu())              # noqa: B023
+            yield features.map(lambda value: value.unflatten(0, split))                    # noqa: B023
 
     shapes = _row_shapes(clip, needs, views)
     with tqdm(total=len(items), unit="image", desc="features", disable=None, leave=False) as progress:
         return open_bank(settings.folder, key, encode, shapes, dtype=getattr(torch, settings.dtype),
                          labels=torch.tensor([item.label for item in items]), seed=seed, progress=progress.update)
+
+
+def evaluation_batches(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item], *,
+                       workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """(b,) rows of `items` and (b, 3, s, s) their images as the evaluation transform shows them, in order."""
+    order = torch.arange(len(items)).split(EXTRACTION_BATCH)
+    return _load(items, source, _EvaluationViews(clip.transform), order, workers, clip.device)
 
 
 def bank_bytes(clip: FrozenCLIP, count: int, settings: FeatureSettings, needs: Collection[Need], views: int) -> int:
@@ -223,14 +232,16 @@ class _Guarded(ImageDataset):
 
 
 def _load(items: Sequence[Item], source: ImageSource, view: Callable, order: Iterable[Tensor],
-          workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(b,) rows and their images, batch by batch of `order`."""
+          workers: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """(b,) rows and their images on `device`, batch by batch of `order`."""
+    pinned = device.type == "cuda"       # then the copy runs beside the tower
     loader = DataLoader(_Guarded(items, source, view), batch_sampler=[batch.tolist() for batch in order],
-                        num_workers=workers, collate_fn=_collate)
+                        num_workers=workers, collate_fn=_collate, pin_memory=pinned)
     for loaded in loader:
         if isinstance(loaded, UserError):
             raise loaded
-        yield loaded
+        rows, images = loaded
+        yield rows, images.to(device, non_blocking=pinned)
 
 
 def _collate(batch: list[Any]) -> Any:

@@ -87,4 +87,6 @@ def captured(module: nn.Module, side: Literal["input", "output"]) -> Iterator[li
 def at_each_position(head: Callable[[Tensor], Tensor], states: Tensor, copies: int = 1) -> Tensor:
     """`head`, which pools (n, copies, e) to (n, d), at each of the positions (b, p, e) alone -> (b, p, d)."""
     alone = states.flatten(0, 1)[:, None].expand(-1, copies, -1)                       # (b * p, copies, e)
+    if torch.compiler.is_compiling():    # an exported graph has any number of images, not one number of pieces
+        return head(alone).unflatten(0, states.shape[:2])
     return torch.cat([head(part) for part in alone.split(POSITIONS_AT_ONCE)]).unflatten(0, states.shape[:2])
