@@ -116,8 +116,8 @@ def test_logits_have_one_column_a_class_and_are_finite(case, clip, bank):
 def test_what_the_record_and_the_bank_need_is_said(case, clip, bank):
     method = trained(case, clip, bank)
     assert method.label
-    assert method.prompts in {"names", "descriptions", "learned", "part_descriptions", "learned_from_descriptions",
-                              "vectors", "none"}
+    assert set(method.prompts.split(" + ")) <= {"names", "descriptions", "learned", "part_descriptions",
+                                                "learned_from_descriptions", "vectors", "none"}
     assert method.needs <= {"pooled", "tokens", "mid_tokens"}
     only = Features(**{name: value if name in method.needs | {"pooled"} else None
                        for name, value in vars(some(bank)).items()})

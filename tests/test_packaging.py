@@ -58,7 +58,8 @@ def test_it_runs_from_another_folder(installed, tmp_path):
     assert "xrvlm adapt data.root=DIR" in run(["xrvlm", "--help"], env=installed, cwd=tmp_path).stdout
     done = run(["xrvlm", "demo", "small=true", "device=cpu"], env=installed, cwd=tmp_path)
     lines = (tmp_path / "runs" / "demo" / "results.jsonl").read_text().splitlines()
-    assert {json.loads(line)["method"] for line in lines} == {"zero_shot", "linear_probe", "coop", "xr_vlm"}
+    assert {json.loads(line)["method"] for line in lines} == {"zero_shot", "linear_probe", "xr_vlm_plus", "coop",
+                                                             "xr_vlm"}
     report = tmp_path / "runs" / "demo" / "report" / "report.md"
     assert str(report.relative_to(tmp_path)) in done.stdout
     assert (report.parent / "parts.png").exists()
