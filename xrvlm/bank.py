@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from xrvlm.backbone import Features
+from xrvlm.distributed import together
 from xrvlm.draws import generator
-from xrvlm.files import alone, digest, write_atomically, write_json
+from xrvlm.files import digest, write_atomically, write_json
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -62,29 +63,33 @@ def open_bank(folder: Path, key: dict[str, Any], encode: Callable[[range], Itera
               progress: Callable[[int], Any]) -> FeatureBank:
     """The bank of `key` below `folder`. Shards that are missing or damaged are made with `encode(rows)`.
 
-    Several processes may ask for one bank: the first makes it, the others wait for it.
+    Several processes may ask for one bank: the first makes it, the others wait for it. Those of one run make it
+    together, each every so many shards; what is in them does not depend on how many they are.
     """
     key = key | {"format": FORMAT}
     name, ids = digest(key), tuple(key["ids"])
     place = folder / name[:24]
     row_bytes = sum(shape.numel() for shape in row_shapes.values()) * torch.finfo(dtype).bits // 8
     rows_per_shard = max(1, int(SHARD_BYTES / row_bytes))
-    shards = []
-    with alone(place / ".lock"):
-        for index, start in enumerate(range(0, len(ids), rows_per_shard)):
-            rows = range(start, min(start + rows_per_shard, len(ids)))
-            path = place / f"shard-{index:05d}.safetensors"
-            shard = _read(path, name, len(rows), row_shapes)
-            if shard is None:
-                _write(path, name, encode(rows), dtype, progress)
-                shard = _read(path, name, len(rows), row_shapes)
+    every = {place / f"shard-{index:05d}.safetensors": range(start, min(start + rows_per_shard, len(ids)))
+             for index, start in enumerate(range(0, len(ids), rows_per_shard))}
+    group, whole = together(), []
+    shards: dict[Path, dict[str, Tensor] | None] = {}
+    with group.alone(place / ".lock"):
+        for path in [*every][group.rank::group.world]:
+            shards[path] = _read(path, name, len(every[path]), row_shapes)
+            if shards[path] is None:
+                _write(path, name, encode(every[path]), dtype, progress)
             else:
-                progress(len(rows))
+                progress(len(every[path]))
+        group.meet()
+        for path, rows in every.items():
+            shard = shards.get(path) or _read(path, name, len(rows), row_shapes)
             assert shard is not None, f"{path} cannot be read back"
-            shards.append(shard)
-        if not (place / "key.json").exists():
+            whole.append(shard)
+        if group.first and not (place / "key.json").exists():
             write_json(place / "key.json", key)      # for people: what this folder holds
-    return FeatureBank(shards, rows_per_shard, ids, labels, row_shapes["pooled"][0] - 1, seed)
+    return FeatureBank(whole, rows_per_shard, ids, labels, row_shapes["pooled"][0] - 1, seed)
 
 
 def _read(path: Path, name: str, rows: int, row_shapes: Mapping[str, torch.Size]) -> dict[str, Tensor] | None:
