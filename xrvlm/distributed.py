@@ -236,17 +236,18 @@ class BatchNorm(nn.BatchNorm1d):
         """(n, f) from (n, f)."""
         if not self.training or together().world == 1:
             return super().forward(input)
+        # sums in double precision: they then do not depend on who adds what
         count = all_sum(torch.tensor(len(input), device=input.device))
-        mean = all_sum(input.sum(dim=0)) / count                                           # (f,)
-        centred = input - mean                                                             # (n, f)
-        variance = all_sum(centred.square().sum(dim=0)) / count                            # (f,)
+        mean = all_sum(input.sum(dim=0, dtype=torch.float64)) / count                      # (f,)
+        centred = input - mean.to(input)                                                   # (n, f)
+        variance = all_sum(centred.square().sum(dim=0, dtype=torch.float64)) / count       # (f,)
         self._remember(mean.detach(), variance.detach() * count / (count - 1))
-        return centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+        return centred * torch.rsqrt(variance + self.eps).to(input) * self.weight + self.bias
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         assert self.num_batches_tracked is not None
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance, self.momentum)
+        self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+        self.running_var.lerp_(variance.to(self.running_var), self.momentum)
         self.num_batches_tracked += 1
