@@ -49,8 +49,8 @@ METHODS = {
     "coop specific": partial(CoOp, context_length=3, context="specific"),
     "residual_probe": ResidualProbe,
 }
-# 13 images in batches of 7 and 6: shares of 4 and 3; five classes: shares of 3 and 2. Smaller batches normalise by so few
-# rows that rounding alone grows by six orders of magnitude over the run, in one process as in two
+# 13 images in batches of 7 and 6: shares of 4 and 3; five classes: shares of 3 and 2. Smaller batches normalise by so
+# few rows that rounding alone grows by six orders of magnitude over the run, in one process as in two
 RECIPE = Recipe("test", epochs=3, batch_size=7, learning_rate=0.01, warmup_epochs=1, label_smoothing=0.1, grad_clip=5.0)
 FOR_THREE = ("cross", "per_class", "coop")
 THREE = Recipe("three", epochs=1, batch_size=6, learning_rate=0.01)      # 8 images: at the end two for three processes
@@ -220,8 +220,8 @@ def test_a_stopped_run_is_resumed_by_another_number_of_processes(ends):
 
 
 COMMAND = ["adapt", "backbone=tiny", "shots=3", "workers=0", "features.views=1", "recipe.batch_size=5",
-           "recipe.epochs=2", "recipe.learning_rate=0.0002", "method.image_parts=2", "method.text_parts=2", "method.context_length=3",
-           "method.hidden=8", "val=true"]
+           "recipe.epochs=2", "recipe.learning_rate=0.0002", "method.image_parts=2", "method.text_parts=2",
+           "method.context_length=3", "method.hidden=8", "val=true"]
 
 
 def command_in(place, name):
@@ -328,7 +328,8 @@ def test_an_environment_that_is_half_torchruns_is_told(monkeypatch, capsys):
     for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     assert main(["report", "runs=x"]) == 2
-    assert "LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set: start them with torchrun, or unset" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set: start them with torchrun, or unset WORLD_SIZE" in told
 
 
 def test_one_process_shares_with_nobody():

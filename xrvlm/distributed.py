@@ -192,15 +192,16 @@ def _join() -> Group:
                         f"{', '.join(missing)} is not set: start them with torchrun, or unset WORLD_SIZE")
     if not dist.is_available():
         raise UserError("this torch was built without torch.distributed: install another, or start one process")
+    from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     cuda = torch.cuda.is_available() and dist.is_nccl_available()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     store, rank, world = next(rendezvous("env://"))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=dist.PrefixStore("steps", store), rank=rank,
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=PrefixStore("steps", store), rank=rank,
                             world_size=world, timeout=STEP_TIMEOUT)
-    return Group(rank, world, dist.PrefixStore("xrvlm", store))
+    return Group(rank, world, PrefixStore("xrvlm", store))
 
 
 class _AllSum(torch.autograd.Function):

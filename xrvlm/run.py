@@ -29,6 +29,7 @@ from xrvlm.text import ClassText, class_text
 from xrvlm.train import Progress, Selection, fit
 
 log = logging.getLogger(__name__)
+BUSY = "another process is at this run; wait for it, or choose another runs=FOLDER"
 TextMaker = Callable[[Sequence[str]], ClassText]     # `class_text`, or a partial of it with templates, descriptions ...
 
 
@@ -73,9 +74,8 @@ def adapt(clip: FrozenCLIP, dataset: Dataset, method: MethodFactory = XRVLM, *, 
 
     `protocol="base_to_new"` adapts to the first half of the classes alone, in the order of the labels and rounded up,
     and measures the other half too (protocols.py). The run's model and its files are those of the base classes; a
-    method that is bound to its classes is refused before training.
-
-    Under `distributed.joined` several processes do the run together, and the first writes it: see docs/distributed.md.
+    method that is bound to its classes is refused before training. Under `distributed.joined` several processes do the
+    run together, and the first writes it: see docs/distributed.md.
     """
     options = options or RunOptions()
     if not isinstance(seed, int) or isinstance(seed, bool):
@@ -187,28 +187,30 @@ class _Job:
         """The run as it was finished before, or done now. Of several processes the first writes, the others read."""
         group = processes()
         group.check_same(self.identity, "images or settings")
-        run = None if self.options.force or not group.first else self._finished()
-        if run is not None:
-            append_record(self.folder.parent, run.record)     # in case the run was stopped just before its line
+        if group.from_first(self._to_do):
+            with group.alone(self.folder / ".lock", BUSY):
+                if group.from_first(self._to_do):      # another sweep may have finished it just now
+                    if (run := self._train(group, self.folder / "last.safetensors")) is not None:
+                        return run
+        record = self._found()
+        if record is None:
+            raise UserError(f"one of the processes cannot see {self.folder}: use a folder on a disk that they share")
+        if group.first:
+            append_record(self.folder.parent, record)     # in case it was stopped just before its line was written
             log.info("already finished: %s (force=true starts again)", self.folder)
-        if group.from_first(lambda: run is None):
-            with group.alone(self.folder / ".lock", "another process is at this run; wait for it, or choose another "
-                             "runs=FOLDER"):
-                run = self._train(group, self.folder / "last.safetensors")
-        run = run or self._finished()
-        group.check_same(run is not None, "folders for runs")
-        assert run is not None
-        return run
+        return Run(self.folder, record, Classifier.load(self.folder, self.clip))
 
-    def _finished(self) -> Run | None:
+    def _to_do(self) -> bool:
+        return self.options.force or self._found() is None
+
+    def _found(self) -> RunRecord | None:
         path = self.folder / "record.json"
         if not path.exists() or not (self.folder / "model.safetensors").exists():
             return None
         try:
-            record = RunRecord(**read_json(path, "start this run again with force=true"))
+            return RunRecord(**read_json(path, "start this run again with force=true"))
         except (TypeError, ValueError) as error:
             raise UserError(f"{path} is damaged ({error}); start this run again with force=true") from error
-        return Run(self.folder, record, Classifier.load(self.folder, self.clip))
 
     def _train(self, group: Group, checkpoint: Path) -> Run | None:
         """Go on where the run was stopped. The first process alone has a result, once all are done."""
@@ -216,7 +218,9 @@ class _Job:
             self._begin(checkpoint)
         group.meet()
         with group.together():
-            train, val = self._training_sources()
+            views = self.options.features.views if self.recipe.epochs else 0
+            train = self._source(self.split.train, views) if self.method.learns else None
+            val = self._source(self.split.val, 0) if self.split.val else None
         run, seconds, progress = None, 0.0, Progress()
         if group.first or (self.method.splits_batches and self.recipe.epochs):
             start = time.perf_counter()
@@ -243,11 +247,6 @@ class _Job:
         for name, split in self._splits.items():
             write_split(self.folder / name, split, self.dataset.source, seed=self.seed, shots=self.shots,
                         hashes=self.hashes)
-
-    def _training_sources(self) -> tuple[FeatureSource | None, FeatureSource | None]:
-        views = self.options.features.views if self.recipe.epochs else 0
-        train = self._source(self.split.train, views) if self.method.learns else None
-        return train, self._source(self.split.val, 0) if self.split.val else None
 
     def _conclude(self, train: FeatureSource | None, tests: list[FeatureSource], progress: Progress,
                   seconds: float) -> Run:
