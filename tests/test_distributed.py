@@ -38,12 +38,14 @@ pytestmark = pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_availa
                                 reason="this torch has no torch.distributed with gloo")
 TESTS = Path(__file__).parent
 NAMES = ("Sarkel's finch", "red wren", "jay", "kite", "emu")
+PARTS = {name: {"wing": f"the wing of a {name}", "beak": f"{name}, its beak"} for name in NAMES}
 SMALL = {"image_parts": 2, "text_parts": 2, "context_length": 3, "hidden": 8}
 METHODS = {
     "cross": partial(XRVLM, **SMALL),
     "per_class": partial(XRVLM, **SMALL, head="per_class"),
-    "per_class shared": partial(XRVLM, **SMALL, head="per_class", context="shared"),
-    "cross text prior": partial(XRVLM, **SMALL, prior_weight=1.0, learn_prior_weight=True),
+    "per_class shared": partial(XRVLM, **SMALL, head="per_class", context="shared", prior_weight=1.0,
+                                learn_prior_weight=True),
+    "described": partial(XRVLM, **SMALL, part_prompts="learned_from_descriptions"),
     "visual": partial(XRVLM, **SMALL, head="visual"),
     "coop": partial(CoOp, context_length=3),
     "coop specific": partial(CoOp, context_length=3, context="specific"),
@@ -142,7 +144,7 @@ def trained(name, *, count=13, recipe=RECIPE, stop=False, **options):
     clip, data = tiny_vit(), source(count)
     clip.model.to(torch.get_default_dtype())
     with seeded("weights"):
-        method = METHODS[name](clip, class_text(NAMES))
+        method = METHODS[name](clip, class_text(NAMES, parts=PARTS))
     method.prepare(clip, data)
     losses = fit(method, clip, Stopped(data) if stop else data, recipe, seed=1, **options).losses
     (x, _), = data.in_order()

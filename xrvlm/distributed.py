@@ -197,7 +197,11 @@ def _join() -> Group:
 
     cuda = torch.cuda.is_available() and dist.is_nccl_available()
     if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        local, available = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= available:
+            raise UserError(f"there is no GPU for process {local + 1} on this machine: start {available} on it, or "
+                            "hide all GPUs with CUDA_VISIBLE_DEVICES= and pass device=cpu")
+        torch.cuda.set_device(local)
     store, rank, world = next(rendezvous("env://"))
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=PrefixStore("steps", store), rank=rank,
                             world_size=world, timeout=STEP_TIMEOUT)

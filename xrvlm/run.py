@@ -185,15 +185,15 @@ class _Job:
 
     def done(self) -> Run:
         """The run as it was finished before, or done now. Of several processes the first writes, the others read."""
-        group = processes()
+        group, run = processes(), None
         group.check_same(self.identity, "images or settings")
         if group.from_first(self._to_do):
             with group.alone(self.folder / ".lock", BUSY):
                 if group.from_first(self._to_do):      # another sweep may have finished it just now
-                    if (run := self._train(group, self.folder / "last.safetensors")) is not None:
-                        return run
-        record = self._found()
-        if record is None:
+                    run = self._train(group, self.folder / "last.safetensors")
+        if run is not None:
+            return run
+        if (record := self._found()) is None:
             raise UserError(f"one of the processes cannot see {self.folder}: use a folder on a disk that they share")
         if group.first:
             append_record(self.folder.parent, record)     # in case it was stopped just before its line was written
