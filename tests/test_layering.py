@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "xrvlm"
 LAYERS = (
     ("_torchvision", "errors", "options", "draws", "text_tower", "causal_text"),
-    ("files", "recipe", "images", "metrics"),
+    ("files", "distributed", "recipe", "images", "metrics"),
     ("backbone", "backbones", "text", "data", "data_folder", "data_table", "data_hub", "datasets",
      "plots", "plots_explain"),
     ("views", "bank", "features", "context", "part_prompts", "parts", "relations"),

@@ -31,7 +31,7 @@ class Source:
 
 
 class Probe(nn.Module):
-    label = "probe"
+    label, splits_batches = "probe", False
 
     def __init__(self):
         super().__init__()

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from xrvlm.backbone import Features
+from xrvlm.distributed import together
 from xrvlm.draws import generator
-from xrvlm.files import alone, digest, write_atomically, write_json
+from xrvlm.files import digest, write_atomically, write_json
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -64,27 +65,31 @@ def open_bank(folder: Path, key: dict[str, Any], encode: Callable[[Sequence[rang
     """The bank of `key` below `folder`. Shards that are missing or damaged are made with one call of `encode`:
     it gets the rows of each and returns batches in this order, none of which holds rows of two shards.
 
-    Several processes may ask for one bank: the first makes it, the others wait for it.
+    Several processes may ask for one bank: the first makes it, the others wait for it. Those of one run make it
+    together, each every so many shards; what is in them does not depend on how many they are.
     """
     key = key | {"format": FORMAT}
     name, ids = digest(key), tuple(key["ids"])
     place = folder / name[:24]
     row_bytes = sum(shape.numel() for shape in row_shapes.values()) * torch.finfo(dtype).bits // 8
     rows_per_shard = max(1, int(SHARD_BYTES / row_bytes))
-    with alone(place / ".lock"):
-        every = {place / f"shard-{index:05d}.safetensors": range(start, min(start + rows_per_shard, len(ids)))
-                 for index, start in enumerate(range(0, len(ids), rows_per_shard))}
-        shards = {path: _read(path, name, len(rows), row_shapes) for path, rows in every.items()}
-        missing = {path: rows for path, rows in every.items() if shards[path] is None}
-        progress(len(ids) - sum(map(len, missing.values())))
+    every = {place / f"shard-{index:05d}.safetensors": range(start, min(start + rows_per_shard, len(ids)))
+             for index, start in enumerate(range(0, len(ids), rows_per_shard))}
+    group = together()
+    with group.alone(place / ".lock"):
+        own = {path: every[path] for path in [*every][group.rank::group.world]}
+        shards = {path: _read(path, name, len(rows), row_shapes) for path, rows in own.items()}
+        missing = {path: rows for path, rows in own.items() if shards[path] is None}
+        progress(sum(map(len, own.values())) - sum(map(len, missing.values())))
         if missing:
             _make(missing, name, encode(list(missing.values())), dtype, progress)
-        for path, rows in missing.items():
-            shards[path] = _read(path, name, len(rows), row_shapes)
+        group.meet()
+        for path, rows in every.items():
+            shards[path] = shards.get(path) or _read(path, name, len(rows), row_shapes)
             assert shards[path] is not None, f"{path} cannot be read back"
-        if not (place / "key.json").exists():
+        if group.first and not (place / "key.json").exists():
             write_json(place / "key.json", key)      # for people: what this folder holds
-    whole = [shard for shard in shards.values() if shard is not None]
+    whole = [shard for path in every if (shard := shards[path]) is not None]
     return FeatureBank(whole, rows_per_shard, ids, labels, row_shapes["pooled"][0] - 1, seed)
 
 

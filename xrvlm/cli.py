@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from xrvlm.commands import COMMANDS
+from xrvlm.distributed import Group, joined, processes
 from xrvlm.errors import UserError
 
 HELP = """\
@@ -31,6 +32,8 @@ xrvlm adapts a frozen CLIP to fine-grained recognition.
   xrvlm data check data=cub data.root=DIR           what of a data set is there and what is missing
   xrvlm demo [small=true]                           the main job on the embedded default, offline
 
+`torchrun --nproc_per_node=2 -m xrvlm.cli adapt ...` does one run by several processes.
+
 Behind each command: Hydra overrides (`key=value`), `--cfg job` shows the configuration, `-m` sweeps over
 comma-separated values, `--help` lists the choices, `--config-dir DIR` adds configurations of your own.
 """
@@ -39,6 +42,7 @@ comma-separated values, `--help` lists the choices, `--config-dir DIR` adds conf
 LITERAL = ("data.root", "data.file", "data.path", "data.name", "images", "out", "run", "runs", "classes",
            "against", "data.class_names", "text.templates", "text.descriptions", "text.parts", "backbone.pretrained",
            "features.cache")
+SPLIT = ("adapt", "zeroshot")            # commands that several processes can do together
 LISTS = ("data.class_names", "text.templates")    # may also be a list in Hydra's grammar
 SCALARS: dict[str, tuple[type, str]] = {
     "seed": (int, "a whole number"), "workers": (int, "a whole number, at least 0"), "topk": (int, "a whole number"),
@@ -65,14 +69,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if command not in COMMANDS:
             raise UserError(f"unknown command {command!r}; available: {', '.join(COMMANDS)}; see `xrvlm --help`")
-        mistakes = _run_hydra(command, [quote(override) for override in overrides])
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+        with joined() as group:
+            return _run(group, command, [quote(override) for override in overrides])
+    except UserError as error:
         _tell(error)
         return 2
+
+
+def _run(group: Group, command: str, overrides: list[str]) -> int:
+    """The exit code. Where several processes fail, the first one tells why: the others do because it did."""
+    try:
+        if group.world > 1 and (command not in SPLIT or {"-m", "--multirun"} & set(overrides)):
+            raise UserError(f"several processes do one run of {' or '.join(SPLIT)} together: start other commands, and "
+                            "a sweep, without torchrun")
+        return 2 if _run_hydra(command, overrides) else 0
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        if group.first_to_fail():
+            _tell(error)
+        return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it was", file=sys.stderr)
+        if group.first_to_fail():
+            print("interrupted; the same command goes on where it was", file=sys.stderr)
         return 130
-    return 2 if mistakes else 0
+    except Exception:
+        if group.first_to_fail():
+            raise
+        return 2
 
 
 def config_name(command: str) -> str:
@@ -111,11 +133,14 @@ def _run_hydra(command: str, overrides: list[str]) -> list[str]:
 def _task(command: str, main_process: int, mistakes: list[str], config: DictConfig) -> None:
     """One job. A mistake is told at once; in a sweep the other jobs go on."""
     logging.captureWarnings(True)
+    if not processes().first:
+        logging.disable(logging.WARNING)
     try:
         _check_scalars(config)
         COMMANDS[command](config)
     except (UserError, OmegaConfBaseException) as error:
-        _tell(error)
+        if processes().first_to_fail():
+            _tell(error)
         mistakes.append(str(error))
         if os.getpid() != main_process:      # a launcher's process: its engine must see that the job failed
             raise
@@ -136,3 +161,7 @@ def _tell(error: Exception) -> None:
     if isinstance(error, MissingMandatoryValue):
         message = f"{error.full_key} is not given; add {error.full_key}=VALUE"
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
+from xrvlm.distributed import processes
 from xrvlm.errors import UserError, unknown
 from xrvlm.files import user_path
 
@@ -271,6 +272,8 @@ def _shots(value: Any) -> int | None:
 def _show(run: Any) -> None:
     from xrvlm.tables import terminal_table
 
+    if not processes().first:
+        return
     print(terminal_table([run.record]))
     print(f"{run.record.label}: {_figures(run.record.metrics)}\n{run.folder}")
 

@@ -2,12 +2,14 @@
 
 from abc import ABC, abstractmethod
 from copy import copy
+from dataclasses import replace
 from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
-from xrvlm.backbone import FrozenCLIP, NamePosition
+from xrvlm.backbone import FrozenCLIP, NamePosition, PromptLayout
+from xrvlm.distributed import together
 from xrvlm.errors import UserError, unknown
 from xrvlm.text import ClassText
 
@@ -88,7 +90,18 @@ class ContextPrompts(ClassPrompts):
         return turned
 
     def forward(self, clip: FrozenCLIP) -> Tensor:
-        return clip.encode_prompts(self.vectors, self.layout)                              # (g, c, d)
+        return encode_prompts(clip, self.vectors, self.layout)                             # (g, c, d)
+
+
+def encode_prompts(clip: FrozenCLIP, context: Tensor, layout: PromptLayout) -> Tensor:
+    """(g, c, d) `clip.encode_prompts`; where processes share a step, each encodes some of the classes."""
+    group, count = together(), len(layout.tokens)
+    if not 1 < group.world <= count:
+        return clip.encode_prompts(context, layout)
+    own = group.share(count)
+    part = replace(layout, tokens=layout.tokens[own], slots=layout.slots[own], ends=layout.ends[own])
+    features = clip.encode_prompts(context[:, own] if context.shape[1] > 1 else context, part)
+    return group.gather(features, count, dim=1)
 
 
 def _shared_vectors(context: ContextKind, length: int, shared_length: int | None) -> int:

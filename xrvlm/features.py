@@ -16,6 +16,7 @@ from tqdm import tqdm
 from xrvlm.backbone import Features, FrozenCLIP, ImageTransform, Need
 from xrvlm.bank import FeatureBank, open_bank
 from xrvlm.data import ImageDataset, ImageSource, Item
+from xrvlm.distributed import together
 from xrvlm.draws import generator
 from xrvlm.errors import UserError, unknown
 from xrvlm.files import user_path
@@ -153,7 +154,8 @@ def extract(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item], settin
             yield features.map(lambda value: value.unflatten(0, split))                    # noqa: B023
 
     shapes = _row_shapes(clip, needs, views)
-    with tqdm(total=len(items), unit="image", desc="features", disable=None, leave=False) as progress:
+    silent = None if together().first else True
+    with tqdm(total=len(items), unit="image", desc="features", disable=silent, leave=False) as progress:
         return open_bank(settings.folder, key, encode, shapes, dtype=getattr(torch, settings.dtype),
                          labels=torch.tensor([item.label for item in items]), seed=seed, progress=progress.update)
 

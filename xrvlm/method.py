@@ -27,6 +27,9 @@ class Method(nn.Module, ABC):
 
     needs: frozenset[Need] = frozenset({"pooled"})
     learns: ClassVar[bool] = True                    # from labelled images; False: the text alone
+    # the loss is a mean over the rows of a batch, which meet in `distributed.BatchNorm` alone, and draws nothing: then
+    # processes can share out a batch; without it one of them trains while the others wait
+    splits_batches: ClassVar[bool] = False
     transductive: ClassVar[bool] = False             # sees the test images, without labels, in `prepare`
     open_classes: bool = False                       # `for_classes` turns it to other classes
     bound_by: str | None = None

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xrvlm.backbone import FrozenCLIP
-from xrvlm.context import ClassPrompts
+from xrvlm.context import ClassPrompts, encode_prompts
 from xrvlm.errors import UserError, unknown
 from xrvlm.text import ClassText
 
@@ -86,7 +86,7 @@ class LearnedDescriptions(ClassPrompts):
         self.vectors = nn.Parameter(start.unflatten(0, (self.text_parts, -1)))             # (g, c, l, w)
 
     def forward(self, clip: FrozenCLIP) -> Tensor:
-        features = clip.encode_prompts(self.vectors.flatten(0, 1)[None], self.layout)      # (1, g * c, d)
+        features = encode_prompts(clip, self.vectors.flatten(0, 1)[None], self.layout)     # (1, g * c, d)
         return features.unflatten(1, self.vectors.shape[:2]).squeeze(0)                    # (g, c, d)
 
 

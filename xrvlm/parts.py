@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xrvlm.backbone import Features
+from xrvlm.distributed import BatchNorm
 
 SOFTNESS = 0.16                          # of the shares, in squared distance per dimension
 WHOLE = 2.0                              # length of the whole image's feature; all its parts together have 1
@@ -38,9 +39,9 @@ class PartPooling(ImageParts):
 
     def __init__(self, image_width: int, image_parts: int, *, live: bool = False):
         super().__init__()
-        self.attend_norm = nn.BatchNorm1d(image_width)
+        self.attend_norm = BatchNorm(image_width)
         self.attend = nn.Linear(image_width, image_parts + 1, bias=False)
-        self.map_norm = None if live else nn.BatchNorm1d(image_parts + 1)
+        self.map_norm = None if live else BatchNorm(image_parts + 1)
 
     def maps(self, mid_tokens: Tensor) -> Tensor:
         """(b, m + 1, p) non-negative weights of the positions, from `mid_tokens` (b, p, e)."""

@@ -13,18 +13,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xrvlm.distributed import BatchNorm
+
 FEATURE_SCALE = 64.0                     # the length that the authors give each part and prompt feature
 HIDDEN_WIDTH = 1024
 
 
 class RelationSpace(nn.Module):
-    """`BN_d -> Linear_{d -> d/2} -> BN_{d/2} -> ELU` on rows of one length; batch statistics over all rows."""
+    """`BN_d -> Linear_{d -> d/2} -> BN_{d/2} -> ELU` on rows of one length; batch statistics over all rows.
 
-    def __init__(self, embed_dim: int):
+    `norm`: `BatchNorm` for rows of images, which processes share out; torch's own for rows that each has whole.
+    """
+
+    def __init__(self, embed_dim: int, norm: type[nn.BatchNorm1d]):
         super().__init__()
-        self.in_norm = nn.BatchNorm1d(embed_dim)
+        self.in_norm = norm(embed_dim)
         self.project = nn.Linear(embed_dim, embed_dim // 2)
-        self.out_norm = nn.BatchNorm1d(embed_dim // 2)
+        self.out_norm = norm(embed_dim // 2)
 
     def forward(self, features: Tensor) -> Tensor:
         """(..., d // 2) from (..., d)."""
@@ -38,8 +43,8 @@ class Relations(nn.Module):
 
     def __init__(self, embed_dim: int, *, diagonal: bool = False):
         super().__init__()
-        self.image_space = RelationSpace(embed_dim)
-        self.text_space = RelationSpace(embed_dim)
+        self.image_space = RelationSpace(embed_dim, BatchNorm)
+        self.text_space = RelationSpace(embed_dim, nn.BatchNorm1d)
         self.diagonal = diagonal
 
     def forward(self, image_parts: Tensor, class_features: Tensor) -> Tensor:
@@ -55,9 +60,9 @@ class Perceptron(nn.Module):
 
     def __init__(self, inputs: int, hidden: int, outputs: int, *, bias: bool = False):
         super().__init__()
-        self.norm = nn.BatchNorm1d(inputs)
+        self.norm = BatchNorm(inputs)
         self.hidden = nn.Linear(inputs, hidden)
-        self.hidden_norm = nn.BatchNorm1d(hidden)
+        self.hidden_norm = BatchNorm(hidden)
         self.classifier = nn.Linear(hidden, outputs, bias=bias)
 
     def forward(self, rows: Tensor) -> Tensor:

@@ -14,11 +14,12 @@ from xrvlm.backbone import FrozenCLIP
 from xrvlm.bank import FeatureBank
 from xrvlm.classifier import Classifier, MethodFactory, changed_options, class_order, describe
 from xrvlm.data import Dataset, Item, Split, hash_images, label_budget, sample_shots, with_test_part, write_split
+from xrvlm.distributed import Group, processes
 from xrvlm.draws import seeded
 from xrvlm.errors import UserError, unknown
 from xrvlm.evaluation import probabilities
 from xrvlm.features import FeatureSettings, FeatureSource, feature_source
-from xrvlm.files import alone, digest, read_json, user_path, write_json, write_text
+from xrvlm.files import digest, read_json, user_path, write_json, write_text
 from xrvlm.method import Method
 from xrvlm.methods import XRVLM, ZeroShot
 from xrvlm.protocols import NewClasses, Protocol, base_half, check_protocol, new_classes
@@ -28,6 +29,7 @@ from xrvlm.text import ClassText, class_text, few
 from xrvlm.train import Progress, Selection, fit
 
 log = logging.getLogger(__name__)
+BUSY = "another process is at this run; wait for it, or choose another runs=FOLDER"
 TextMaker = Callable[[Sequence[str]], ClassText]     # `class_text`, or a partial of it with templates, descriptions ...
 
 
@@ -72,7 +74,8 @@ def adapt(clip: FrozenCLIP, dataset: Dataset, method: MethodFactory = XRVLM, *, 
 
     `protocol="base_to_new"` adapts to the first half of the classes alone, in the order of the labels and rounded up,
     and measures the other half too (protocols.py). The run's model and its files are those of the base classes; a
-    method that is bound to its classes is refused before training.
+    method that is bound to its classes is refused before training. Under `distributed.joined` several processes do the
+    run together, and the first writes it: see docs/distributed.md.
     """
     options = options or RunOptions()
     if not isinstance(seed, int) or isinstance(seed, bool):
@@ -98,7 +101,7 @@ def adapt(clip: FrozenCLIP, dataset: Dataset, method: MethodFactory = XRVLM, *, 
     about = describe(clip, method, classes) | {"split": split.fingerprint}
     job = _Job(clip, dataset, split, adapted, recipe, "all" if shots is None else shots, seed, about, options,
                new)
-    return job.finished() or job.train()
+    return job.done()
 
 
 def _fitting(recipe: Recipe, method: Method) -> Recipe:
@@ -122,7 +125,7 @@ def zero_shot(clip: FrozenCLIP, dataset: Dataset, *, text: TextMaker = class_tex
     about = describe(clip, ZeroShot, classes) | {"split": split.fingerprint}
     method = ZeroShot(clip, classes).to(clip.device)
     job = _Job(clip, dataset, split, method, method.recipe, 0, 0, about, options)
-    return job.finished() or job.train()
+    return job.done()
 
 
 def evaluate(classifier: Classifier, dataset: Dataset, items: Sequence[Item], folder: Path, *,
@@ -155,7 +158,8 @@ class _Job:
 
     @cached_property
     def hashes(self) -> dict[str, str]:
-        return hash_images(self.new.whole if self.new else self.split, self.dataset.source)
+        split = self.new.whole if self.new else self.split
+        return processes().from_first(lambda: hash_images(split, self.dataset.source))
 
     @cached_property
     def setting(self) -> str:
@@ -190,28 +194,64 @@ class _Job:
                          shots, f"seed{self.seed}", self.identity[:10]])
         return user_path(self.options.runs) / name.replace(" ", "_").replace("/", "_")
 
-    def finished(self) -> Run | None:
-        """The run as it was finished before, unless it is to be done again."""
-        path = self.folder / "record.json"
-        if self.options.force or not path.exists() or not (self.folder / "model.safetensors").exists():
-            return None
-        try:
-            record = RunRecord(**read_json(path, "start this run again with force=true"))
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{path} is damaged ({error}); start this run again with force=true") from error
-        append_record(self.folder.parent, record)     # in case the run was stopped just before its line was written
-        log.info("already finished: %s (force=true starts again)", self.folder)
+    def done(self) -> Run:
+        """The run as it was finished before, or done now. Of several processes the first writes, the others read."""
+        group, run = processes(), None
+        group.check_same(self.identity, "images or settings")
+        if group.from_first(self._to_do):
+            with group.alone(self.folder / ".lock", BUSY):
+                if group.from_first(self._to_do):      # another sweep may have finished it just now
+                    run = self._train(group, self.folder / "last.safetensors")
+        if run is not None:
+            return run
+        if (record := self._found()) is None:
+            raise UserError(f"one of the processes cannot see {self.folder}: use a folder on a disk that they share")
+        if group.first:
+            append_record(self.folder.parent, record)     # in case it was stopped just before its line was written
+            log.info("already finished: %s (force=true starts again)", self.folder)
         return Run(self.folder, record, Classifier.load(self.folder, self.clip))
 
-    def train(self) -> Run:
-        """Do the run, going on where it was stopped."""
-        with alone(self.folder / ".lock", "another process is at this run; wait for it, or choose another runs=FOLDER"):
-            return self._train(self.folder / "last.safetensors")
+    def _to_do(self) -> bool:
+        return self.options.force or self._found() is None
 
-    def _train(self, checkpoint: Path) -> Run:
+    def _found(self) -> RunRecord | None:
+        path = self.folder / "record.json"
+        if not path.exists() or not (self.folder / "model.safetensors").exists():
+            return None
+        try:
+            return RunRecord(**read_json(path, "start this run again with force=true"))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{path} is damaged ({error}); start this run again with force=true") from error
+
+    def _train(self, group: Group, checkpoint: Path) -> Run | None:
+        """Go on where the run was stopped. The first process alone has a result, once all are done."""
+        if group.first:
+            self._begin(checkpoint)
+        group.meet()
+        with group.together():
+            views = self.options.features.views if self.recipe.epochs else 0
+            train = self._source(self.split.train, views) if self.method.learns else None
+            val = self._source(self.split.val, 0) if self.split.val else None
+        run, seconds, progress = None, 0.0, Progress()
+        if group.first or (self.method.splits_batches and self.recipe.epochs):
+            start = time.perf_counter()
+            self.method.prepare(self.clip, train, val=val)
+            seconds = time.perf_counter() - start
+            if train is not None and self.recipe.epochs:
+                progress = fit(self.method, self.clip, train, self.recipe, seed=self.seed, val=val,
+                               selection=self.options.selection, checkpoint=checkpoint, identity=self.identity)
+        with group.together():
+            tests = [self._source(part.test, 0) for part in (self.split, self.new) if part is not None]
+        if group.first:
+            run = self._conclude(train, tests, progress, seconds + progress.seconds)
+            checkpoint.unlink(missing_ok=True)
+        group.meet()
+        return run
+
+    def _begin(self, checkpoint: Path) -> None:
         if self.options.force:
-            for name in ("record.json", "last.safetensors"):
-                (self.folder / name).unlink(missing_ok=True)
+            for path in (self.folder / "record.json", checkpoint):
+                path.unlink(missing_ok=True)
         log.info("%s", self.folder)
         untested = set(range(len(self.split.classes))) - {item.label for item in self.split.test}
         if untested:
@@ -222,27 +262,14 @@ class _Job:
         for name, split in self._splits.items():
             write_split(self.folder / name, split, self.dataset.source, seed=self.seed, shots=self.shots,
                         hashes=self.hashes)
-        views = self.options.features.views if self.recipe.epochs else 0
-        train = self._source(self.split.train, views) if self.method.learns else None
-        val = self._source(self.split.val, 0) if self.split.val else None
-        start = time.perf_counter()
-        self.method.prepare(self.clip, train, val=val)
-        prepared = time.perf_counter() - start
-        progress = Progress()
-        if train is not None and self.recipe.epochs:
-            progress = fit(self.method, self.clip, train, self.recipe, seed=self.seed, val=val,
-                           selection=self.options.selection, checkpoint=checkpoint, identity=self.identity)
-        run = self._conclude(train, progress, prepared + progress.seconds)
-        checkpoint.unlink(missing_ok=True)
-        return run
 
-    def _conclude(self, train: FeatureSource | None, progress: Progress, seconds: float) -> Run:
-        test = self._source(self.split.test, 0)
+    def _conclude(self, train: FeatureSource | None, tests: list[FeatureSource], progress: Progress,
+                  seconds: float) -> Run:
+        test = tests[0]
         summary = write_scores(self.folder, test.ids, test.labels, probabilities(self.method, self.clip, test),
                                self.split.classes)
         if self.new:
-            summary |= self.new.score(self.method, self.clip, test, self._source(self.new.test, 0), self.folder,
-                                      summary["top1"])
+            summary |= self.new.score(self.method, self.clip, test, tests[1], self.folder, summary["top1"])
         if progress.losses:
             write_losses(self.folder, progress.losses)
         classifier = Classifier(self.clip, self.method, self.about | {"metrics": summary})

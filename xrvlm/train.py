@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from xrvlm.backbone import FrozenCLIP
+from xrvlm.distributed import ALONE, Group, processes
 from xrvlm.draws import seeded
 from xrvlm.errors import UserError
 from xrvlm.evaluation import probabilities
@@ -46,7 +47,11 @@ def fit(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe: Recipe,
     With `checkpoint`, the state is written after every epoch and a run that was stopped goes on from it; one of
     another `identity` is refused. `selection="val"` keeps the epoch with the best top-1 on `val` (the first of
     equals). A method without trainable parameters returns at once.
+
+    Where several processes run together (`distributed.joined`) all of them call this, each with the same arguments,
+    and end with the same method; the first alone does where the method does not split its batches.
     """
+    group = processes() if method.splits_batches else ALONE
     parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
     progress, best = Progress(), {}
     if not parameters:
@@ -55,20 +60,22 @@ def fit(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe: Recipe,
     if checkpoint is not None and checkpoint.exists():
         progress, best = _restore(checkpoint, identity, method, optimizer)
         log.info("resuming after epoch %d of %d", progress.epochs, recipe.epochs)
+    group.check_same(progress.epochs, "checkpoints")
+    group.level(method)
     epochs = tqdm(range(progress.epochs, recipe.epochs), initial=progress.epochs, total=recipe.epochs, unit="epoch",
-                  desc=method.label, disable=None, leave=False)
+                  desc=method.label, disable=None if group.first else True, leave=False)
     for epoch in epochs:
         start = time.perf_counter()
         entry = {"epoch": epoch, "learning_rate": recipe.rate(epoch),
-                 "loss": _train_epoch(method, clip, source, recipe, optimizer, seed, epoch)}
+                 "loss": _train_epoch(method, clip, source, recipe, optimizer, seed, epoch, group)}
         if val is not None:
-            entry["val_top1"] = top1(probabilities(method, clip, val), val.labels)
+            entry["val_top1"] = group.from_first(lambda: top1(probabilities(method, clip, val), val.labels))
             if selection == "val" and entry["val_top1"] > progress.best_val:
                 progress.best_val, best = entry["val_top1"], _state(method)
         progress.epochs, progress.seconds = epoch + 1, progress.seconds + time.perf_counter() - start
         progress.losses.append(entry)
         epochs.set_postfix(loss=f"{entry['loss']:.3f}")
-        if checkpoint is not None:
+        if checkpoint is not None and group.first:
             _save(checkpoint, identity, method, optimizer, progress, best)
     if best:
         method.load_state_dict(best)
@@ -76,24 +83,31 @@ def fit(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe: Recipe,
 
 
 def _train_epoch(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe: Recipe,
-                 optimizer: torch.optim.Optimizer, seed: int, epoch: int) -> float:
-    """The mean loss of the epoch."""
-    for group in optimizer.param_groups:
-        group["lr"] = recipe.rate(epoch)
+                 optimizer: torch.optim.Optimizer, seed: int, epoch: int, group: Group) -> float:
+    """The mean loss of the epoch. Each process of `group` takes its share of every batch."""
+    for parameters in optimizer.param_groups:
+        parameters["lr"] = recipe.rate(epoch)
     order = training_order(source.labels, seed, epoch, recipe.batch_size, balanced=recipe.balanced)
     total, count = torch.zeros((), device=clip.device), 0
     method.train()
-    with seeded(seed, "epoch", epoch):
-        for x, y in source.batches(order, epoch):
-            features = x.map(lambda value: value.to(clip.device, non_blocking=True))
-            loss = method.loss(features, y.to(clip.device), clip, label_smoothing=recipe.label_smoothing)
+    # one whose share is empty reads an image all the same, and leaves it out: it takes part in what all sum up
+    shares = [batch[group.share(len(batch))] for batch in order]
+    read = [share if len(share) else batch[:1] for share, batch in zip(shares, order, strict=True)]
+    with seeded(seed, "epoch", epoch), group.together():
+        for batch, share, (x, y) in zip(order, shares, source.batches(read, epoch), strict=True):
+            features = x.map(lambda value: value[:len(share)].to(clip.device, non_blocking=True))    # noqa: B023
+            loss = method.loss(features, y[:len(share)].to(clip.device), clip, label_smoothing=recipe.label_smoothing)
+            loss = loss * (len(share) / len(batch))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            group.sum_gradients(method.parameters())
             if recipe.grad_clip is not None:
                 torch.nn.utils.clip_grad_norm_(method.parameters(), recipe.grad_clip)
             optimizer.step()
-            total, count = total + loss.detach() * len(y), count + len(y)
-    mean = (total / count).item()
+            if len(share):               # the mean over no rows is no number
+                total = total + loss.detach() * len(batch)
+            count += len(batch)
+    mean = (group.total(total) / count).item()
     if not math.isfinite(mean):
         raise UserError(f"the loss of {method.label} became {mean} in epoch {epoch + 1}: try a lower "
                         "recipe.learning_rate, or precision=fp32")

@@ -23,6 +23,7 @@ class CoOp(Method):
     recipe = Recipe("coop", epochs=200, batch_size=32, learning_rate=2e-3, weight_decay=5e-4, warmup_epochs=1)
     label = "CoOp"
     prompts = "learned"
+    splits_batches = True
 
     def __init__(self, clip: FrozenCLIP, classes: ClassText, *, context_length: int = 16,
                  context: ContextKind = "shared", shared_length: int | None = None, context_words: str | None = None,

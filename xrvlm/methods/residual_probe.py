@@ -19,6 +19,7 @@ class ResidualProbe(Method):
 
     recipe = Recipe("residual_probe", epochs=60, optimizer="adamw", learning_rate=1e-3, weight_decay=0.01)
     label = "residual probe"
+    splits_batches = True
 
     def __init__(self, clip: FrozenCLIP, classes: ClassText):
         super().__init__(clip, classes)

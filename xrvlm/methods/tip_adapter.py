@@ -31,6 +31,7 @@ class TipAdapter(Method):
     """
 
     recipe, label = TRAINING_FREE, "Tip-Adapter"
+    splits_batches = True
 
     def __init__(self, clip: FrozenCLIP, classes: ClassText, *, alpha: float = 1.0, beta: float = 5.5,
                  trainable: bool = False):

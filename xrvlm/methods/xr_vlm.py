@@ -48,6 +48,7 @@ class XRVLM(Method):
     needs = frozenset({"pooled", "tokens", "mid_tokens"})
     recipe = Recipe("xr_vlm", epochs=100, batch_size=64, learning_rate=2e-3, weight_decay=1e-4, warmup_epochs=5)
     label = "XR-VLM"
+    splits_batches = True
 
     def __init__(self, clip: FrozenCLIP, classes: ClassText, *, head: Head = "cross",
                  image_parts: int = 4, text_parts: int = 4,
