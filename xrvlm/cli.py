@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from xrvlm.commands import COMMANDS
-from xrvlm.distributed import Group, joined, processes
+from xrvlm.distributed import Group, PeerFailedError, joined, processes
 from xrvlm.errors import UserError
 
 HELP = """\
@@ -83,7 +83,7 @@ def _run(group: Group, command: str, overrides: list[str]) -> int:
             raise UserError(f"several processes do one run of {' or '.join(SPLIT)} together: start other commands, and "
                             "a sweep, without torchrun")
         return 2 if _run_hydra(command, overrides) else 0
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+    except (UserError, PeerFailedError, HydraException, OmegaConfBaseException) as error:
         if group.first_to_fail():
             _tell(error)
         return 2

@@ -106,7 +106,7 @@ class Group:
         if self.world == 1 or not gradients:
             return
         flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
+        _sum_in_place(flat)
         for gradient, summed in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
             gradient.copy_(summed.view_as(gradient))
 
@@ -208,6 +208,14 @@ def _join() -> Group:
     return Group(rank, world, PrefixStore("xrvlm", store))
 
 
+def _sum_in_place(value: Tensor) -> None:
+    try:
+        dist.all_reduce(value)
+    except RuntimeError as error:            # what gloo and NCCL raise where a process is gone
+        raise PeerFailedError(f"another process of this run is gone, or too slow ({error}); the same command goes on "
+                              "where it was") from error
+
+
 class _AllSum(torch.autograd.Function):
     """The sum over all processes, in each of them. Every loss depends on every process's summand, so that the gradient
     of one of these is the sum of the gradients of all copies of the result.
@@ -216,7 +224,7 @@ class _AllSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
         total = value.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
+        _sum_in_place(total)
         return total
 
     @staticmethod
