@@ -184,3 +184,11 @@ def test_base_to_new_refuses_a_closed_method_and_an_unknown_protocol(others, tmp
     assert not (tmp_path / "runs").exists()
     assert "unknown protocol 'new'; available: base_to_new, few_shot" in told(capsys, *arguments, "protocol=new")
     assert "protocol must be few_shot or base_to_new, found null" in told(capsys, *arguments, "protocol=null")
+
+
+def test_parts_that_nothing_reads_are_refused(runs, others, capsys):
+    error = told(capsys, "predict", f"run={runs['coop']}", "text.parts=parts.json", f"images={others}", "device=cpu")
+    assert "text.parts is not read: this run was made without part descriptions" in error
+    error = told(capsys, "predict", "backbone=tiny", "classes=['a','b']", "text.parts=parts.json", f"images={others}",
+                 "device=cpu")
+    assert "text.parts is not read without run=" in error

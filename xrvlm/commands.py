@@ -75,6 +75,8 @@ def predict(config: DictConfig) -> None:
             names = classifier.names if config.classes is None else class_names(config.classes)
             classifier = _turned(classifier, names, config, images if images.is_dir() else images.parent)
     elif config.classes is not None:
+        if "parts" in _given_text(config):
+            raise UserError("text.parts is not read without run=: zero-shot reads text.descriptions and text.templates")
         classifier = zero_shot_classifier(_tower(config), _text(config, None)(class_names(config.classes)))
     else:
         raise UserError("predict needs run=RUNDIR (an adapted model), or classes=names.txt for zero-shot")
@@ -208,6 +210,8 @@ def _turned(classifier: Any, names: Sequence[str], config: DictConfig, root: Pat
     folder = place if place.is_dir() else place.parent
     run = _saved(folder) if (folder / "config.yaml").exists() else OmegaConf.create()
     given, before = _given_text(config), _given_text(run)
+    if "parts" in given and not classifier.about["classes"].get("parts"):
+        raise UserError("text.parts is not read: this run was made without part descriptions; leave it out")
     if "templates" in given:
         before.pop("descriptions", None)         # which would take the place of the templates
     own = OmegaConf.select(run, "data.root")

@@ -60,7 +60,6 @@ class PartPooling(ImageParts):
         scaled = F.normalize(rooted.flatten(1), dim=1).view_as(rooted)     # one norm for all the parts of an image
         return scaled[:, :-1]                                                              # (b, m, d)
 
-
     def part_maps(self, x: Features) -> Tensor:
         """(b, m, p) the maps without the background's."""
         assert x.mid_tokens is not None
