@@ -38,8 +38,8 @@ class Prompts(NamedTuple):
     shared: int = 0                      # how many of the l vectors, from the first on, are the same in all prompts
 
     def split(self, sizes: list[int]) -> Iterator["Prompts"]:
-        parts = zip(*(part.split(sizes) for part in self[:3]), strict=True)
-        return (Prompts(*part, self.shared) for part in parts)
+        parts = zip(self.tokens.split(sizes), self.slots.split(sizes), self.ends.split(sizes), strict=True)
+        return (Prompts(tokens, slots, ends, self.shared) for tokens, slots, ends in parts)
 
 
 class TextTower(ABC):
@@ -108,7 +108,8 @@ class TextTower(ABC):
         if weight.dtype not in self.bytes_a_position:
             kept, (one, *_) = [], prompts.split([1] * len(prompts.ends))
             for count in (2, 4):
-                several = Prompts(*(part.expand(count, *part.shape[1:]) for part in one[:3]))
+                tokens, slots, ends = (part.expand(count, *part.shape[1:]) for part in one[:3])
+                several = Prompts(tokens, slots, ends)
                 context = weight.new_zeros(1, count, one.slots.shape[1], weight.shape[1], requires_grad=True)
                 kept.append(kept_bytes(lambda vectors=context, few=several: self._features(few, vectors)))
             positions = int(self._positions(several)[1][:2].sum())
