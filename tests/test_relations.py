@@ -230,7 +230,8 @@ def test_linear_relations_turned_to_other_classes():
     assert turned.relate(parts, turned.of_prompts(features))[:, 2, :, 1].abs().max() == 0
     assert turned.image_space is head.image_space, "what was learned is shared"
     permuted = head.for_classes([4, 2, 0, 1, 3])
-    assert torch.allclose(logits_of(permuted, parts, class_features[:, [4, 2, 0, 1, 3]]), own[:, [4, 2, 0, 1, 3]], atol=1e-5)
+    scores = logits_of(permuted, parts, class_features[:, [4, 2, 0, 1, 3]])
+    assert torch.allclose(scores, own[:, [4, 2, 0, 1, 3]], atol=1e-5)
     assert head.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
 

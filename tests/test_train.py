@@ -3,12 +3,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from banks import bank_of
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from towers import images, tiny_vit
 
 from xrvlm.backbone import Features
 from xrvlm.draws import generator
 from xrvlm.errors import UserError
+from xrvlm.methods import XRVLM
 from xrvlm.recipe import Recipe
+from xrvlm.text import class_text
 from xrvlm.train import fit
 
 RECIPE = Recipe("test", epochs=5, batch_size=8, learning_rate=0.1, warmup_epochs=2)
@@ -158,3 +163,44 @@ def test_fit_cannot_see_a_test_part():
     import inspect
 
     assert not [name for name in inspect.signature(fit).parameters if "test" in name]
+
+
+class Crossings(TorchDispatchMode):
+    """Counts what makes the host wait for a device: values that are read, and tensors that move between the two."""
+
+    def __init__(self):
+        super().__init__()
+        self.values = self.copies = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].device.type == "meta":
+            self.values += 1
+            return 1.0
+        result = func(*args, **(kwargs or {}))
+        tensors = [value for value in (*args, result) if isinstance(value, Tensor) and value.dim()]
+        moves = func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+        self.copies += moves and len({value.device.type for value in tensors}) > 1
+        return result
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"context": "shared"}, {"context": "shared_then_specific"}, {"live_parts": True}, {"learn_prior_weight": True},
+    {"part_prompts": "vectors"}, {"text_memory": 1e-6},
+    *({"head": head} for head in ("diagonal", "per_class", "per_class_diagonal", "alignment", "visual"))], ids=str)
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_no_step_waits_for_the_device(options, optimizer):
+    """Tensors on `meta` have no values: whatever asks for one raises, but for `item`, which is counted."""
+    clip, names = tiny_vit(), ("jay", "red wren", "kite", "hoopoe")
+    clip.text.memory_gb = options.get("text_memory")
+    method = XRVLM(clip, class_text(names), hidden=8, **{k: v for k, v in options.items() if k != "text_memory"})
+    method.prepare(clip, None)
+    bank = bank_of(clip.encode_image(images(40), method.needs), torch.arange(40) % 4)
+    recipe = replace(RECIPE, epochs=1, grad_clip=1.0, label_smoothing=0.1, optimizer=optimizer)
+    fit(method, clip, bank, recipe, seed=1)                  # the text tower measures itself, rows are arranged
+    method, clip, bank = method.to("meta"), clip.to("meta"), bank.on(torch.device("meta"))
+    found = []
+    for batch_size, epochs in ((8, 1), (20, 1), (8, 1), (8, 3)):    # 5, 2, 5 and 15 steps; the first copies rows too
+        with Crossings() as crossings:
+            fit(method, clip, bank, replace(recipe, batch_size=batch_size, epochs=epochs), seed=1)
+        found.append((crossings.values, crossings.copies))
+    assert found[1:] == [(1, 1), (1, 1), (3, 3)]

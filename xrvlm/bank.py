@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from xrvlm.files import digest, write_atomically, write_json
 log = logging.getLogger(__name__)
 FORMAT = 1
 SHARD_BYTES = 64e6
+GPU_SHARE = 0.3                          # of a GPU's free memory that a bank may take
 
 
 @dataclass
@@ -34,20 +35,47 @@ class FeatureBank:
     views: int                                       # augmented ones: v - 1
     seed: int
 
+    def near(self, device: torch.device) -> "FeatureBank":
+        """This bank on a GPU where it fits there, so that no step waits for the host; else as it is."""
+        if device.type != "cuda":
+            return self
+        size = sum(value.nbytes for shard in self.shards for value in shard.values())
+        return self.on(device) if size <= GPU_SHARE * torch.cuda.mem_get_info(device)[0] else self
+
+    def on(self, device: torch.device) -> "FeatureBank":
+        """The same bank with all its features on `device`, as one shard; ids and labels stay on the CPU."""
+        whole = {name: value.new_empty(len(self.labels), *value.shape[1:], device=device)
+                 for name, value in self.shards[0].items()}
+        for number, shard in enumerate(self.shards):
+            start = number * self.rows_per_shard
+            for name, value in shard.items():
+                whole[name][start:start + len(value)].copy_(value)
+        return replace(self, shards=[whole], rows_per_shard=len(self.labels))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the features are, and the batches."""
+        return self.shards[0]["pooled"].device
+
     def batches(self, order: Sequence[Tensor], epoch: int) -> Iterator[tuple[Features, Tensor]]:
         """Each image in one of its augmented views, drawn anew for every epoch."""
         view = torch.zeros(len(self.labels), dtype=torch.long)                             # (n,)
         if self.views:
             view = torch.randint(1, self.views + 1, view.shape, generator=generator(self.seed, "view of", epoch))
-        for rows in order:
-            yield self.select(rows, view[rows]), self.labels[rows]
+        every, sizes = torch.cat(list(order)), [len(rows) for rows in order]
+        of_epoch = torch.stack([every, view[every], self.labels[every]]).to(self.device)   # (3, all), one copy an epoch
+        for rows, views, labels in of_epoch.split(sizes, dim=1):
+            yield self.select(rows, views), labels
 
     def in_order(self, batch_size: int = 256) -> Iterator[tuple[Features, Tensor]]:
-        for rows in torch.arange(len(self.labels)).split(batch_size):
-            yield self.select(rows, torch.zeros_like(rows)), self.labels[rows]
+        every = torch.arange(len(self.labels), device=self.device)
+        for rows, labels in zip(every.split(batch_size), self.labels.split(batch_size), strict=True):
+            yield self.select(rows, torch.zeros_like(rows)), labels
 
     def select(self, rows: Tensor, views: Tensor) -> Features:
         """float32 features of images `rows` (b,) in views `views` (b,)."""
+        if len(self.shards) == 1:
+            return Features(**{name: values[rows, views].float() for name, values in self.shards[0].items()})
         shard = rows // self.rows_per_shard                                                # (b,)
         chosen: dict[str, Tensor] = {}
         for index in shard.unique().tolist():

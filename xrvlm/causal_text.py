@@ -5,7 +5,7 @@ common, then the rest of each prompt, classes of about one length side by side a
 xrvlm/backbone.py; `h` heads, `q` positions that ask, `k` classes of a bucket, `s` positions of each.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from xrvlm.text_tower import Prompts, TextTower
 
 PADDING = {"cuda": 2048}                 # rows of padding that cost about as much as one more bucket
 CPU_PADDING = 8
+REMEMBERED = 64                          # arrangements: chunks of the prompts that a run trains
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,23 @@ def common_prefix(prompts: Prompts, *, shared: bool) -> int:
     return int(same[:int(ends.min())].long().cumprod(0).sum())
 
 
+def remembered(arrange: Callable[..., Rows]) -> Callable[..., Rows]:
+    """Prompts come back in every training step: their rows are found, and copied to a GPU, once."""
+    known: dict[tuple[object, ...], Rows] = {}
+
+    def found(prompts: Prompts, **options: Any) -> Rows:
+        key = *(part.shape for part in prompts), *(part.numpy().tobytes() for part in prompts), *options.items()
+        if key not in known:
+            with torch.inference_mode(mode=False):    # or no later step could learn through them
+                known[key] = arrange(prompts, **options)
+            while len(known) > REMEMBERED:
+                known.pop(next(iter(known)), None)       # another thread may have been faster
+        return known[key]
+
+    return found
+
+
+@remembered
 def arrange(prompts: Prompts, *, shared: bool, padding: int, device: torch.device) -> Rows:
     """Rows of `prompts`; a bucket may hold `padding` rows that are none of any prompt."""
     tokens, slots, ends = prompts
