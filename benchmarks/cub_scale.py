@@ -137,9 +137,10 @@ def main() -> None:
     device = towers["fp32"].device
     with tempfile.TemporaryDirectory() as folder:
         stages = our_stages(towers["bf16"], folder, arguments)
-    run = "" if device.type == "cuda" else f"extrapolated from {arguments.images} photos and {arguments.steps} steps"
+    few = f"extrapolated from {arguments.images} photos and {arguments.steps} steps"
+    how = "measured" if device.type == "cuda" else few
     ours = sum(stages.values())
-    print(f"ours, as shipped: {ours:.0f} s ({run or "measured"})")
+    print(f"ours, as shipped: {ours:.0f} s ({how})")
     for name, value in stages.items():
         print(f"    {name:44} {value:8.1f} s {value / ours:6.1%}")
     step = AuthorsStep(towers["fp32"], names(), at_once=PROMPTS_ON_CPU if device.type == "cpu" else 10**9)
