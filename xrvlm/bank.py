@@ -28,7 +28,7 @@ GPU_SHARE = 0.3                          # of a GPU's free memory that a bank ma
 class FeatureBank:
     """Features of n images in v views, view 0 as the evaluation transform shows it; float32 when read."""
 
-    shards: Sequence[Mapping[str, Tensor]]           # each (rows, v, ...), memory-mapped
+    shards: Sequence[Mapping[str, Tensor]]           # each (rows, v, ...), memory-mapped; or one on a GPU
     rows_per_shard: int
     ids: tuple[str, ...]
     labels: Tensor                                   # (n,)
@@ -85,6 +85,19 @@ class FeatureBank:
                 picked = values[local, views[here]].float()                                # (k, ...)
                 chosen.setdefault(name, picked.new_empty(len(rows), *picked.shape[1:]))[here] = picked
         return Features(**chosen)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(values.nbytes for shard in self.shards for values in shard.values())
+
+    def resident(self, device: torch.device) -> "FeatureBank":
+        """The same bank in the memory of `device`, as one shard."""
+        whole = {name: values.new_empty((len(self.labels), *values.shape[1:]), device=device)
+                 for name, values in self.shards[0].items()}
+        for index, shard in enumerate(self.shards):
+            for name, values in shard.items():           # shard by shard: a copy of the whole has no room beside it
+                whole[name][index * self.rows_per_shard:][:len(values)].copy_(values)
+        return replace(self, shards=[whole], rows_per_shard=max(1, len(self.labels)))
 
 
 def open_bank(folder: Path, key: dict[str, Any], encode: Callable[[Sequence[range]], Iterable[Features]],
