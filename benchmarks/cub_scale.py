@@ -37,7 +37,7 @@ from xrvlm.backbone import FrozenCLIP
 from xrvlm.bank import FeatureBank
 from xrvlm.data import Item
 from xrvlm.evaluation import probabilities
-from xrvlm.features import FeatureSettings, extract
+from xrvlm.features import FeatureSettings, feature_source
 from xrvlm.methods import XRVLM
 from xrvlm.recipe import Recipe
 from xrvlm.train import fit
@@ -64,7 +64,9 @@ class Photos:
     def bank(self, clip: FrozenCLIP, count: int, views: int, folder: str, workers: int) -> FeatureBank:
         items = [Item(str(index), label) for index, label in enumerate(some_labels(count, CLASSES).tolist())]
         settings = FeatureSettings(views=views, cache=folder)
-        return extract(clip, self, items, settings, needs=NEEDS, views=views, workers=workers)
+        bank = feature_source(clip, self, items, settings, needs=NEEDS, views=views, seed=0, workers=workers)
+        assert isinstance(bank, FeatureBank)
+        return bank
 
 
 def timed(device: torch.device, call: Callable[[], Any]) -> tuple[float, Any]:
@@ -103,7 +105,6 @@ def our_stages(clip: FrozenCLIP, folder: str, arguments: argparse.Namespace) -> 
 
 def parts_of_a_step(clip: FrozenCLIP, method: XRVLM, bank: FeatureBank, turns: int) -> dict[str, float]:
     """Median seconds of reading a batch, of the text side and of all between the two and the loss, each by itself."""
-    bank = bank.near(clip.device)
     rows = torch.arange(BATCH, device=bank.device)
     x = bank.select(rows, torch.zeros_like(rows)).map(lambda value: value.to(clip.device))
     with torch.no_grad():

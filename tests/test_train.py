@@ -197,7 +197,7 @@ def test_no_step_waits_for_the_device(options, optimizer):
     bank = bank_of(clip.encode_image(images(40), method.needs), torch.arange(40) % 4)
     recipe = replace(RECIPE, epochs=1, grad_clip=1.0, label_smoothing=0.1, optimizer=optimizer)
     fit(method, clip, bank, recipe, seed=1)                  # the text tower measures itself, rows are arranged
-    method, clip, bank = method.to("meta"), clip.to("meta"), bank.on(torch.device("meta"))
+    method, clip, bank = method.to("meta"), clip.to("meta"), bank.resident(torch.device("meta"))
     found = []
     for batch_size, epochs in ((8, 1), (20, 1), (8, 1), (8, 3)):    # 5, 2, 5 and 15 steps; the first copies rows too
         with Crossings() as crossings:

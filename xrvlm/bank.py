@@ -21,7 +21,6 @@ from xrvlm.files import digest, write_atomically, write_json
 log = logging.getLogger(__name__)
 FORMAT = 1
 SHARD_BYTES = 64e6
-GPU_SHARE = 0.3                          # of a GPU's free memory that a bank may take
 
 
 @dataclass
@@ -34,23 +33,6 @@ class FeatureBank:
     labels: Tensor                                   # (n,)
     views: int                                       # augmented ones: v - 1
     seed: int
-
-    def near(self, device: torch.device) -> "FeatureBank":
-        """This bank on a GPU where it fits there, so that no step waits for the host; else as it is."""
-        if device.type != "cuda":
-            return self
-        size = sum(value.nbytes for shard in self.shards for value in shard.values())
-        return self.on(device) if size <= GPU_SHARE * torch.cuda.mem_get_info(device)[0] else self
-
-    def on(self, device: torch.device) -> "FeatureBank":
-        """The same bank with all its features on `device`, as one shard; ids and labels stay on the CPU."""
-        whole = {name: value.new_empty(len(self.labels), *value.shape[1:], device=device)
-                 for name, value in self.shards[0].items()}
-        for number, shard in enumerate(self.shards):
-            start = number * self.rows_per_shard
-            for name, value in shard.items():
-                whole[name][start:start + len(value)].copy_(value)
-        return replace(self, shards=[whole], rows_per_shard=len(self.labels))
 
     @property
     def device(self) -> torch.device:

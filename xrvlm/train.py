@@ -15,7 +15,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from xrvlm.backbone import FrozenCLIP
-from xrvlm.bank import FeatureBank
 from xrvlm.distributed import ALONE, Group, processes
 from xrvlm.draws import seeded
 from xrvlm.errors import UserError
@@ -61,8 +60,6 @@ def fit(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe: Recipe,
     if checkpoint is not None and checkpoint.exists():
         progress, best = _restore(checkpoint, identity, method, optimizer)
         log.info("resuming after epoch %d of %d", progress.epochs, recipe.epochs)
-    if isinstance(source, FeatureBank):
-        source = source.near(clip.device)
     group.check_same(progress.epochs, "checkpoints")
     group.level(method)
     epochs = tqdm(range(progress.epochs, recipe.epochs), initial=progress.epochs, total=recipe.epochs, unit="epoch",
