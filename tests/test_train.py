@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -197,10 +198,47 @@ def test_no_step_waits_for_the_device(options, optimizer):
     bank = bank_of(clip.encode_image(images(40), method.needs), torch.arange(40) % 4)
     recipe = replace(RECIPE, epochs=1, grad_clip=1.0, label_smoothing=0.1, optimizer=optimizer)
     fit(method, clip, bank, recipe, seed=1)                  # the text tower measures itself, rows are arranged
-    method, clip, bank = method.to("meta"), clip.to("meta"), bank.resident(torch.device("meta"))
+    method, clip, on_host, bank = method.to("meta"), clip.to("meta"), bank, bank.resident(torch.device("meta"))
     found = []
     for batch_size, epochs in ((8, 1), (20, 1), (8, 1), (8, 3)):    # 5, 2, 5 and 15 steps; the first copies rows too
         with Crossings() as crossings:
             fit(method, clip, bank, replace(recipe, batch_size=batch_size, epochs=epochs), seed=1)
         found.append((crossings.values, crossings.copies))
     assert found[1:] == [(1, 1), (1, 1), (3, 3)]
+    with Crossings() as crossings:                           # it can fail: a bank on the host is copied in every step
+        fit(method, clip, on_host, recipe, seed=1)
+    assert crossings.copies == 5 * (1 + len(method.needs)) or method.head == "visual"
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_fused_optimizer_resumes_from_its_checkpoint(tmp_path, optimizer, monkeypatch):
+    """As a GPU has it; the kernels of a CPU are others, the state is the same."""
+    kind = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[optimizer]
+    recipe = replace(RECIPE, optimizer=optimizer)
+    assert not recipe.make_optimizer(Probe().parameters()).defaults["fused"], "numbers on a CPU stay what they were"
+    monkeypatch.setattr(f"torch.optim.{kind.__name__}", lambda *args, **options: kind(*args, **options | {"fused": True}))
+    expected, progress = straight(recipe)
+    checkpoint = tmp_path / "last.safetensors"
+
+    class Stopped(Source):
+        def batches(self, order, epoch):
+            if epoch == 2:
+                raise KeyboardInterrupt
+            return super().batches(order, epoch)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(Probe(), Tower(), Stopped(), recipe, seed=1, checkpoint=checkpoint, identity="a")
+    resumed = Probe()
+    again = fit(resumed, Tower(), Source(), recipe, seed=1, checkpoint=checkpoint, identity="a")
+    assert same_state(expected.state_dict(), resumed.state_dict())
+    assert again.losses == progress.losses
+
+
+def test_the_optimizer_is_fused_where_all_parameters_are_on_a_gpu(monkeypatch):
+    asked = []
+    monkeypatch.setattr("torch.optim.SGD", lambda *_, **options: asked.append(options["fused"]))
+    parameters = [SimpleNamespace(is_cuda=True), SimpleNamespace(is_cuda=True)]
+    RECIPE.make_optimizer(parameters)
+    parameters[0].is_cuda = False
+    RECIPE.make_optimizer(parameters)
+    assert asked == [True, None]
