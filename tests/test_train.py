@@ -178,22 +178,22 @@ class Crossings(TorchDispatchMode):
             self.values += 1
             return 1.0
         result = func(*args, **(kwargs or {}))
-        tensors = [value for value in (*args, result) if isinstance(value, Tensor) and value.dim()]
+        tensors = [value for value in (*args, result) if isinstance(value, Tensor)]
         moves = func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
         self.copies += moves and len({value.device.type for value in tensors}) > 1
         return result
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"context": "shared"}, {"context": "shared_then_specific"}, {"live_parts": True}, {"learn_prior_weight": True},
-    {"part_prompts": "vectors"}, {"text_memory": 1e-6},
+    {}, {"optimizer": "adamw"}, {"context": "shared"}, {"context": "shared_then_specific"}, {"text_memory": 1e-6},
+    {"live_parts": True}, {"learn_prior_weight": True}, {"part_prompts": "vectors"},
     *({"head": head} for head in ("diagonal", "per_class", "per_class_diagonal", "alignment", "visual"))], ids=str)
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_no_step_waits_for_the_device(options, optimizer):
+def test_no_step_waits_for_the_device(options):
     """Tensors on `meta` have no values: whatever asks for one raises, but for `item`, which is counted."""
     clip, names = tiny_vit(), ("jay", "red wren", "kite", "hoopoe")
-    clip.text.memory_gb = options.get("text_memory")
-    method = XRVLM(clip, class_text(names), hidden=8, **{k: v for k, v in options.items() if k != "text_memory"})
+    options = dict(options)
+    optimizer, clip.text.memory_gb = options.pop("optimizer", "sgd"), options.pop("text_memory", None)
+    method = XRVLM(clip, class_text(names), hidden=8, **options)
     method.prepare(clip, None)
     bank = bank_of(clip.encode_image(images(40), method.needs), torch.arange(40) % 4)
     recipe = replace(RECIPE, epochs=1, grad_clip=1.0, label_smoothing=0.1, optimizer=optimizer)
@@ -207,7 +207,7 @@ def test_no_step_waits_for_the_device(options, optimizer):
     assert found[1:] == [(1, 1), (1, 1), (3, 3)]
     with Crossings() as crossings:                           # it can fail: a bank on the host is copied in every step
         fit(method, clip, on_host, recipe, seed=1)
-    assert crossings.copies == 5 * (1 + len(method.needs)) or method.head == "visual"
+    assert crossings.copies == 5 * (1 + len(method.needs))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -216,7 +216,8 @@ def test_a_fused_optimizer_resumes_from_its_checkpoint(tmp_path, optimizer, monk
     kind = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[optimizer]
     recipe = replace(RECIPE, optimizer=optimizer)
     assert not recipe.make_optimizer(Probe().parameters()).defaults["fused"], "numbers on a CPU stay what they were"
-    monkeypatch.setattr(f"torch.optim.{kind.__name__}", lambda *args, **options: kind(*args, **options | {"fused": True}))
+    fused = {"fused": True}
+    monkeypatch.setattr(f"torch.optim.{kind.__name__}", lambda *given, **options: kind(*given, **options | fused))
     expected, progress = straight(recipe)
     checkpoint = tmp_path / "last.safetensors"
 
