@@ -245,3 +245,22 @@ def test_counting_what_is_kept_keeps_nothing():
 
     assert kept_bytes(remembered) == 3 * 4 * 4
     assert results[0]() is None
+
+
+def test_rows_are_arranged_once(tiny):
+    layout, other = tiny.clip.layout(NAMES, 4), tiny.clip.layout(NAMES, 5)
+    options = {"known": 0, "common": 1, "padding": 0, "like": torch.zeros(1)}
+    rows = causal_text.arrange(Prompts(*parts(layout), 0), **options)
+    again = Prompts(*(part.clone() for part in parts(layout)), 0)
+    assert causal_text.arrange(again, **options | {"like": torch.ones(2)}) is rows
+    for changed in ({"padding": 9}, {"common": 0}, {"like": torch.zeros(1, dtype=torch.bfloat16)}):
+        assert causal_text.arrange(again, **options | changed) is not rows
+    assert causal_text.arrange(Prompts(*parts(other), 0), **options) is not rows
+
+
+def test_rows_that_were_arranged_without_gradients_serve_training(tiny):
+    layout, vectors = tiny.clip.layout(("a name seen here alone",), 4), context().requires_grad_()
+    with torch.inference_mode():
+        tiny.clip.encode_prompts(vectors, layout)
+    tiny.clip.encode_prompts(vectors, layout).sum().backward()
+    assert vectors.grad.abs().max() > 0

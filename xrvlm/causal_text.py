@@ -5,7 +5,7 @@ common, then the rest of each prompt, classes of about one length side by side a
 xrvlm/backbone.py; `h` heads, `q` positions that ask, `k` classes of a bucket, `s` positions of each.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from xrvlm.text_tower import Prompts, TextTower
 
 PADDING = {"cuda": 2048}                 # rows of padding that cost about as much as one more bucket
 CPU_PADDING = 8
+REMEMBERED = 64                          # arrangements: chunks of the prompts that a run trains
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,30 @@ def common_prefix(prompts: Prompts) -> int:
     return int(same[:int(ends.min())].long().cumprod(0).sum())
 
 
+def remembered(arrange: Callable[..., Rows]) -> Callable[..., Rows]:
+    """Prompts come back in every training step: their rows are found, and copied to a GPU, once."""
+    known: dict[tuple[object, ...], Rows] = {}
+
+    def found(prompts: Prompts, **options: Any) -> Rows:
+        key = tuple(map(_contents, (*prompts, *options.values())))
+        if key not in known:
+            with torch.inference_mode(mode=False):               # or no later step could learn through them
+                known[key] = arrange(prompts, **options)
+            while len(known) > REMEMBERED:
+                known.pop(next(iter(known)), None)               # another thread may have been faster
+        return known[key]
+
+    return found
+
+
+def _contents(value: Any) -> object:
+    """What makes an argument of `arrange` another one: of weights, their device and dtype alone."""
+    if not isinstance(value, Tensor):
+        return value
+    return (value.device, value.dtype) if value.is_floating_point() else (value.shape, value.numpy().tobytes())
+
+
+@remembered
 def arrange(prompts: Prompts, *, known: int, common: int, padding: int, like: Tensor) -> Rows:
     """Rows of `prompts`: positions before `known` are left out, those before `common` stand there once.
 

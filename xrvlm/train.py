@@ -95,8 +95,9 @@ def _train_epoch(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe
     read = [share if len(share) else batch[:1] for share, batch in zip(shares, order, strict=True)]
     with seeded(seed, "epoch", epoch), group.together():
         for batch, share, (x, y) in zip(order, shares, source.batches(read, epoch), strict=True):
-            features = x.map(lambda value: value[:len(share)].to(clip.device, non_blocking=True))    # noqa: B023
-            loss = method.loss(features, y[:len(share)].to(clip.device), clip, label_smoothing=recipe.label_smoothing)
+            features = x.map(lambda value: _moved(value[:len(share)], clip.device))        # noqa: B023
+            labels = _moved(y[:len(share)], clip.device)
+            loss = method.loss(features, labels, clip, label_smoothing=recipe.label_smoothing)
             loss = loss * (len(share) / len(batch))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -112,6 +113,13 @@ def _train_epoch(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe
         raise UserError(f"the loss of {method.label} became {mean} in epoch {epoch + 1}: try a lower "
                         "recipe.learning_rate, or precision=fp32")
     return mean
+
+
+def _moved(value: Tensor, device: torch.device) -> Tensor:
+    """On `device`. A copy to a GPU goes through pinned memory: from any other the host would wait for it."""
+    if value.device == device:
+        return value
+    return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
 
 
 def _state(method: Method) -> dict[str, Tensor]:
