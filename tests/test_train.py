@@ -158,3 +158,26 @@ def test_fit_cannot_see_a_test_part():
     import inspect
 
     assert not [name for name in inspect.signature(fit).parameters if "test" in name]
+
+
+class Normed(Probe):
+    """The features themselves pass batch normalisation: its statistics are known."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def logits(self, x, class_features):
+        return self.norm(x.pooled) @ class_features.T
+
+
+def test_reestimated_statistics_are_those_of_one_pass_over_the_training_images():
+    recipe = replace(RECIPE, epochs=2, batch_size=40, reestimate=True)
+    method, plain, seen = Normed(), Normed(), Source().points + recipe.epochs / 100
+    fit(method, Tower(), Source(), recipe, seed=1)
+    fit(plain, Tower(), Source(), replace(recipe, reestimate=False), seed=1)
+    torch.testing.assert_close(method.norm.running_mean, seen.mean(dim=0))
+    torch.testing.assert_close(method.norm.running_var, seen.var(dim=0))
+    assert method.norm.momentum == 0.1
+    assert not torch.allclose(plain.norm.running_mean, seen.mean(dim=0), atol=1e-3)
+    assert torch.equal(plain.linear.weight, method.linear.weight)

@@ -16,7 +16,9 @@ class Recipe:
     """Epochs, batches and optimiser. Linear warm-up over `warmup_epochs`, then cosine to zero, both per epoch.
 
     `name` stands in the record; `grad_clip` is the largest norm of the whole gradient, `None` for no clipping;
-    `balanced` draws the classes equally often (with replacement) instead of every image once an epoch.
+    `balanced` draws the classes equally often (with replacement) instead of every image once an epoch;
+    `reestimate` takes the running statistics of batch normalisation anew at the end, in one pass over the training
+    images, for recipes of so few steps that the running means still hold what was there before.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Recipe:
     grad_clip: float | None = None
     label_smoothing: float = 0.0
     balanced: bool = False
+    reestimate: bool = False
 
     def __post_init__(self):
         if self.optimizer not in ("sgd", "adamw"):

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from xrvlm.backbone import FrozenCLIP
@@ -79,7 +79,28 @@ def fit(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe: Recipe,
             _save(checkpoint, identity, method, optimizer, progress, best)
     if best:
         method.load_state_dict(best)
+    if recipe.reestimate:
+        start = time.perf_counter()
+        _reestimate(method, clip, source, recipe, seed)
+        progress.seconds += time.perf_counter() - start
     return progress
+
+
+@torch.no_grad()
+def _reestimate(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe: Recipe, seed: int) -> None:
+    """Running statistics of batch normalisation: the mean over the batches of one more epoch, without a step."""
+    norms = [module for module in method.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None             # a plain mean over what is seen from now on
+    method.train()
+    class_features = method.class_features(clip)
+    order = training_order(source.labels, seed, recipe.epochs, recipe.batch_size, balanced=recipe.balanced)
+    for x, _ in source.batches(order, recipe.epochs):
+        method.logits(x.map(lambda value: value.to(clip.device)), class_features)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def _train_epoch(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe: Recipe,
