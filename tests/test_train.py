@@ -75,8 +75,10 @@ def test_the_rate_warms_up_and_falls_to_zero():
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("stop", [1, 3, 4])
 @pytest.mark.parametrize("selection", ["last", "val"])
-def test_a_resumed_run_ends_bit_equal(tmp_path, optimizer, stop, selection, monkeypatch):
-    recipe = replace(RECIPE, optimizer=optimizer, grad_clip=1.0, label_smoothing=0.1, balanced=True)
+@pytest.mark.parametrize("text_every", [1, 3])
+def test_a_resumed_run_ends_bit_equal(tmp_path, optimizer, stop, selection, text_every):
+    recipe = replace(RECIPE, optimizer=optimizer, grad_clip=1.0, label_smoothing=0.1, balanced=True,
+                     text_every=text_every)
     options = {"selection": selection, "val": Source() if selection == "val" else None}
     expected, progress = straight(recipe, **options)
     checkpoint = tmp_path / "last.safetensors"
@@ -148,7 +150,9 @@ def test_a_loss_that_is_not_finite_is_told():
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"optimizer": "lion"}, "unknown optimizer 'lion'"), ({"epochs": -1}, "epochs"), ({"batch_size": 1}, "batch_size"),
-    ({"learning_rate": 0.0}, "learning_rate"), ({"label_smoothing": 1.0}, "label_smoothing")])
+    ({"learning_rate": 0.0}, "learning_rate"), ({"label_smoothing": 1.0}, "label_smoothing"),
+    ({"text_every": 0}, "text_every"), ({"average_last": 2}, "average_last from 0 to the 1 epochs"),
+    ({"soup": [1, 0]}, r"such as \[0.5, 1, 2\], found \[1, 0\]"), ({"soup": 2.0}, "soup must be a list")])
 def test_bad_recipes_are_told(options, message):
     with pytest.raises(UserError, match=message):
         Recipe(**({"name": "bad", "epochs": 1} | options))
@@ -158,26 +162,3 @@ def test_fit_cannot_see_a_test_part():
     import inspect
 
     assert not [name for name in inspect.signature(fit).parameters if "test" in name]
-
-
-class Normed(Probe):
-    """The features themselves pass batch normalisation: its statistics are known."""
-
-    def __init__(self):
-        super().__init__()
-        self.norm = nn.BatchNorm1d(4)
-
-    def logits(self, x, class_features):
-        return self.norm(x.pooled) @ class_features.T
-
-
-def test_reestimated_statistics_are_those_of_one_pass_over_the_training_images():
-    recipe = replace(RECIPE, epochs=2, batch_size=40, reestimate=True)
-    method, plain, seen = Normed(), Normed(), Source().points + recipe.epochs / 100
-    fit(method, Tower(), Source(), recipe, seed=1)
-    fit(plain, Tower(), Source(), replace(recipe, reestimate=False), seed=1)
-    torch.testing.assert_close(method.norm.running_mean, seen.mean(dim=0))
-    torch.testing.assert_close(method.norm.running_var, seen.var(dim=0))
-    assert method.norm.momentum == 0.1
-    assert not torch.allclose(plain.norm.running_mean, seen.mean(dim=0), atol=1e-3)
-    assert torch.equal(plain.linear.weight, method.linear.weight)
