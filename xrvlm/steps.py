@@ -74,8 +74,8 @@ def _made_of(value: Tensor) -> list[nn.Parameter]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):
-            found.append(node.variable)
+        if (parameter := getattr(node, "variable", None)) is not None:
+            found.append(parameter)
         waiting += [before for before, _ in node.next_functions]
     return found
 
