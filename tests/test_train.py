@@ -81,8 +81,10 @@ def test_the_rate_warms_up_and_falls_to_zero():
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("stop", [1, 3, 4])
 @pytest.mark.parametrize("selection", ["last", "val"])
-def test_a_resumed_run_ends_bit_equal(tmp_path, optimizer, stop, selection, monkeypatch):
-    recipe = replace(RECIPE, optimizer=optimizer, grad_clip=1.0, label_smoothing=0.1, balanced=True)
+@pytest.mark.parametrize("text_every", [1, 3])
+def test_a_resumed_run_ends_bit_equal(tmp_path, optimizer, stop, selection, text_every):
+    recipe = replace(RECIPE, optimizer=optimizer, grad_clip=1.0, label_smoothing=0.1, balanced=True,
+                     text_every=text_every)
     options = {"selection": selection, "val": Source() if selection == "val" else None}
     expected, progress = straight(recipe, **options)
     checkpoint = tmp_path / "last.safetensors"
@@ -154,7 +156,9 @@ def test_a_loss_that_is_not_finite_is_told():
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"optimizer": "lion"}, "unknown optimizer 'lion'"), ({"epochs": -1}, "epochs"), ({"batch_size": 1}, "batch_size"),
-    ({"learning_rate": 0.0}, "learning_rate"), ({"label_smoothing": 1.0}, "label_smoothing")])
+    ({"learning_rate": 0.0}, "learning_rate"), ({"label_smoothing": 1.0}, "label_smoothing"),
+    ({"text_every": 0}, "text_every"), ({"average_last": 2}, "average_last from 0 to the 1 epochs"),
+    ({"soup": [1, 0]}, r"such as \[0.5, 1, 2\], found \[1, 0\]"), ({"soup": 2.0}, "soup must be a list")])
 def test_bad_recipes_are_told(options, message):
     with pytest.raises(UserError, match=message):
         Recipe(**({"name": "bad", "epochs": 1} | options))
