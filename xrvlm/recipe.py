@@ -76,10 +76,12 @@ class Recipe:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        learned = list(parameters)
+        fused = True if all(parameter.is_cuda for parameter in learned) else None    # one kernel; None: torch's choice
         if self.optimizer == "sgd":
-            return torch.optim.SGD(parameters, self.learning_rate, momentum=self.momentum,
-                                   weight_decay=self.weight_decay)
-        return torch.optim.AdamW(parameters, self.learning_rate, weight_decay=self.weight_decay)
+            return torch.optim.SGD(learned, self.learning_rate, momentum=self.momentum,
+                                   weight_decay=self.weight_decay, fused=fused)
+        return torch.optim.AdamW(learned, self.learning_rate, weight_decay=self.weight_decay, fused=fused)
 
 
 TRAINING_FREE = Recipe("none", epochs=0)

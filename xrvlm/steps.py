@@ -21,8 +21,15 @@ def own_shares(source: FeatureSource, order: Sequence[Tensor], epoch: int, group
     shares = [batch[group.share(len(batch))] for batch in order]
     read = [share if len(share) else batch[:1] for share, batch in zip(shares, order, strict=True)]
     for batch, share, (x, y) in zip(order, shares, source.batches(read, epoch), strict=True):
-        own = x.map(lambda value: value[:len(share)].to(device, non_blocking=True))        # noqa: B023
-        yield len(batch), own, y[:len(share)].to(device)
+        own = x.map(lambda value: _moved(value[:len(share)], device))                      # noqa: B023
+        yield len(batch), own, _moved(y[:len(share)], device)
+
+
+def _moved(value: Tensor, device: torch.device) -> Tensor:
+    """On `device`. A copy to a GPU goes through pinned memory: from any other the host would wait for it."""
+    if value.device == device:
+        return value
+    return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
 
 
 class Stepper:
