@@ -225,7 +225,7 @@ def test_folders_that_are_no_synsets_are_told(tmp_path):
     with pytest.raises(UserError, match="val holds no folder of a class: .* such as n01440764"):
         imagenet_1k(root)
     (root / "val" / "dogs").mkdir()
-    with pytest.raises(UserError, match="holds dogs, where folders such as n01440764 are expected"):
+    with pytest.raises(UserError, match="holds dogs, where folders such as n01440764 belong"):
         imagenet_1k(root)
 
 

@@ -51,7 +51,7 @@ SCALARS: dict[str, tuple[type, str]] = {
     "pictures": (bool, "true or false"), "all_shots": (bool, "true or false"),
     "runs": (str, "a folder"), "device": (str, "auto, cpu, cuda or mps"), "images": (str, "a file or a folder"),
     "precision": (str, "auto, fp32, bf16 or fp16"), "selection": (str, "last or val"),
-    "protocol": (str, "few_shot or base_to_new"),
+    "protocol": (str, "few_shot or base_to_new"), "among": (str, "run or data"),
 }
 
 

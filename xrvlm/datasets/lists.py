@@ -99,7 +99,7 @@ def listing_of_folders(root: Path, parts: Mapping[str, Path], *, names: Mapping[
     held = {part: _class_folders(folder, left_out) for part, folder in parts.items()}
     there = set(chain.from_iterable(held.values()))
     if names is not None and (strange := sorted(there - names.keys())):
-        raise UserError(f"{root} holds {few(strange, 3)}, where folders such as {next(iter(names))} are expected; {FIX}")
+        raise UserError(f"{root} holds {few(strange, 3)}, where folders such as {next(iter(names))} belong; {FIX}")
     if bare := [parts[part] for part, folders in held.items() if not folders]:
         raise UserError(f"{bare[0]} holds no folder of a class: sort the images into folders, one a class"
                         f"{f', such as {next(iter(names))}' if names else ''}")
