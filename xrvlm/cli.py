@@ -24,6 +24,7 @@ xrvlm adapts a frozen CLIP to fine-grained recognition.
   xrvlm adapt data.root=DIR protocol=base_to_new    train on half of the classes, measure the others too
   xrvlm zeroshot data.root=DIR                      score a data set without a label
   xrvlm eval run=RUNDIR [data.root=OTHER]           score a finished run again, on other images or new classes
+                        [among=data]                ... and mask the classes that these images do not have
   xrvlm predict run=RUNDIR images=FILE_OR_DIR [classes=names.txt] [topk=5] [out=preds.csv]
   xrvlm predict backbone=vit_b16_openai classes=names.txt images=DIR        without a run: zero-shot
   xrvlm explain run=RUNDIR images=FILE_OR_DIR [against=CLASS] [out=DIR]     what the parts look at, and what decides
