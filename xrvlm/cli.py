@@ -24,6 +24,7 @@ xrvlm adapts a frozen CLIP to fine-grained recognition.
   xrvlm adapt data.root=DIR protocol=base_to_new    train on half of the classes, measure the others too
   xrvlm zeroshot data.root=DIR                      score a data set without a label
   xrvlm eval run=RUNDIR [data.root=OTHER]           score a finished run again, on other images or new classes
+                        [among=data]                ... and mask the classes that these images do not have
   xrvlm predict run=RUNDIR images=FILE_OR_DIR [classes=names.txt] [topk=5] [out=preds.csv]
   xrvlm predict backbone=vit_b16_openai classes=names.txt images=DIR        without a run: zero-shot
   xrvlm explain run=RUNDIR images=FILE_OR_DIR [against=CLASS] [out=DIR]     what the parts look at, and what decides
@@ -51,7 +52,7 @@ SCALARS: dict[str, tuple[type, str]] = {
     "pictures": (bool, "true or false"), "all_shots": (bool, "true or false"),
     "runs": (str, "a folder"), "device": (str, "auto, cpu, cuda or mps"), "images": (str, "a file or a folder"),
     "precision": (str, "auto, fp32, bf16 or fp16"), "selection": (str, "last or val"),
-    "protocol": (str, "few_shot or base_to_new"),
+    "protocol": (str, "few_shot or base_to_new"), "among": (str, "run or data"),
 }
 
 

@@ -41,11 +41,14 @@ def evaluate(config: DictConfig) -> None:
     from xrvlm.classifier import Classifier
     from xrvlm.data import without_images_of
     from xrvlm.files import digest
+    from xrvlm.protocols import check_among, transfer_record
     from xrvlm.run import evaluate as evaluate_on
 
+    check_among(config.among)
     folder = user_path(config.run)
+    own = OmegaConf.is_missing(config.data, "root") and HydraConfig.get().runtime.choices["data"] == "folder"
     classifier = Classifier.load(folder, device=config.device, precision=config.precision)
-    if OmegaConf.is_missing(config.data, "root"):
+    if own:
         dataset = _own_images(folder, config.data.get("class_names"))
         items = dataset.split.test
     else:
@@ -57,9 +60,15 @@ def evaluate(config: DictConfig) -> None:
     if new or _given_text(config):               # other words for the same classes are a turn too
         classifier = _turned(classifier, names, config, getattr(dataset.source, "root", None))
         key, told = [*key, classifier.about["classes"]], f"; {len(new)} of {len(names)} classes were not trained on"
+    elif len(names) < len(classifier.names) and config.among == "data":
+        key, told = [*key, "masked"], f"; among these {len(names)} of the run's {len(classifier.names)} classes"
+    elif len(names) < len(classifier.names):
+        told = f"; among all {len(classifier.names)} classes of the run (among=data: among these {len(names)})"
     place = folder / "eval" / f"{dataset.name}-{digest(key)[:10]}"
     summary = evaluate_on(classifier, dataset, items, place, features=_options(config).features,
-                          workers=config.workers)
+                          workers=config.workers, among=config.among)
+    if not own:
+        transfer_record(folder, place, dataset, classifier.about["classes"], summary, among=config.among)
     print(f"{dataset.name}: {_figures(summary)}{told}\n{place}")
 
 

@@ -91,7 +91,7 @@ def _run_section(row: Setting, name: str, root: Path, out: Path) -> str:
         parts.append("Of the base classes; its `predictions_new.csv` and `predictions_all.csv` hold the others.")
     for file, shows, read in ((PREDICTIONS, "confusion matrix", _confusion), (LOSSES, "training loss", _losses),
                               (METRICS_FILE, "classes", _classes)):
-        if file == LOSSES and row.first.learned_parameters == 0:
+        if file == LOSSES and (row.first.learned_parameters == 0 or row.first.protocol == "transfer"):
             continue
         if not (folder / file).is_file():
             parts.append(f"This run's folder holds no `{file}`.")
