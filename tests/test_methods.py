@@ -45,9 +45,12 @@ VARIANTS = {
     "xr_vlm alignment shared": ("xr_vlm", {"head": "alignment", "context": "shared", "name_position": "front"}),
     "coop class-specific": ("coop", {"context": "specific"}),
     "coop shared_then_specific": ("coop", {"context": "shared_then_specific", "context_words": "a photo of the"}),
+    "clip_adapter wide": ("clip_adapter", {"alpha": 0.6, "reduction": 1}),
+    "task_res whole": ("task_res", {"alpha": 1.0}),
     "linear_probe pooled+mid": ("linear_probe", {"inputs": "pooled+mid"}),
 }
-OPEN = {"zero_shot", "coop", "xr_vlm_plus", "xr_vlm_plus text", "xr_vlm_plus classes",
+OPEN = {"clip_adapter", "clip_adapter wide",
+        "zero_shot", "coop", "xr_vlm_plus", "xr_vlm_plus text", "xr_vlm_plus classes",
         "xr_vlm per_class shared text prior", "xr_vlm per_class shared", "xr_vlm per_class part_descriptions",
         "xr_vlm per_class_diagonal part_descriptions", "xr_vlm alignment shared"}
 CASES = {name: (name, {}) for name in METHODS} | VARIANTS

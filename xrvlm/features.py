@@ -86,6 +86,13 @@ class FeatureSource(Protocol):
         ...
 
 
+def pooled_features(source: FeatureSource) -> tuple[Tensor, Tensor]:
+    """(n, d) of unit norm, as the evaluation transform shows the images of `source`, and their labels (n,)."""
+    batches = [(x.pooled, y) for x, y in source.in_order()]
+    features, labels = (torch.cat(column) for column in zip(*batches, strict=True))
+    return features, labels.to(features.device)
+
+
 def training_order(labels: Tensor, seed: int, epoch: int, batch_size: int, *, balanced: bool = False) -> list[Tensor]:
     """The batches of an epoch as rows. Only a last batch of one is dropped: BatchNorm has no variance there."""
     draws = generator(seed, "order", epoch)
