@@ -20,10 +20,15 @@ if TYPE_CHECKING:
     from xrvlm.method import Method
     from xrvlm.methods import (
         CLAP,
+        DCLIP,
+        GDA,
         XRVLM,
+        ZPE,
         ClipAdapter,
         CoOp,
         LinearProbe,
+        LPPlusPlus,
+        ProLIP,
         ResidualProbe,
         TaskRes,
         TipAdapter,
@@ -48,8 +53,8 @@ _HOME = {
     "features": ("FeatureSettings",),
     "method": ("Method",),
     "methods": (
-        "CLAP", "XRVLM", "ClipAdapter", "CoOp", "LinearProbe", "ResidualProbe", "TaskRes", "TipAdapter", "XRVLMPlus",
-        "ZeroShot",
+        "CLAP", "DCLIP", "GDA", "XRVLM", "ZPE", "ClipAdapter", "CoOp", "LPPlusPlus", "LinearProbe", "ProLIP",
+        "ResidualProbe", "TaskRes", "TipAdapter", "XRVLMPlus", "ZeroShot",
     ),
     "recipe": ("Recipe",),
     "run": ("Run", "RunOptions", "adapt", "zero_shot"),
@@ -58,11 +63,11 @@ _HOME = {
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
-    "CLAP", "XRVLM", "ClassText", "Classifier", "ClipAdapter", "CoOp", "Dataset", "FeatureSettings", "Features",
-    "FrozenCLIP", "Item", "LinearProbe", "Method", "Recipe", "ResidualProbe", "Run", "RunOptions", "Split", "TaskRes",
-    "TipAdapter", "UserError", "XRVLMPlus", "ZeroShot", "adapt", "class_text", "export_onnx", "hub_dataset",
-    "image_folder", "load", "load_hf", "load_openclip", "load_tiny_clip", "load_world", "table", "wrap_hf",
-    "wrap_openclip", "zero_shot",
+    "CLAP", "DCLIP", "GDA", "XRVLM", "ZPE", "ClassText", "Classifier", "ClipAdapter", "CoOp", "Dataset",
+    "FeatureSettings", "Features", "FrozenCLIP", "Item", "LPPlusPlus", "LinearProbe", "Method", "ProLIP", "Recipe",
+    "ResidualProbe", "Run", "RunOptions", "Split", "TaskRes", "TipAdapter", "UserError", "XRVLMPlus", "ZeroShot",
+    "adapt", "class_text", "export_onnx", "hub_dataset", "image_folder", "load", "load_hf", "load_openclip",
+    "load_tiny_clip", "load_world", "table", "wrap_hf", "wrap_openclip", "zero_shot",
 ]
 
 

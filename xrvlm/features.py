@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
 from xrvlm.backbone import Features, FrozenCLIP, ImageTransform, Need
-from xrvlm.bank import FeatureBank, open_bank
+from xrvlm.bank import IN_FULL, FeatureBank, open_bank
 from xrvlm.data import ImageDataset, ImageSource, Item
 from xrvlm.distributed import together
 from xrvlm.draws import generator
@@ -178,7 +178,7 @@ def bank_bytes(clip: FrozenCLIP, count: int, settings: FeatureSettings, needs: C
     """How large the bank of `count` images would be on disk."""
     width = torch.finfo(getattr(torch, settings.dtype)).bits // 8
     shapes = _row_shapes(clip, needs, views)
-    return count * sum(shape.numel() * (4 if name == "pooled" else width) for name, shape in shapes.items())
+    return count * sum(shape.numel() * (4 if name in IN_FULL else width) for name, shape in shapes.items())
 
 
 def feature_source(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item], settings: FeatureSettings, *,
