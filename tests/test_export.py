@@ -67,7 +67,8 @@ def check(model: Classifier, path: Path) -> None:
         torch.testing.assert_close(logits.softmax(dim=1), expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("case", ["tip_adapter", "linear_probe pooled+mid", "xr_vlm_plus", "xr_vlm diagonal",
+@pytest.mark.parametrize("case", ["tip_adapter", "clip_adapter", "gda", "prolip",
+                                  "linear_probe pooled+mid", "xr_vlm_plus", "xr_vlm diagonal",
                                   "xr_vlm per_class shared text prior", "xr_vlm alignment"])
 def test_methods(tmp_path, clip, case):
     model = classifier(clip, case)
