@@ -35,7 +35,7 @@ def clip() -> FrozenCLIP:
 def classifier(clip: FrozenCLIP, case: str) -> Classifier:
     """Not trained, but with statistics that are drawn, so that no normalisation is an identity."""
     x = clip.encode_image(images(12, clip.transform.image_size), {"pooled", "tokens", "mid_tokens"})
-    shard = {name: value[:, None] for name, value in vars(x).items()}
+    shard = {name: value[:, None] for name, value in vars(x).items() if value is not None}
     support = FeatureBank([shard], 12, tuple(map(str, range(12))), torch.arange(4).repeat(3), views=0, seed=1)
     make = factory(case)
     make.keywords.update(SHORT.get(CASES[case][0], {}))

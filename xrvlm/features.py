@@ -36,7 +36,7 @@ class FeatureSettings:
             augmentations and runs the tower in every epoch, as papers do.
         views: augmented views an image in the bank; 0 trains on the evaluation view.
         crop_scale, flip: see `Augmentation`.
-        dtype: of positions on disk (pooled features are always float32).
+        dtype: of positions on disk (one vector a view, as the pooled one, is always float32).
         budget_gb: a bank larger than this is not written: training goes online, evaluation is streamed.
         cache: folder of the banks; None: $XRVLM_CACHE, or ~/.cache/xrvlm.
         gpu_gb: a bank up to this size stays in the memory of the GPU, a larger one is read from disk batch by batch.
