@@ -45,9 +45,14 @@ VARIANTS = {
     "xr_vlm alignment shared": ("xr_vlm", {"head": "alignment", "context": "shared", "name_position": "front"}),
     "coop class-specific": ("coop", {"context": "specific"}),
     "coop shared_then_specific": ("coop", {"context": "shared_then_specific", "context_words": "a photo of the"}),
+    "clip_adapter wide": ("clip_adapter", {"alpha": 0.6, "reduction": 1}),
+    "dclip features": ("dclip", {"pooling": "features"}),
+    "gda alone": ("gda", {"alpha": 100.0}),
+    "task_res whole": ("task_res", {"alpha": 1.0}),
     "linear_probe pooled+mid": ("linear_probe", {"inputs": "pooled+mid"}),
 }
-OPEN = {"zero_shot", "coop", "xr_vlm_plus", "xr_vlm_plus text", "xr_vlm_plus classes",
+OPEN = {"clip_adapter", "clip_adapter wide", "dclip", "dclip features", "prolip", "zpe",
+        "zero_shot", "coop", "xr_vlm_plus", "xr_vlm_plus text", "xr_vlm_plus classes",
         "xr_vlm per_class shared text prior", "xr_vlm per_class shared", "xr_vlm per_class part_descriptions",
         "xr_vlm per_class_diagonal part_descriptions", "xr_vlm alignment shared"}
 CASES = {name: (name, {}) for name in METHODS} | VARIANTS
@@ -68,7 +73,7 @@ def bank(clip) -> FeatureBank:
         labels = torch.arange(4).repeat(4)
         size = clip.transform.image_size
         images = torch.randn(4, 1, 3, size, size)[labels] + 0.5 * torch.randn(16, 3, 3, size, size)
-    encoded = clip.encode_image(images.flatten(0, 1), {"pooled", "tokens", "mid_tokens"})
+    encoded = clip.encode_image(images.flatten(0, 1), {"pooled", "tokens", "mid_tokens", "unprojected"})
     shard = {name: value.unflatten(0, (16, 3)) for name, value in vars(encoded).items()}
     return FeatureBank([shard], 16, tuple(f"{i}.png" for i in range(16)), labels, views=2, seed=1)
 
@@ -118,7 +123,7 @@ def test_what_the_record_and_the_bank_need_is_said(case, clip, bank):
     assert method.label
     assert set(method.prompts.split(" + ")) <= {"names", "descriptions", "learned", "part_descriptions",
                                                 "learned_from_descriptions", "vectors", "none"}
-    assert method.needs <= {"pooled", "tokens", "mid_tokens"}
+    assert method.needs <= {"pooled", "tokens", "mid_tokens", "unprojected"}
     only = Features(**{name: value if name in method.needs | {"pooled"} else None
                        for name, value in vars(some(bank)).items()})
     assert torch.equal(method.logits(only, method.class_features(clip)),

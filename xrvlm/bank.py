@@ -21,6 +21,7 @@ from xrvlm.files import digest, write_atomically, write_json
 log = logging.getLogger(__name__)
 FORMAT = 1
 SHARD_BYTES = 64e6
+IN_FULL = frozenset({"pooled", "unprojected"})       # one vector a view: always float32 on disk
 
 
 @dataclass
@@ -154,7 +155,7 @@ def _make(shards: Mapping[Path, range], name: str, encoded: Iterable[Features], 
 
 def _on_disk(batch: Features, dtype: torch.dtype) -> dict[str, Tensor]:
     """Converted where the tower ran, then brought to the CPU."""
-    return {key: (value if key == "pooled" else value.to(dtype)).cpu() for key, value in vars(batch).items()
+    return {key: (value if key in IN_FULL else value.to(dtype)).cpu() for key, value in vars(batch).items()
             if value is not None}
 
 

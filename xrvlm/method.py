@@ -14,7 +14,8 @@ from xrvlm.recipe import Recipe
 from xrvlm.text import ClassText
 
 OPEN_METHODS = ("zero_shot, xr_vlm_plus, coop with a shared context, and xr_vlm with head per_class, "
-                "per_class_diagonal or alignment and a shared context or part descriptions")
+                "per_class_diagonal or alignment and a shared context or part descriptions, "
+                "as well as clip_adapter, dclip, prolip and zpe")
 
 
 class Method(nn.Module, ABC):

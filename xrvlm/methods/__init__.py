@@ -1,11 +1,22 @@
 """One file a method; each class is final and owns only what it learns."""
 
+from xrvlm.methods.clap import CLAP
+from xrvlm.methods.clip_adapter import ClipAdapter
 from xrvlm.methods.coop import CoOp
+from xrvlm.methods.dclip import DCLIP
+from xrvlm.methods.gda import GDA
 from xrvlm.methods.linear_probe import LinearProbe
+from xrvlm.methods.lp_plus_plus import LPPlusPlus
+from xrvlm.methods.prolip import ProLIP
 from xrvlm.methods.residual_probe import ResidualProbe
+from xrvlm.methods.task_res import TaskRes
 from xrvlm.methods.tip_adapter import TipAdapter
 from xrvlm.methods.xr_vlm import XRVLM
 from xrvlm.methods.xr_vlm_plus import XRVLMPlus
 from xrvlm.methods.zero_shot import ZeroShot
+from xrvlm.methods.zpe import ZPE
 
-__all__ = ["XRVLM", "CoOp", "LinearProbe", "ResidualProbe", "TipAdapter", "XRVLMPlus", "ZeroShot"]
+__all__ = [
+    "CLAP", "DCLIP", "GDA", "XRVLM", "ZPE", "ClipAdapter", "CoOp", "LPPlusPlus", "LinearProbe", "ProLIP",
+    "ResidualProbe", "TaskRes", "TipAdapter", "XRVLMPlus", "ZeroShot",
+]
