@@ -16,6 +16,7 @@ from xrvlm.classifier import Classifier, describe
 from xrvlm.draws import seeded
 from xrvlm.errors import UserError
 from xrvlm.evaluation import probabilities
+from xrvlm.features import without_labels
 from xrvlm.methods import XRVLM, ZeroShot
 from xrvlm.recipe import Recipe
 from xrvlm.text import class_text
@@ -92,6 +93,8 @@ def trained(case, clip, bank, text=None):
         method = factory(case)(clip, text or classes())
     method.prepare(clip, bank)
     fit(method, clip, bank, SHORT, seed=1)
+    if method.transductive:
+        method.transduce(clip, without_labels(bank), bank if method.learns else None)
     return method.eval()
 
 

@@ -188,6 +188,16 @@ def feature_source(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item],
     return OnlineFeatures(clip, source, tuple(items), needs, settings.augmentation, seed, workers)
 
 
+def without_labels(source: FeatureSource) -> Features:
+    """All of `source` as the evaluation transform shows it, in a drawn order: its own goes by class, more often than
+    not, and would tell labels.
+    """
+    batches = [vars(x) for x, _ in source.in_order()]
+    order = torch.randperm(len(source.labels), generator=generator(0, "without labels"))
+    return Features(**{name: torch.cat([batch[name] for batch in batches])[order]
+                       for name, value in batches[0].items() if value is not None})
+
+
 @dataclass(frozen=True)
 class _EvaluationViews:
     transform: ImageTransform

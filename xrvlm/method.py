@@ -26,11 +26,11 @@ class Method(nn.Module, ABC):
     """
 
     needs: frozenset[Need] = frozenset({"pooled"})
-    learns: ClassVar[bool] = True                    # from labelled images; False: the text alone
+    learns: bool = True                              # from labelled images; False: without any
     # the loss is a mean over the rows of a batch, which meet in `distributed.BatchNorm` alone, and draws nothing: then
     # processes can share out a batch; without it one of them trains while the others wait
     splits_batches: ClassVar[bool] = False
-    transductive: ClassVar[bool] = False             # sees the test images, without labels, in `prepare`
+    transductive: ClassVar[bool] = False             # sees the test images, without labels, in `transduce`
     open_classes: bool = False                       # `for_classes` turns it to other classes
     bound_by: str | None = None
     recipe: Recipe                                   # the class's own; an option may choose another
@@ -45,6 +45,13 @@ class Method(nn.Module, ABC):
 
     def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None) -> None:
         """Closed forms, data-dependent starts, text encoded once. Called once before training; skipped on load."""
+
+    def transduce(self, clip: FrozenCLIP, unlabelled: Features, support: FeatureSource | None,
+                  val: FeatureSource | None = None) -> None:
+        """A transductive method's last step, behind `prepare` and training: all test images at once, in an order that
+        tells nothing, without labels. Skipped on load.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is not transductive, or has no `transduce`")
 
     @abstractmethod
     def class_features(self, clip: FrozenCLIP) -> Tensor:

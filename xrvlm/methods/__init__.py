@@ -4,8 +4,9 @@ from xrvlm.methods.coop import CoOp
 from xrvlm.methods.linear_probe import LinearProbe
 from xrvlm.methods.residual_probe import ResidualProbe
 from xrvlm.methods.tip_adapter import TipAdapter
+from xrvlm.methods.trans_clip import TransCLIP
 from xrvlm.methods.xr_vlm import XRVLM
 from xrvlm.methods.xr_vlm_plus import XRVLMPlus
 from xrvlm.methods.zero_shot import ZeroShot
 
-__all__ = ["XRVLM", "CoOp", "LinearProbe", "ResidualProbe", "TipAdapter", "XRVLMPlus", "ZeroShot"]
+__all__ = ["XRVLM", "CoOp", "LinearProbe", "ResidualProbe", "TipAdapter", "TransCLIP", "XRVLMPlus", "ZeroShot"]
