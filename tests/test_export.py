@@ -20,6 +20,7 @@ from xrvlm.bank import FeatureBank
 from xrvlm.classifier import describe
 from xrvlm.cli import main
 from xrvlm.draws import seeded
+from xrvlm.features import without_labels
 from xrvlm.images import read_image
 from xrvlm.views import evaluation_view
 
@@ -42,6 +43,8 @@ def classifier(clip: FrozenCLIP, case: str) -> Classifier:
     with seeded(1, "initial weights"):
         method = make(clip, classes())
         method.prepare(clip, support)
+        if method.transductive:
+            method.transduce(clip, without_labels(support), support)
         for name, value in method.state_dict().items():
             if name.endswith("running_var"):
                 value.uniform_(0.5, 2.0)
@@ -68,10 +71,17 @@ def check(model: Classifier, path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", ["tip_adapter", "linear_probe pooled+mid", "xr_vlm_plus", "xr_vlm diagonal",
-                                  "xr_vlm per_class shared text prior", "xr_vlm alignment"])
+                                  "xr_vlm per_class shared text prior", "xr_vlm alignment", "plot", "gallop",
+                                  "trans_clip"])
 def test_methods(tmp_path, clip, case):
     model = classifier(clip, case)
     check(model, export_onnx(model, tmp_path / "model.onnx"))
+
+
+def test_class_features_of_every_image_are_refused(tmp_path, clip):
+    with pytest.raises(UserError, match="^CoCoOp runs the text tower anew for every image, .* such as coop$"):
+        export_onnx(classifier(clip, "cocoop"), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("kind", ["resnet", "timm map", "hf clip"])

@@ -116,11 +116,11 @@ def reference(method, queries, shots, labels, power, gamma):
                 heard = sum((w[i, j] + w[j, i]) * z[j] for j in range(n))
                 new.append((power * y[i].log() + gauss / 50 + heard / 6).softmax(dim=0))
             z[:q] = new
-        if turn == 10:
-            return torch.stack(z[:q]), torch.stack(mu), sigma
-        mu = [sum(weight[i] * z[i][k] * f[i] for i in range(n)) for k in range(c)]
-        mu = [m / m.norm() for m in mu]
-        sigma = sum(weight[i] * z[i][k] * (f[i] - mu[k]) ** 2 for i in range(n) for k in range(c)) / sum(weight)
+        if turn < 10:
+            mu = [sum(weight[i] * z[i][k] * f[i] for i in range(n)) for k in range(c)]
+            mu = [m / m.norm() for m in mu]
+            sigma = sum(weight[i] * z[i][k] * (f[i] - mu[k]) ** 2 for i in range(n) for k in range(c)) / sum(weight)
+    return torch.stack(z[:q]), torch.stack(mu), sigma
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -198,9 +198,9 @@ def test_saved_with_the_images_it_has_seen(clip, tmp_path):
     assert torch.equal(probabilities(loaded, clip, test), probabilities(method, clip, test))
 
 
-@pytest.mark.parametrize(("labelled", "label", "shots"), [(True, "TransCLIP †", 2), (False, "TransCLIP zero-shot †", 0)])
-def test_a_run_is_marked_as_transductive_and_sees_no_label_of_the_test_part(tmp_path, clip, monkeypatch, labelled, label,
-                                                                            shots):
+@pytest.mark.parametrize(("labelled", "label", "shots"),
+                         [(True, "TransCLIP †", 2), (False, "TransCLIP zero-shot †", 0)])
+def test_a_run_is_marked_and_sees_no_label_of_the_test_part(tmp_path, clip, monkeypatch, labelled, label, shots):
     given = {}
     transduce = TransCLIP.transduce
 

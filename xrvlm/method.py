@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from copy import deepcopy
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +14,9 @@ from xrvlm.recipe import Recipe
 from xrvlm.text import ClassText
 
 OPEN_METHODS = ("zero_shot, xr_vlm_plus, coop with a shared context, and xr_vlm with head per_class, "
-                "per_class_diagonal or alignment and a shared context or part descriptions")
+                "per_class_diagonal or alignment and a shared context or part descriptions, as well as cocoop, gallop, "
+                "and plot with a shared context")
+ClassFeatures = Any                      # a Tensor, but for methods whose class features depend on the image
 
 
 class Method(nn.Module, ABC):
@@ -54,11 +56,14 @@ class Method(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} is not transductive, or has no `transduce`")
 
     @abstractmethod
-    def class_features(self, clip: FrozenCLIP) -> Tensor:
-        """The language side, (..., c, d): computed once per evaluation and in every training step."""
+    def class_features(self, clip: FrozenCLIP) -> ClassFeatures:
+        """The language side, (..., c, d): computed once per evaluation and in every training step.
+
+        Where it depends on the image: what `logits` makes it with, bound to the tower, such as `cocoop.BoundPrompts`.
+        """
 
     @abstractmethod
-    def logits(self, x: Features, class_features: Tensor) -> Tensor:
+    def logits(self, x: Features, class_features: ClassFeatures) -> Tensor:
         """(b, c)"""
 
     def for_classes(self, clip: FrozenCLIP, classes: ClassText) -> Self:
