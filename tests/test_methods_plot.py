@@ -64,6 +64,13 @@ def test_a_plan_has_the_marginals_it_should():
     torch.testing.assert_close(single, found, rtol=1e-5, atol=1e-7, msg="each pair stops on its own")
 
 
+def test_a_graph_that_cannot_stop_early_finds_the_same_plan(monkeypatch):
+    cost = torch.rand(5, 7, 4, generator=torch.Generator().manual_seed(1))
+    expected = plan(cost)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert torch.equal(plan(cost), expected)
+
+
 def test_logits_are_the_scaled_distance_of_the_grid_to_the_prompts(clip):
     method = made(clip, text_parts=3)
     tokens = torch.randn(2, 17, clip.embed_dim, generator=torch.Generator().manual_seed(2))    # a class token in front
