@@ -119,6 +119,12 @@ def test_what_reads_class_features_says_so(clip, tmp_path):
         explain(classifier, [])
 
 
+def test_batches_share_no_pass_of_the_language_side(clip):
+    bank = made_bank(clip, CLASSES, torch.arange(3).repeat(4))
+    with pytest.raises(UserError, match="^CoCoOp makes class features of every image anew, .* recipe.text_every=1"):
+        fit(made(clip), clip, bank, replace(SHORT, text_every=2), seed=1)
+
+
 @pytest.mark.parametrize("reduction", [0, 17])
 def test_a_bad_width_is_told(clip, reduction):
     with pytest.raises(UserError, match=f"method.reduction must be from 1 to the joint dimension of .*, 16; found "

@@ -16,7 +16,7 @@ from xrvlm.text import ClassText
 OPEN_METHODS = ("zero_shot, xr_vlm_plus, coop with a shared context, and xr_vlm with head per_class, "
                 "per_class_diagonal or alignment and a shared context or part descriptions, as well as cocoop, gallop, "
                 "and plot with a shared context")
-ClassFeatures = Any                      # a Tensor, but for methods whose class features depend on the image
+ClassFeatures = Any                      # a Tensor, but where every image has class features of its own
 
 
 class Method(nn.Module, ABC):
@@ -57,9 +57,10 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def class_features(self, clip: FrozenCLIP) -> ClassFeatures:
-        """The language side, (..., c, d): computed once per evaluation and in every training step.
+        """All that depends on the classes and on no image, (..., c, d) or of another width: computed once per
+        evaluation and in every training step.
 
-        Where it depends on the image: what `logits` makes it with, bound to the tower, such as `cocoop.BoundPrompts`.
+        Where every image has class features of its own: what `logits` makes them with (`cocoop.BoundPrompts`).
         """
 
     @abstractmethod
