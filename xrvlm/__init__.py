@@ -22,16 +22,20 @@ if TYPE_CHECKING:
         CLAP,
         DCLIP,
         GDA,
+        PLOT,
         XRVLM,
         ZPE,
         ClipAdapter,
+        CoCoOp,
         CoOp,
+        GalLoP,
         LinearProbe,
         LPPlusPlus,
         ProLIP,
         ResidualProbe,
         TaskRes,
         TipAdapter,
+        TransCLIP,
         XRVLMPlus,
         ZeroShot,
     )
@@ -53,8 +57,9 @@ _HOME = {
     "features": ("FeatureSettings",),
     "method": ("Method",),
     "methods": (
-        "CLAP", "DCLIP", "GDA", "XRVLM", "ZPE", "ClipAdapter", "CoOp", "LPPlusPlus", "LinearProbe", "ProLIP",
-        "ResidualProbe", "TaskRes", "TipAdapter", "XRVLMPlus", "ZeroShot",
+        "CLAP", "DCLIP", "GDA", "PLOT", "XRVLM", "ZPE", "ClipAdapter", "CoCoOp", "CoOp", "GalLoP",
+        "LPPlusPlus", "LinearProbe", "ProLIP", "ResidualProbe", "TaskRes", "TipAdapter", "TransCLIP",
+        "XRVLMPlus", "ZeroShot",
     ),
     "recipe": ("Recipe",),
     "run": ("Run", "RunOptions", "adapt", "zero_shot"),
@@ -63,11 +68,12 @@ _HOME = {
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
-    "CLAP", "DCLIP", "GDA", "XRVLM", "ZPE", "ClassText", "Classifier", "ClipAdapter", "CoOp", "Dataset",
-    "FeatureSettings", "Features", "FrozenCLIP", "Item", "LPPlusPlus", "LinearProbe", "Method", "ProLIP", "Recipe",
-    "ResidualProbe", "Run", "RunOptions", "Split", "TaskRes", "TipAdapter", "UserError", "XRVLMPlus", "ZeroShot",
-    "adapt", "class_text", "export_onnx", "hub_dataset", "image_folder", "load", "load_hf", "load_openclip",
-    "load_tiny_clip", "load_world", "table", "wrap_hf", "wrap_openclip", "zero_shot",
+    "CLAP", "DCLIP", "GDA", "PLOT", "XRVLM", "ZPE", "ClassText", "Classifier", "ClipAdapter", "CoCoOp", "CoOp",
+    "Dataset", "FeatureSettings", "Features", "FrozenCLIP", "GalLoP", "Item", "LPPlusPlus", "LinearProbe",
+    "Method", "ProLIP", "Recipe", "ResidualProbe", "Run", "RunOptions", "Split", "TaskRes", "TipAdapter",
+    "TransCLIP", "UserError", "XRVLMPlus", "ZeroShot", "adapt", "class_text", "export_onnx", "hub_dataset",
+    "image_folder", "load", "load_hf", "load_openclip", "load_tiny_clip", "load_world", "table", "wrap_hf",
+    "wrap_openclip", "zero_shot",
 ]
 
 

@@ -202,6 +202,16 @@ def feature_source(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item],
     return OnlineFeatures(clip, source, tuple(items), needs, settings.augmentation, seed, workers)
 
 
+def without_labels(source: FeatureSource) -> Features:
+    """All of `source` as the evaluation transform shows it, in a drawn order: its own goes by class, more often than
+    not, and would tell labels.
+    """
+    batches = [vars(x) for x, _ in source.in_order()]
+    order = torch.randperm(len(source.labels), generator=generator(0, "without labels"))
+    return Features(**{name: torch.cat([batch[name] for batch in batches])[order]
+                       for name, value in batches[0].items() if value is not None})
+
+
 def stays_on(device: torch.device, size: int, settings: FeatureSettings) -> bool:
     """Whether a bank of `size` bytes is kept in the memory of `device`, a GPU, while it is used."""
     if device.type != "cuda":

@@ -18,7 +18,7 @@ from xrvlm.distributed import Group, processes
 from xrvlm.draws import seeded
 from xrvlm.errors import UserError, unknown
 from xrvlm.evaluation import probabilities
-from xrvlm.features import FeatureSettings, FeatureSource, feature_source
+from xrvlm.features import FeatureSettings, FeatureSource, feature_source, without_labels
 from xrvlm.files import digest, user_path, write_json, write_text
 from xrvlm.method import Method
 from xrvlm.methods import XRVLM, ZeroShot
@@ -247,6 +247,10 @@ class _Job:
         with group.together():
             tests = [self._source(part.test, 0) for part in (self.split, self.new) if part is not None]
         if group.first:
+            if self.method.transductive:
+                start = time.perf_counter()
+                self.method.transduce(self.clip, without_labels(tests[0]), train, val)
+                seconds += time.perf_counter() - start
             run = self._conclude(train, tests, progress, seconds + progress.seconds)
             checkpoint.unlink(missing_ok=True)
         group.meet()
