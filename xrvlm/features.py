@@ -140,15 +140,10 @@ def extract(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item], settin
     A batch is always full, if with empty images: then an image has the same features, bit for bit, whatever stands
     beside it (tests/test_features.py; CPUs. Kernels of a GPU may choose otherwise).
     """
-    key = {
-        "backbone": clip.fingerprint, "precision": clip.precision, "transform": asdict(clip.transform),
-        "dtype": settings.dtype, "views": views,
-        "augmentation": asdict(settings.augmentation) | {"seed": seed} if views else None,
-    }
     ids = tuple(item.id for item in items)
     view = _BankViews(clip.transform, settings.augmentation, ids, seed, views)
-    most = EXTRACTION_BATCH if clip.device.type == "cuda" else CPU_BATCH
-    size = max(1, most // (views + 1))
+    store = _store(clip, settings, needs, views, seed)
+    size = store.batch
 
     def encode(shards: Sequence[Sequence[int]]) -> Iterable[Features]:
         batches = [batch for rows in shards for batch in torch.tensor(rows).split(size)]
@@ -157,12 +152,17 @@ def extract(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item], settin
             features = clip.encode_image(torch.cat([images, empty]).flatten(0, 1), needs)
             yield features.map(lambda value: value.unflatten(0, (size, views + 1))[:len(chosen)])    # noqa: B023
 
-    store = Store(settings.folder, key, _row_shapes(clip, needs, views), getattr(torch, settings.dtype), size)
     silent = None if together().first else True
     with tqdm(total=len(items), unit="image", desc="features", disable=silent, leave=False) as progress:
-        return open_bank(store, [source.fingerprint([item_id]) for item_id in ids], encode, ids=ids,
+        return open_bank(store, _stamps(source, items), encode, ids=ids,
                          labels=torch.tensor([item.label for item in items]), seed=seed, lock=_lock_name(source),
                          progress=progress.update)
+
+
+def images_to_encode(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item], settings: FeatureSettings, *,
+                     needs: Collection[Need], views: int, seed: int) -> int:
+    """How many images `extract` would run the tower on."""
+    return len(_store(clip, settings, needs, views, seed).missing(_stamps(source, items)))
 
 
 def evaluation_batches(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item], *,
@@ -266,3 +266,18 @@ def _row_shapes(clip: FrozenCLIP, needs: Collection[Need], views: int) -> dict[s
 def _lock_name(source: ImageSource) -> str:
     """Sweeps over other folders of images do not wait for each other."""
     return f".lock-{digest(str(getattr(source, 'root', '')))[:12]}"
+
+
+def _stamps(source: ImageSource, items: Sequence[Item]) -> list[str]:
+    return [source.fingerprint([item.id]) for item in items]
+
+
+def _store(clip: FrozenCLIP, settings: FeatureSettings, needs: Collection[Need], views: int, seed: int) -> Store:
+    key = {
+        "backbone": clip.fingerprint, "precision": clip.precision, "transform": asdict(clip.transform),
+        "dtype": settings.dtype, "views": views,
+        "augmentation": asdict(settings.augmentation) | {"seed": seed} if views else None,
+    }
+    most = EXTRACTION_BATCH if clip.device.type == "cuda" else CPU_BATCH
+    return Store(settings.folder, key, _row_shapes(clip, needs, views), getattr(torch, settings.dtype),
+                 max(1, most // (views + 1)))
