@@ -1,10 +1,11 @@
 """Cross-validation of several methods on the labelled images, within a time budget. Knows no Hydra."""
 
 import logging
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,12 @@ class Comparison:
     about: str                           # what the numbers are
 
     def write(self, command: str) -> str:
-        """compare.md and compare.json; the table and the advice as the terminal shows them. `command` trains what is
-        recommended on all labels.
+        """Finish compare.md and write compare.json; returns the table and the advice as the terminal shows them.
+
+        `command` is what trains the recommended method on all labels.
         """
         chosen = self.recommendation.chosen
-        advice = [f"Recommended: {chosen.words}. {' '.join(self.recommendation.reasons)}",
+        advice = [textwrap.fill(f"Recommended: {chosen.words}. {' '.join(self.recommendation.reasons)}", 120),
                   f"Train it on all labels and measure it on the test part:\n\n    {command}"]
         write_text(self.folder / "compare.md", markdown_report(self.scores, self.left_out, self.about, advice))
         rows = [asdict(score) | {"accuracy": score.accuracy, "standard_error": standard_error(score)}
@@ -168,7 +170,7 @@ class _Work:
     def done(self, candidates: Sequence[Candidate]) -> Comparison:
         scores: list[Score] = []
         left_out: dict[str, str] = {}
-        about = caption(int((self.fold >= 0).sum()), len(self.numbers), len(candidates))
+        about = partial(caption, int((self.fold >= 0).sum()), len(self.numbers))
         plans = [self._plan(candidate) for candidate in candidates]
         with tqdm(total=len(plans) * len(self.numbers), unit="fold", desc="compare", disable=None) as progress:
             for index, (candidate, plan) in enumerate(zip(candidates, plans, strict=True), start=1):
@@ -180,10 +182,10 @@ class _Work:
                     log.warning("%s is left out: %s", candidate.words, found)
                 else:
                     scores.append(found)
-                write_text(self.folder / "compare.md", markdown_report(scores, left_out, about, ()))
+                write_text(self.folder / "compare.md", markdown_report(scores, left_out, about(len(scores)), ()))
         if not scores:
             raise UserError(f"none of the candidates could be scored: {'; '.join(left_out.values())}")
-        return Comparison(self.folder, tuple(scores), left_out, recommend(scores), about)
+        return Comparison(self.folder, tuple(scores), left_out, recommend(scores), about(len(scores)))
 
     def _plan(self, candidate: Candidate) -> _Plan | str:
         """The reason, where the method does not fit the data."""
