@@ -33,7 +33,7 @@ SHARD_IMAGES = 1024                      # at most, so that an interruption neve
 class FeatureBank:
     """Features of n images in v views, view 0 as the evaluation transform shows it; float32 when read."""
 
-    shards: Sequence[Mapping[str, Tensor]]           # each (rows, v, ...), memory-mapped
+    shards: Sequence[Mapping[str, Tensor]]           # each (rows, v, ...), memory-mapped; or one on a GPU
     rows_per_shard: int
     ids: tuple[str, ...]
     labels: Tensor                                   # (n,)
@@ -41,27 +41,37 @@ class FeatureBank:
     seed: int
     places: Tensor | None = None                     # (n,) shard * rows_per_shard + row of each; None: one by one
 
+    @property
+    def device(self) -> torch.device:
+        """Where the features are, and the batches."""
+        return self.shards[0]["pooled"].device
+
     def batches(self, order: Sequence[Tensor], epoch: int) -> Iterator[tuple[Features, Tensor]]:
         """Each image in one of its augmented views, drawn anew for every epoch."""
         view = torch.zeros(len(self.labels), dtype=torch.long)                             # (n,)
         if self.views:
             view = torch.randint(1, self.views + 1, view.shape, generator=generator(self.seed, "view of", epoch))
-        for rows in order:
-            yield self.select(rows, view[rows]), self.labels[rows]
+        every, sizes = torch.cat(list(order)), [len(rows) for rows in order]
+        of_epoch = torch.stack([every, view[every], self.labels[every]]).to(self.device)   # (3, all), one copy an epoch
+        for rows, views, labels in of_epoch.split(sizes, dim=1):
+            yield self.select(rows, views), labels
 
     def in_order(self, batch_size: int = 256) -> Iterator[tuple[Features, Tensor]]:
-        for rows in torch.arange(len(self.labels)).split(batch_size):
-            yield self.select(rows, torch.zeros_like(rows)), self.labels[rows]
+        every = torch.arange(len(self.labels), device=self.device)
+        for rows, labels in zip(every.split(batch_size), self.labels.split(batch_size), strict=True):
+            yield self.select(rows, torch.zeros_like(rows)), labels
 
     def take(self, rows: Tensor) -> "FeatureBank":
         """The bank of images `rows` (k,) alone; nothing is copied."""
-        places = rows if self.places is None else self.places[rows]                        # (k,)
+        places = rows if self.places is None else self.places.cpu()[rows]                  # (k,)
         return replace(self, ids=tuple(self.ids[row] for row in rows.tolist()), labels=self.labels[rows],
-                       places=places)
+                       places=places.to(self.device))
 
     def select(self, rows: Tensor, views: Tensor) -> Features:
         """float32 features of images `rows` (b,) in views `views` (b,)."""
         places = rows if self.places is None else self.places[rows]                        # (b,)
+        if len(self.shards) == 1:
+            return Features(**{name: values[places, views].float() for name, values in self.shards[0].items()})
         shard, row = places // self.rows_per_shard, places % self.rows_per_shard           # (b,), (b,)
         chosen: dict[str, Tensor] = {}
         for index in shard.unique().tolist():
@@ -71,6 +81,22 @@ class FeatureBank:
                 picked = values[local, views[here]].float()                                # (k, ...)
                 chosen.setdefault(name, picked.new_empty(len(rows), *picked.shape[1:]))[here] = picked
         return Features(**chosen)
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.labels) * sum(values[:1].nbytes for values in self.shards[0].values())
+
+    def resident(self, device: torch.device) -> "FeatureBank":
+        """The same bank in the memory of `device`, as one shard of its images alone."""
+        whole = {name: values.new_empty((len(self.labels), *values.shape[1:]), device=device)
+                 for name, values in self.shards[0].items()}
+        places = torch.arange(len(self.labels)) if self.places is None else self.places               # (n,)
+        for index, shard in enumerate(self.shards):
+            here = (places // self.rows_per_shard == index).nonzero().squeeze(1)                      # (k,)
+            rows, there = places[here] % self.rows_per_shard, here.to(device)                         # (k,), (k,)
+            for name, values in shard.items():           # shard by shard: a copy of the whole has no room beside it
+                whole[name][there] = values[rows].to(device)
+        return replace(self, shards=[whole], rows_per_shard=max(1, len(self.labels)), places=None)
 
 
 @dataclass(frozen=True)

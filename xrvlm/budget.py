@@ -38,8 +38,9 @@ def training_seconds(method: Method, clip: FrozenCLIP, support: FeatureBank, rec
     start = time.perf_counter()
     method.prepare(clip, support)
     prepared = time.perf_counter() - start
-    count = min(len(support.labels), PILOT_BATCHES * recipe.batch_size)
-    some, short = support.take(torch.arange(count)), replace(recipe, epochs=1)
+    count = min(len(support.labels), max(PILOT_BATCHES, recipe.text_every) * recipe.batch_size)
+    some = support.take(torch.arange(count))
+    short = replace(recipe, epochs=1, average_last=min(1, recipe.average_last))
     fit(method, clip, some, short, seed=seed)                                  # the first steps are slower
     return prepared + fit(method, clip, some, short, seed=seed).seconds * recipe.epochs * len(support.labels) / count
 

@@ -21,7 +21,7 @@ from xrvlm.data import Dataset, Item, sample_shots, with_test_part
 from xrvlm.draws import seeded
 from xrvlm.errors import UserError
 from xrvlm.evaluation import probabilities
-from xrvlm.features import FeatureSettings, bank_bytes, extract, images_to_encode
+from xrvlm.features import FeatureSettings, bank_bytes, feature_source, images_to_encode
 from xrvlm.files import alone, digest, read_json, user_path, write_json, write_text
 from xrvlm.folds import folds_of
 from xrvlm.method import Method
@@ -156,7 +156,8 @@ class _Work:
 
     @cached_property
     def folder(self) -> Path:
-        features = {name: value for name, value in asdict(self.terms.features).items() if name != "cache"}
+        features = {name: value for name, value in asdict(self.terms.features).items()
+                    if name not in ("cache", "gpu_gb")}
         ids = [item.id for item in self.items]
         key = [self.clip.fingerprint, self.clip.precision, asdict(self.classes), features, self.terms.seed,
                self.terms.folds, [[item.id, item.label] for item in self.items], self.dataset.source.fingerprint(ids)]
@@ -239,9 +240,13 @@ class _Work:
     def _bank(self, plan: _Plan) -> FeatureBank:
         """As the method would find it if it were the only one."""
         if plan.views not in self.banks:
-            self.banks[plan.views] = extract(self.clip, self.dataset.source, self.items, self.terms.features,
-                                             needs=self.needs[plan.views], views=plan.views, seed=self.terms.seed,
-                                             workers=self.terms.workers)
+            found = feature_source(self.clip, self.dataset.source, self.items, self.terms.features,
+                                   needs=self.needs[plan.views], views=plan.views, seed=self.terms.seed,
+                                   workers=self.terms.workers)
+            if not isinstance(found, FeatureBank):
+                raise UserError("compare reads the features of all folds from one bank: raise features.budget_gb, or "
+                                "use fewer shots")
+            self.banks[plan.views] = found
         bank = self.banks[plan.views]
         return replace(bank, shards=[{name: shard[name] for name in plan.needs} for shard in bank.shards])
 

@@ -26,7 +26,7 @@ from xrvlm.protocols import NewClasses, Protocol, base_half, check_protocol, new
 from xrvlm.recipe import Recipe
 from xrvlm.records import RunRecord, append_record, write_losses, write_scores
 from xrvlm.text import ClassText, class_text, few
-from xrvlm.train import Progress, Selection, fit
+from xrvlm.train import Progress, Selection, check_selection, fit
 
 log = logging.getLogger(__name__)
 BUSY = "another process is at this run; wait for it, or choose another runs=FOLDER"
@@ -95,6 +95,7 @@ def adapt(clip: FrozenCLIP, dataset: Dataset, method: MethodFactory = XRVLM, *, 
     if protocol == "base_to_new":
         adapted.check_open()
     recipe = fitting_recipe(recipe or adapted.recipe, adapted)
+    check_selection(recipe, options.selection)
     if not adapted.learns:
         split, shots = replace(split, train=(), val=()), 0
     new = new_classes(whole, split, text) if protocol == "base_to_new" else None
@@ -169,7 +170,8 @@ class _Job:
     @property
     def _options(self) -> dict[str, Any]:
         """The setting but the shots: equal over a line of a table whose columns are shots."""
-        features = {name: value for name, value in asdict(self.options.features).items() if name != "cache"}
+        features = {name: value for name, value in asdict(self.options.features).items()
+                    if name not in ("cache", "gpu_gb")}
         about = {name: value for name, value in self.about.items() if name != "split"}
         return {"about": about | {"backbone": about["backbone"] | {"loader": None}},
                 "precision": self.clip.precision, "recipe": asdict(self.recipe), "features": features,
