@@ -29,6 +29,7 @@ xrvlm adapts a frozen CLIP to fine-grained recognition.
   xrvlm predict backbone=vit_b16_openai classes=names.txt images=DIR        without a run: zero-shot
   xrvlm explain run=RUNDIR images=FILE_OR_DIR [against=CLASS] [out=DIR]     what the parts look at, and what decides
   xrvlm export run=RUNDIR [format=onnx] [out=FILE]  a model that runs without xrvlm and torch
+  xrvlm compare data.root=DIR [budget=10m] [shots=all] [folds=5]            which method should I take?
   xrvlm report runs=DIR                             tables and plots of all runs in a folder
   xrvlm data check data=cub data.root=DIR           what of a data set is there and what is missing
   xrvlm demo [small=true]                           the main job on the embedded default, offline
@@ -48,6 +49,7 @@ SPLIT = ("adapt", "zeroshot")            # commands that several processes can d
 LISTS = ("data.class_names", "text.templates")    # may also be a list in Hydra's grammar
 SCALARS: dict[str, tuple[type, str]] = {
     "seed": (int, "a whole number"), "workers": (int, "a whole number, at least 0"), "topk": (int, "a whole number"),
+    "folds": (int, "a whole number, at least 2"),
     "val": (bool, "true or false"), "force": (bool, "true or false"), "small": (bool, "true or false"),
     "pictures": (bool, "true or false"), "all_shots": (bool, "true or false"),
     "runs": (str, "a folder"), "device": (str, "auto, cpu, cuda or mps"), "images": (str, "a file or a folder"),

@@ -1,12 +1,14 @@
 """What each command does with its composed configuration. Beside cli.py the only importer of Hydra and OmegaConf."""
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -135,6 +137,21 @@ def report(config: DictConfig) -> None:
     print(write_report(runs, None if config.out is None else user_path(config.out), all_shots=config.all_shots))
 
 
+def compare(config: DictConfig) -> None:
+    from xrvlm.budget import seconds_of
+    from xrvlm.compare import Terms
+    from xrvlm.compare import compare as compare_methods
+    from xrvlm.recommend import adapt_command
+
+    dataset = _dataset(config.data)
+    terms = Terms(shots=_shots(config.shots), seed=config.seed, folds=config.folds, budget=seconds_of(config.budget),
+                  runs=config.runs, features=_partial(config.features, "features")(), workers=config.workers)
+    candidates = [_candidate(str(words)) for words in config.candidates]
+    found = compare_methods(_tower(config), dataset, candidates, terms=terms, text=_text(config, dataset))
+    given = [*HydraConfig.get().overrides.task, f"shots={config.shots}", f"seed={config.seed}"]
+    print(found.write(adapt_command(found.recommendation.chosen.words, given)))
+
+
 def demo(config: DictConfig) -> None:
     from xrvlm.demo.demo import run_demo
 
@@ -154,7 +171,7 @@ def data_check(config: DictConfig) -> None:
 
 COMMANDS: dict[str, Callable[[DictConfig], None]] = {
     "adapt": adapt, "zeroshot": zeroshot, "eval": evaluate, "predict": predict, "explain": explain, "export": export,
-    "report": report, "demo": demo, "data check": data_check,
+    "compare": compare, "report": report, "demo": demo, "data check": data_check,
 }
 
 
@@ -166,6 +183,19 @@ def _partial(config: DictConfig, group: str) -> partial:
     made = instantiate(config, _partial_=True, _convert_="all")
     check_options(made.func, made.keywords, group)
     return made
+
+
+def _candidate(words: str) -> Any:
+    """`xr_vlm recipe=adamw` as `xrvlm adapt method=xr_vlm recipe=adamw` would read it."""
+    from xrvlm.compare import Candidate
+
+    name, *options = words.split() or [""]
+    if not name or "=" in name or any(not re.match(r"(method\.\w+|recipe(\.\w+)?)=", option) for option in options):
+        raise UserError(f"a candidate is the name of a method and options of it or of its recipe, such as "
+                        f"\"xr_vlm recipe=adamw\"; found {words!r}")
+    composed = compose("adapt", [f"method={name}", *options])
+    recipe = None if composed.get("recipe") is None else _partial(composed.recipe, "recipe")()
+    return Candidate(words, _partial(composed.method, "method"), recipe)
 
 
 def _tower(config: DictConfig) -> Any:

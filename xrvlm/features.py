@@ -14,16 +14,17 @@ from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
 from xrvlm.backbone import Features, FrozenCLIP, ImageTransform, Need
-from xrvlm.bank import IN_FULL, FeatureBank, open_bank
+from xrvlm.bank import IN_FULL, FeatureBank, Store, open_bank
 from xrvlm.data import ImageDataset, ImageSource, Item
 from xrvlm.distributed import together
 from xrvlm.draws import generator
 from xrvlm.errors import UserError, unknown
-from xrvlm.files import user_path
+from xrvlm.files import digest, user_path
 from xrvlm.views import Augmentation, augmented_view, evaluation_view
 
 log = logging.getLogger(__name__)
-EXTRACTION_BATCH = 64                    # views encoded at once; fixed, so that a resumed bank equals a straight one
+EXTRACTION_BATCH = 64                    # views encoded at once; fixed, since rounding depends on it
+CPU_BATCH = 32                           # more is not faster there
 GPU_SHARE = 0.2                          # of a GPU's memory for one bank; a run has up to three
 
 
@@ -146,31 +147,35 @@ class OnlineFeatures:
 
 def extract(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item], settings: FeatureSettings, *,
             needs: Collection[Need] = ("pooled",), views: int = 0, seed: int = 0, workers: int = 0) -> FeatureBank:
-    """The bank of `items`: read from the cache, finished where it was interrupted, or made.
+    """The bank of `items`: read from the store of features, whose missing images are encoded first.
 
-    The key holds everything that the numbers depend on, so a stale bank is never read. A damaged part is made again.
+    The store's key and an image's stamp hold everything that the numbers depend on, so nothing stale is ever read.
+    A batch is always full, if with empty images: then an image has the same features, bit for bit, whatever stands
+    beside it (tests/test_features.py; CPUs. Kernels of a GPU may choose otherwise).
     """
-    key = {
-        "backbone": clip.fingerprint, "precision": clip.precision, "transform": asdict(clip.transform),
-        "source": source.fingerprint([item.id for item in items]), "ids": [item.id for item in items],
-        "needs": sorted(needs), "dtype": settings.dtype, "views": views,
-        "augmentation": asdict(settings.augmentation) | {"seed": seed} if views else None,
-    }
-    view = _BankViews(clip.transform, settings.augmentation, tuple(item.id for item in items), seed, views)
+    ids = tuple(item.id for item in items)
+    view = _BankViews(clip.transform, settings.augmentation, ids, seed, views)
+    store = _store(clip, settings, needs, views, seed)
+    size = store.batch
 
-    def encode(shards: Sequence[range]) -> Iterable[Features]:
-        size = max(1, EXTRACTION_BATCH // (views + 1))
+    def encode(shards: Sequence[Sequence[int]]) -> Iterable[Features]:
         batches = [batch for rows in shards for batch in torch.tensor(rows).split(size)]
         for chosen, images in _load(items, source, view, batches, workers, clip.device):    # (b,), (b, v + 1, 3, s, s)
-            features = clip.encode_image(images.flatten(0, 1), needs)
-            split = (len(chosen), views + 1)
-            yield features.map(lambda value: value.unflatten(0, split))                    # noqa: B023
+            empty = images.new_zeros(size - len(images), *images.shape[1:])
+            features = clip.encode_image(torch.cat([images, empty]).flatten(0, 1), needs)
+            yield features.map(lambda value: value.unflatten(0, (size, views + 1))[:len(chosen)])    # noqa: B023
 
-    shapes = _row_shapes(clip, needs, views)
     silent = None if together().first else True
     with tqdm(total=len(items), unit="image", desc="features", disable=silent, leave=False) as progress:
-        return open_bank(settings.folder, key, encode, shapes, dtype=getattr(torch, settings.dtype),
-                         labels=torch.tensor([item.label for item in items]), seed=seed, progress=progress.update)
+        return open_bank(store, _stamps(source, items), encode, ids=ids,
+                         labels=torch.tensor([item.label for item in items]), seed=seed, lock=_lock_name(source),
+                         progress=progress.update)
+
+
+def images_to_encode(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item], settings: FeatureSettings, *,
+                     needs: Collection[Need], views: int, seed: int) -> int:
+    """How many images `extract` would run the tower on."""
+    return len(_store(clip, settings, needs, views, seed).missing(_stamps(source, items)))
 
 
 def evaluation_batches(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item], *,
@@ -289,3 +294,23 @@ def _row_shapes(clip: FrozenCLIP, needs: Collection[Need], views: int) -> dict[s
     example = clip.encode_image(torch.zeros(1, 3, size, size, device=clip.device), needs)
     return {name: torch.Size((views + 1, *value.shape[1:])) for name, value in vars(example).items()
             if value is not None}
+
+
+def _lock_name(source: ImageSource) -> str:
+    """Sweeps over other folders of images do not wait for each other."""
+    return f".lock-{digest(str(getattr(source, 'root', '')))[:12]}"
+
+
+def _stamps(source: ImageSource, items: Sequence[Item]) -> list[str]:
+    return [source.fingerprint([item.id]) for item in items]
+
+
+def _store(clip: FrozenCLIP, settings: FeatureSettings, needs: Collection[Need], views: int, seed: int) -> Store:
+    key = {
+        "backbone": clip.fingerprint, "precision": clip.precision, "transform": asdict(clip.transform),
+        "dtype": settings.dtype, "views": views,
+        "augmentation": asdict(settings.augmentation) | {"seed": seed} if views else None,
+    }
+    most = EXTRACTION_BATCH if clip.device.type == "cuda" else CPU_BATCH
+    return Store(settings.folder, key, _row_shapes(clip, needs, views), getattr(torch, settings.dtype),
+                 max(1, most // (views + 1)))

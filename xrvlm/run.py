@@ -94,7 +94,7 @@ def adapt(clip: FrozenCLIP, dataset: Dataset, method: MethodFactory = XRVLM, *, 
         adapted = method(clip, classes).to(clip.device)
     if protocol == "base_to_new":
         adapted.check_open()
-    recipe = _fitting(recipe or adapted.recipe, adapted)
+    recipe = fitting_recipe(recipe or adapted.recipe, adapted)
     check_selection(recipe, options.selection)
     if not adapted.learns:
         split, shots = replace(split, train=(), val=()), 0
@@ -105,7 +105,7 @@ def adapt(clip: FrozenCLIP, dataset: Dataset, method: MethodFactory = XRVLM, *, 
     return job.done()
 
 
-def _fitting(recipe: Recipe, method: Method) -> Recipe:
+def fitting_recipe(recipe: Recipe, method: Method) -> Recipe:
     """`recipe`, or the method's own where nothing is trained by steps; UserError where it would leave it untrained."""
     if not method.recipe.epochs and recipe.epochs:
         log.warning("%s is not trained by steps: recipe %s is not read", method.label, recipe.name)

@@ -138,14 +138,15 @@ def terminal_table(records: Sequence[RunRecord], *, width: int = 120) -> str:
     """
     found = tables(records)
     over_shots = [table_over_shots(table) for table in found]
-    text = [_aligned_table(short or whole, width) for short, whole in zip(over_shots, found, strict=True)]
+    text = [aligned_table(short or whole, width) for short, whole in zip(over_shots, found, strict=True)]
     if any(over_shots):
         text.append(textwrap.fill("The other metrics, training times and numbers of learned parameters stand in "
                                   "report.md.", width))
     return "\n\n".join(text) + "\n"
 
 
-def _aligned_table(table: Table, width: int) -> str:
+def aligned_table(table: Table, width: int) -> str:
+    """The table below its caption; words that would make a line longer than `width` wrap within their column."""
     words = len(table.header) - table.numbers
     header = [{"Per class": "Class", "Macro-F1": "F1"}.get(name, name) for name in table.header]
     widths = [max(map(len, column)) for column in zip(header, *table.cells, strict=True)]
