@@ -10,10 +10,10 @@ LAYERS = (
     ("_torchvision", "errors", "options", "draws", "text_tower", "causal_text"),
     ("files", "distributed", "recipe", "images", "metrics"),
     ("backbone", "backbones", "text", "data", "data_folder", "data_table", "data_hub", "datasets",
-     "plots", "plots_explain"),
+     "plots", "plots_explain", "plots_report"),
     ("views", "bank", "features", "context", "part_prompts", "parts", "relations"),
     ("method", "methods"),
-    ("evaluation", "train", "records", "settings", "tables", "report", "protocols"),
+    ("evaluation", "train", "records", "settings", "tables", "reporting", "report", "protocols"),
     ("classifier",),
     ("explain",),
     ("run", "predict", "explanations", "export"),
@@ -25,7 +25,8 @@ LAYERS = (
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 ONLY_IMPORTERS = {
     "hydra": {"cli", "commands"}, "omegaconf": {"cli", "commands"}, "open_clip": {"backbones", "demo"},
-    "timm": {"backbones"}, "transformers": {"backbones"}, "matplotlib": {"plots", "plots_explain"},
+    "timm": {"backbones"}, "transformers": {"backbones"}, "matplotlib": {"plots", "plots_explain", "plots_report"},
+    "jinja2": {"reporting"},
     "sklearn": {"methods", "demo"}, "datasets": {"data_hub"}, "scipy": {"datasets"},
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

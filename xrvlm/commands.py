@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,10 @@ def report(config: DictConfig) -> None:
 
     runs = user_path(config.runs)
     print(terminal_table(read_records(runs)))
-    print(write_report(runs, None if config.out is None else user_path(config.out), all_shots=config.all_shots))
+    report = write_report(runs, None if config.out is None else user_path(config.out), all_shots=config.all_shots,
+                          baseline=None if config.baseline is None else str(config.baseline),
+                          source_of=_source_of if config.photos else None)
+    print(f"{report}\n{report.with_suffix('.html')}")
 
 
 def demo(config: DictConfig) -> None:
@@ -234,6 +237,20 @@ def _own_images(folder: Path, class_names: Any) -> Any:
     if "class_names" in own:
         own.class_names = None                   # the names that the run knew stand in its split
     return replace(_dataset(own), split=replace(split, classes=name_classes(split.classes, class_names)))
+
+
+def _source_of(folder: Path) -> Any:
+    """Where the images of the run in `folder` are read from; its classes are not looked at."""
+    own = _saved(folder).data
+    for name, value in (("class_names", None), ("skip_damaged", False)):
+        if name in own:
+            own[name] = value
+    return _source(OmegaConf.to_yaml(own))
+
+
+@lru_cache(maxsize=16)
+def _source(data: str) -> Any:
+    return _dataset(OmegaConf.create(data)).source
 
 
 def _options(config: DictConfig) -> Any:
