@@ -40,8 +40,8 @@ comma-separated values, `--help` lists the choices, `--config-dir DIR` adds conf
 
 # Values that are paths or names: taken as they stand, whatever Hydra's grammar would make of their characters.
 LITERAL = ("data.root", "data.file", "data.path", "data.name", "images", "out", "run", "runs", "classes",
-           "against", "baseline", "data.class_names", "text.templates", "text.descriptions", "text.parts", "backbone.pretrained",
-           "features.cache")
+           "against", "baseline", "data.class_names", "text.templates", "text.descriptions", "text.parts",
+           "backbone.pretrained", "features.cache")
 SPLIT = ("adapt", "zeroshot")            # commands that several processes can do together
 LISTS = ("data.class_names", "text.templates")    # may also be a list in Hydra's grammar
 SCALARS: dict[str, tuple[type, str]] = {

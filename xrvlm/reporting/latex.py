@@ -28,6 +28,7 @@ def _table(table: Table, number: int) -> str:
     # what starts with a bracket or a star behind \\ would be read as its option
     rows = [f"{{}}{row}" if row.startswith(("[", "*")) else row for row in rows]
     return "\n".join([
-        r"\begin{table}", r"\centering", rf"\caption{{{latex_text(table.caption)}}}", rf"\label{{tab:results-{number}}}",
+        r"\begin{table}", r"\centering", rf"\caption{{{latex_text(table.caption)}}}",
+        rf"\label{{tab:results-{number}}}",
         rf"\begin{{tabular}}{{{'l' * words}{'r' * table.numbers}}}", r"\toprule", rows[0], r"\midrule", *rows[1:],
         r"\bottomrule", r"\end{tabular}", r"\end{table}"])

@@ -16,11 +16,13 @@ from xrvlm.reporting.paired import COVERAGE
 from xrvlm.reporting.places import Place
 from xrvlm.reporting.published import reported_of, source
 from xrvlm.reporting.sections import Picture
-from xrvlm.settings import Setting, by_series, variant
+from xrvlm.settings import Setting, by_series
 from xrvlm.tables import Table
 
 COLOURS = 64                    # of a picture within the page: a quarter of the bytes, and no eye sees it
 PIXELS_A_POINT = 1.5            # pictures are drawn finer than a page shows them
+COSTS = ("Labels", "Time s", "Learned")
+UNSAID = ("-", "own")           # of what a method does not have, and its own recipe
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,8 @@ def _lead(place: Place) -> Grid:
         by_shots = {str(shots): setting for shots, setting in points[row.series].items()}
         scores = [_score(text, by_shots.get(heading), place, best)
                   for heading, text in zip(_split(table, table.header)[1], numbers, strict=True)]
-        rows.append([*(Cell(word, number=False) for word in words), *scores, *_costs(row, place.whole)])
-    header = [*_header(table), Cell("Labels"), Cell("Selection"), Cell("Time s"), Cell("Learned")]
+        rows.append([_method(table, words), *scores, *_costs(row, place.whole)])
+    header = [*_header(table), *map(Cell, COSTS)]
     if any(reported_of(row) is not None for row in place.whole.rows):
         header.append(Cell("Published", "by others"))
         for cells, row in zip(rows, table.rows, strict=True):
@@ -95,7 +97,7 @@ def _whole(place: Place) -> Grid:
         words, numbers = _split(table, cells)
         signs = {"Difference": place.differences[row].sign if row in place.differences else 0}
         headline = row.first.shown[row.headline]
-        rows.append([*(Cell(word, number=False) for word in words),
+        rows.append([_method(table, words),
                      *(Cell(text, sign=signs.get(heading, 0), best=heading == headline and row in best)
                        for heading, text in zip(_split(table, table.header)[1], numbers, strict=True))])
     return Grid(_header(table), rows, table.caption)
@@ -110,13 +112,15 @@ def _score(text: str, setting: Setting | None, place: Place, best: set[Setting])
 
 def _costs(row: Setting, whole: Table) -> list[Cell]:
     cells = dict(zip(whole.header, whole.cells[whole.rows.index(row)], strict=True))
-    return [Cell(cells["Labels"]), Cell(variant(row.first, "selection")), Cell(cells["Time s"]), Cell(cells["Learned"])]
+    return [Cell(cells[heading]) for heading in COSTS]
 
 
 def _best(rows: Iterable[Setting]) -> set[Setting]:
-    """The highest mean of each shot count."""
+    """The highest mean of each shot count, zero-shot left out."""
     highest: dict[object, Setting] = {}
     for row in rows:
+        if row.first.shots == 0:
+            continue
         other = highest.get(row.first.shots)
         if other is None or row.percent(row.headline)[0] > other.percent(other.headline)[0]:
             highest[row.first.shots] = row
@@ -124,8 +128,14 @@ def _best(rows: Iterable[Setting]) -> set[Setting]:
 
 
 def _header(table: Table) -> list[Cell]:
-    words, numbers = _split(table, table.header)
-    return [*(Cell(word, number=False) for word in words), *map(Cell, numbers)]
+    return [Cell("Method", number=False), *map(Cell, _split(table, table.header)[1])]
+
+
+def _method(table: Table, words: Sequence[str]) -> Cell:
+    """The method's name, with what else tells the row from others below it: columns of words need a wide page."""
+    told = zip(table.header[1:], words[1:], strict=False)
+    return Cell(words[0], " · ".join(f"{heading.lower()} {word}" for heading, word in told if word not in UNSAID),
+                number=False)
 
 
 def _split(table: Table, cells: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:

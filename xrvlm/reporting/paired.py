@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from xrvlm.errors import UserError
-from xrvlm.reporting.outcomes import read_outcomes
 from xrvlm.records import PREDICTIONS, RunRecord
+from xrvlm.reporting.outcomes import read_outcomes
 from xrvlm.settings import Setting, Shots, names
 
 REPLICATES, AT_ONCE = 10_000, 1_000      # resamples of the test images; so many of them at a time, for the memory
@@ -36,7 +36,8 @@ class Difference:
 
     @property
     def told(self) -> str:
-        return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+        mean, low, high = (round(value, 1) + 0.0 for value in (self.mean, self.low, self.high))    # no "-0.0"
+        return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
     @property
     def sign(self) -> int:

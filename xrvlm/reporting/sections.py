@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from xrvlm import files, metrics, plots, plots_report
-from xrvlm.reporting.album import Album
 from xrvlm.errors import UserError
-from xrvlm.reporting.outcomes import Outcomes, read_outcomes
 from xrvlm.records import LOSSES, METRICS_FILE, PREDICTIONS
+from xrvlm.reporting.album import Album
+from xrvlm.reporting.outcomes import Outcomes, read_outcomes
 from xrvlm.settings import SETTING, Setting
 
 LISTED = 10                     # confused pairs, and worst classes, that are named
