@@ -114,19 +114,19 @@ def test_what_cannot_be_paired_says_why(tmp_path):
 
 
 def test_a_difference_in_words_and_its_sign():
-    assert Difference(3.14, 1.2, 5.06, 3).told == "+3.1 [+1.2, +5.1]"
-    assert Difference(-0.01, -2.0, 0.04, 3).told == "+0.0 [-2.0, +0.0]"
+    assert Difference(3.14, 1.2, 5.06, 3).told == ("+3.1", "[+1.2, +5.1]")
+    assert Difference(-0.01, -2.0, 0.04, 3).told == ("+0.0", "[-2.0, +0.0]")
     assert [Difference(0, low, high, 1).sign for low, high in ((0.1, 2), (-2, -0.1), (-1, 1), (0, 1))] == [1, -1, 0, 0]
 
 
 ROWS = settings([
-    record("p", label="CLIP", method="zero_shot", prompts="descriptions", shots=0),
-    record("n", label="CLIP", method="zero_shot", prompts="names", shots=0),
+    record("p", label="CLIP", method="zero_shot", prompts="descriptions", shots=0, top1=0.4),
+    record("n", label="CLIP", method="zero_shot", prompts="names", shots=0, top1=0.6),
     *(record(f"c{shots}", label="CoOp", method="coop", shots=shots) for shots in (1, 4)),
 ])
 
 
-def test_the_baseline_is_zero_shot_with_plain_names_or_what_is_asked_for():
+def test_the_baseline_is_the_best_zero_shot_or_what_is_asked_for():
     assert [(shots, row.first.run) for shots, row in baseline_of(ROWS, None).items()] == [(0, "n")]
     assert baseline_of([row for row in ROWS if row.first.shots], None) == {}
     for name in ("CoOp", "coop"):

@@ -9,8 +9,10 @@ from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from xrvlm.distributed import processes
@@ -240,17 +242,17 @@ def _own_images(folder: Path, class_names: Any) -> Any:
 
 
 def _source_of(folder: Path) -> Any:
-    """Where the images of the run in `folder` are read from; its classes are not looked at."""
+    """Where the images of the run in `folder` are read from, their classes by any name."""
     own = _saved(folder).data
-    for name, value in (("class_names", None), ("skip_damaged", False)):
-        if name in own:
-            own[name] = value
-    return _source(OmegaConf.to_yaml(own))
+    own.update({name: value for name, value in (("class_names", None), ("skip_damaged", False)) if name in own})
+    try:
+        return _found(OmegaConf.to_yaml(own)).source
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"the data of {folder} cannot be read again: {error}") from error
 
 
-@lru_cache(maxsize=16)
-def _source(data: str) -> Any:
-    return _dataset(OmegaConf.create(data)).source
+# most runs of a report share their data
+_found = lru_cache(maxsize=16)(lambda data: _dataset(OmegaConf.create(data)))  # pyright: ignore
 
 
 def _options(config: DictConfig) -> Any:

@@ -30,7 +30,7 @@ def write_report(runs: Path, out: Path | None = None, *, all_shots: bool = False
     had or, with `all_shots`, each number of them: its first seed's run. A file that this run's folder lacks is named.
 
     Args:
-        baseline: the method that the others are compared with, by the name that the report gives it; None: zero-shot.
+        baseline: what the others are compared with, by the name that the report gives it; None: the best zero-shot.
         source_of: the images of a run's folder, for photos of what was confused; None: no photos.
         pictures: more of them, for the end of the report; they lie in `out`.
 

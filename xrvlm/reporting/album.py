@@ -23,7 +23,7 @@ class Album:
     def __init__(self, source_of: Callable[[Path], ImageSource] | None, *, most_bytes: int = MOST_BYTES):
         self.source_of, self.left = source_of, most_bytes
         self._copies: dict[str, str] = {}                # by the hash of the image file
-        self._folder: Path | None = None
+        self._folder: Path | None = None                 # whose source and hashes are at hand
 
     def photo(self, folder: Path, image: str) -> str:
         """The image as a data URI; UserError, which says why, where there is none."""
@@ -34,7 +34,8 @@ class Album:
             record = read_json(folder / "split.json", SPLIT_FIX)
             self._hashes = {entry["path"]: entry["sha256"] for entry in record["test"]}
             self._folder = folder
-        expected = self._hashes.get(image)
+        if (expected := self._hashes.get(image)) is None:
+            raise UserError(f"{image} is not among the test images of the run's split.json")
         if expected not in self._copies:
             data = self._source.read(image)
             if sha256(data) != expected:

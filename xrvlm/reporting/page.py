@@ -19,7 +19,8 @@ from xrvlm.reporting.sections import Picture
 from xrvlm.settings import Setting, by_series
 from xrvlm.tables import Table
 
-COLOURS = 64                    # of a picture within the page: a quarter of the bytes, and no eye sees it
+COLOURS = 64                    # of a drawing within the page: a quarter of the bytes, and no eye sees it
+DRAWN_COLOURS = 20_000          # at most, with the shades of its edges; a photo has more
 PIXELS_A_POINT = 1.5            # pictures are drawn finer than a page shows them
 COSTS = ("Labels", "Time s", "Learned")
 UNSAID = ("-", "own")           # of what a method does not have, and its own recipe
@@ -28,7 +29,7 @@ UNSAID = ("-", "own")           # of what a method does not have, and its own re
 @dataclass(frozen=True)
 class Cell:
     text: str
-    note: str = ""                       # a second, smaller line
+    notes: tuple[str, ...] = ()          # further lines, smaller
     sign: int = 0                        # whether the difference that it tells is clear: 1 up, -1 down
     best: bool = False
     number: bool = True
@@ -82,7 +83,7 @@ def _lead(place: Place) -> Grid:
         rows.append([_method(table, words), *scores, *_costs(row, place.whole)])
     header = [*_header(table), *map(Cell, COSTS)]
     if any(reported_of(row) is not None for row in place.whole.rows):
-        header.append(Cell("Published", "by others"))
+        header.append(Cell("Published", ("by others",)))
         for cells, row in zip(rows, table.rows, strict=True):
             theirs = [score for setting in points[row.series].values() if (score := reported_of(setting)) is not None]
             cells.append(Cell(f"{theirs[0]:.1f}" if theirs else "-"))
@@ -105,7 +106,8 @@ def _whole(place: Place) -> Grid:
 
 def _score(text: str, setting: Setting | None, place: Place, best: set[Setting]) -> Cell:
     if setting is None or setting not in place.differences:
-        return Cell(text, best=setting in best)
+        known = setting is not None and place.told[setting] == place.baseline
+        return Cell(text, ("baseline",) if known else (), best=setting in best)
     found = place.differences[setting]
     return Cell(text, found.told, sign=found.sign, best=setting in best)
 
@@ -134,7 +136,7 @@ def _header(table: Table) -> list[Cell]:
 def _method(table: Table, words: Sequence[str]) -> Cell:
     """The method's name, with what else tells the row from others below it: columns of words need a wide page."""
     told = zip(table.header[1:], words[1:], strict=False)
-    return Cell(words[0], " · ".join(f"{heading.lower()} {word}" for heading, word in told if word not in UNSAID),
+    return Cell(words[0], tuple(f"{heading.lower()}: {word}" for heading, word in told if word not in UNSAID),
                 number=False)
 
 
@@ -145,10 +147,15 @@ def _split(table: Table, cells: Sequence[str]) -> tuple[Sequence[str], Sequence[
 
 def _embedded(picture: Picture) -> Image64:
     file = BytesIO()
-    with Image.open(picture.path) as image:
-        image.convert("RGB").quantize(COLOURS).save(file, "PNG", optimize=True)
-        width, height = (round(side / PIXELS_A_POINT) for side in image.size)
-    uri = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    with Image.open(picture.path) as opened:
+        image = opened.convert("RGB")
+    kind = "png" if image.getcolors(DRAWN_COLOURS) else "jpeg"               # None where there are more: photos
+    if kind == "png":
+        image.quantize(COLOURS).save(file, "PNG", optimize=True)
+    else:
+        image.save(file, "JPEG", quality=85)
+    width, height = (round(side / PIXELS_A_POINT) for side in image.size)
+    uri = f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
     return Image64(uri, width, height, picture.alternative)
 
 

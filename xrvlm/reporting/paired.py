@@ -35,9 +35,10 @@ class Difference:
     seeds: int                           # that both have
 
     @property
-    def told(self) -> str:
+    def told(self) -> tuple[str, str]:
+        """The mean and the interval: "+3.1", "[+1.2, +5.1]"."""
         mean, low, high = (round(value, 1) + 0.0 for value in (self.mean, self.low, self.high))    # no "-0.0"
-        return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+        return f"{mean:+.1f}", f"[{low:+.1f}, {high:+.1f}]"
 
     @property
     def sign(self) -> int:
@@ -48,13 +49,13 @@ class Difference:
 def baseline_of(rows: Sequence[Setting], wanted: str | None) -> dict[Shots, Setting]:
     """The baseline's settings by their shots, of one table's rows; empty where the table has no such method.
 
-    `wanted` is a name of `settings.names`, a label or a method's name; None: zero-shot, that with plain class names
-    where there are several. Raises UserError where `wanted` fits several.
+    `wanted` is a name of `settings.names`, a label or a method's name; None: zero-shot, the best of it where there are
+    several, for no method should look good beside a weak one. Raises UserError where `wanted` fits several.
     """
     told = names(rows)
     if wanted is None:
-        free = sorted((row for row in rows if row.first.shots == 0), key=lambda row: row.first.prompts != "names")
-        found = free[:1]
+        free = [row for row in rows if row.first.shots == 0]
+        found = sorted(free, key=lambda row: row.percent(row.headline)[0])[-1:]
     else:
         fits = ([row for row in rows if wanted == told[row]], [row for row in rows if wanted == row.label],
                 [row for row in rows if wanted == row.first.method])

@@ -83,7 +83,7 @@ def _about_differences(baseline: str, measure: str, unpaired: Mapping[str, int])
 def _compared(row: Setting, baseline: Mapping[Shots, Setting], differences: Mapping[Setting, Difference]) -> str:
     if row in differences:
         found = differences[row]
-        return found.told + (f" ({found.seeds} seeds)" if found.seeds != row.seeds else "")
+        return " ".join(found.told) + (f" ({found.seeds} seeds)" if found.seeds != row.seeds else "")
     return "baseline" if row in baseline.values() else "-"
 
 
