@@ -74,7 +74,7 @@ def _differences(table: Table, baseline: Mapping[Shots, Setting],
 
 
 def _about_differences(baseline: str, measure: str, unpaired: Mapping[str, int]) -> str:
-    note = (f"difference: points of {measure} above {baseline} on the same test images, mean over the seeds, in "
+    note = (f"difference: points of {measure} above '{baseline}' on the same test images, mean over the seeds, in "
             f"brackets the {COVERAGE:.0%} interval of a bootstrap over the test images; it does not cover the draw of "
             "the shots")
     return "; ".join([note, *(f"no difference in {count} rows: {reason}" for reason, count in unpaired.items())])
