@@ -237,6 +237,7 @@ def test_shipped_part_descriptions_by_name(tmp_path, name, classes, part_prompts
     (("method.part_prompts=none",), "method.part_prompts must be learned or descriptions or learned_from_descriptions"),
     (("method.context=both",), "method.context must be specific or shared or shared_then_specific, found 'both'"),
     (("method.shared_length=1",), "shared_length=1 is read with method.context=shared_then_specific alone"),
+    (("recipe=null",), "recipe=null names no configuration: leave recipe= out"),
     (("recipe=adamww",), "unknown recipe 'adamww'; available: .*adamw.*; did you mean 'adamw'"),
     (("+method.clip=x",), "unknown option 'method.clip'; available: method.context, method.context_length"),
     (("method.context_length=90",), "the prompt of class .* shorten the name or the context by"),

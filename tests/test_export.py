@@ -184,10 +184,11 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     torch.testing.assert_close(run(folder / "model.onnx", view[None])[0], model.probabilities(view[None]), rtol=0,
                                atol=1e-4)
     shutil.rmtree(photos)
-    assert main(["export", f"run={folder}", "out=other, one.onnx", "precision=bf16"]) == 0
+    assert main(["export", f"run={folder}", "out=other, one.onnx"]) == 0
     told_of = capsys.readouterr().err
     assert "checked on random images alone: " in told_of
     assert "of 4 images" in told_of
     assert (tmp_path / "other, one.onnx").exists()
+    assert "leave device= and precision= out" in told(capsys, "export", f"run={folder}", "precision=bf16")
     error = told(capsys, "export", f"run={folder}", "format=pt2")
     assert "unknown format 'pt2'; available: onnx" in error

@@ -1,5 +1,6 @@
 import json
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,15 @@ from xrvlm import features
 from xrvlm.bank import FeatureBank
 from xrvlm.data_folder import image_folder
 from xrvlm.errors import UserError
-from xrvlm.features import FeatureSettings, OnlineFeatures, bank_bytes, extract, feature_source, training_order
+from xrvlm.features import (
+    FeatureSettings,
+    OnlineFeatures,
+    bank_bytes,
+    extract,
+    feature_source,
+    stays_on,
+    training_order,
+)
 from xrvlm.images import read_image
 from xrvlm.views import Augmentation, augmented_view, evaluation_view
 
@@ -209,6 +218,27 @@ def test_the_size_is_told_and_the_budget_is_kept(clip, dataset, settings, caplog
     assert "over features.budget_gb" in caplog.text
 
 
+def test_a_resident_bank_reads_the_same(clip, dataset, settings, monkeypatch):
+    monkeypatch.setattr("xrvlm.bank.SHARD_BYTES", 1)         # a shard an image
+    bank = extract(clip, dataset.source, dataset.split.train, settings, views=2)
+    resident = bank.resident(torch.device("cpu"))
+    assert len(bank.shards) > len(resident.shards) == 1
+    assert resident.nbytes == bank.nbytes
+    order = training_order(bank.labels, 1, 0, 3)
+    for (x, y), (x_resident, y_resident) in zip(bank.batches(order, 0), resident.batches(order, 0), strict=True):
+        assert torch.equal(y, y_resident)
+        for name, value in vars(x).items():
+            assert value is None or torch.equal(value, getattr(x_resident, name)), name
+
+
+def test_a_bank_stays_on_a_gpu_that_has_room(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=100e9))
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert stays_on(gpu, 19e9, FeatureSettings()) and not stays_on(gpu, 21e9, FeatureSettings())
+    assert stays_on(gpu, 2e9, FeatureSettings(gpu_gb=3)) and not stays_on(gpu, 4e9, FeatureSettings(gpu_gb=3))
+    assert not stays_on(gpu, 1, FeatureSettings(gpu_gb=0)) and not stays_on(cpu, 1, FeatureSettings())
+
+
 def test_the_order_of_an_epoch():
     labels = torch.arange(3).repeat_interleave(5)
     order = training_order(labels, 1, 0, 7)
@@ -261,7 +291,8 @@ def test_a_view_is_drawn_from_its_key_alone(clip, dataset):
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"mode": "both"}, "unknown feature mode 'both'"), ({"dtype": "int8"}, "unknown features.dtype"),
-    ({"crop_scale": (0.9, 0.2)}, "crop_scale"), ({"views": -1}, "features.views")])
+    ({"crop_scale": (0.9, 0.2)}, "crop_scale"), ({"views": -1}, "features.views"),
+    ({"gpu_gb": -1.0}, "features.gpu_gb")])
 def test_bad_settings_are_told(options, message):
     with pytest.raises(UserError, match=message):
         FeatureSettings(**options)

@@ -331,3 +331,14 @@ def test_new_classes_must_be_described_by_the_same_parts(clip, bank):
         sentences = {name: {part: f"a {name} and its {part}." for part in parts} for name in OTHERS}
         with pytest.raises(UserError, match=message):
             method.for_classes(clip, class_text(OTHERS, parts=sentences if parts else None))
+
+
+def test_the_visual_head_refuses_prompts_that_it_does_not_read(clip):
+    with pytest.raises(UserError, match=r"head=visual reads no prompts: leave method.part_prompts=descriptions out"):
+        XRVLM(clip, classes(), head="visual", part_prompts="descriptions")
+
+
+def test_a_text_prior_tells_its_text(clip):
+    assert XRVLM(clip, classes(), prior_weight=1.0).prompts == "learned + names"
+    assert XRVLM(clip, classes(), part_prompts="descriptions", prior_weight=1.0).prompts == "part_descriptions + names"
+    assert XRVLM(clip, classes()).prompts == "learned"

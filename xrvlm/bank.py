@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ SHARD_BYTES = 64e6
 class FeatureBank:
     """Features of n images in v views, view 0 as the evaluation transform shows it; float32 when read."""
 
-    shards: Sequence[Mapping[str, Tensor]]           # each (rows, v, ...), memory-mapped
+    shards: Sequence[Mapping[str, Tensor]]           # each (rows, v, ...), memory-mapped; or one on a GPU
     rows_per_shard: int
     ids: tuple[str, ...]
     labels: Tensor                                   # (n,)
@@ -57,6 +57,19 @@ class FeatureBank:
                 picked = values[local, views[here]].float()                                # (k, ...)
                 chosen.setdefault(name, picked.new_empty(len(rows), *picked.shape[1:]))[here] = picked
         return Features(**chosen)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(values.nbytes for shard in self.shards for values in shard.values())
+
+    def resident(self, device: torch.device) -> "FeatureBank":
+        """The same bank in the memory of `device`, as one shard."""
+        whole = {name: values.new_empty((len(self.labels), *values.shape[1:]), device=device)
+                 for name, values in self.shards[0].items()}
+        for index, shard in enumerate(self.shards):
+            for name, values in shard.items():           # shard by shard: a copy of the whole has no room beside it
+                whole[name][index * self.rows_per_shard:][:len(values)].copy_(values)
+        return replace(self, shards=[whole], rows_per_shard=max(1, len(self.labels)))
 
 
 def open_bank(folder: Path, key: dict[str, Any], encode: Callable[[Sequence[range]], Iterable[Features]],

@@ -42,6 +42,7 @@ comma-separated values, `--help` lists the choices, `--config-dir DIR` adds conf
 LITERAL = ("data.root", "data.file", "data.path", "data.name", "images", "out", "run", "runs", "classes",
            "against", "baseline", "data.class_names", "text.templates", "text.descriptions", "text.parts",
            "backbone.pretrained", "features.cache")
+GROUPS = ("backbone", "data", "features", "method", "recipe", "experiment")
 SPLIT = ("adapt", "zeroshot")            # commands that several processes can do together
 LISTS = ("data.class_names", "text.templates")    # may also be a list in Hydra's grammar
 SCALARS: dict[str, tuple[type, str]] = {
@@ -82,6 +83,9 @@ def _run(group: Group, command: str, overrides: list[str]) -> int:
         if group.world > 1 and (command not in SPLIT or {"-m", "--multirun"} & set(overrides)):
             raise UserError(f"several processes do one run of {' or '.join(SPLIT)} together: start other commands, and "
                             "a sweep, without torchrun")
+        for group_name in GROUPS:
+            if f"{group_name}=null" in overrides:
+                raise UserError(f"{group_name}=null names no configuration: leave {group_name}= out for the default")
         return 2 if _run_hydra(command, overrides) else 0
     except (UserError, PeerFailedError, HydraException, OmegaConfBaseException) as error:
         if group.first_to_fail():

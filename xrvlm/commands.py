@@ -104,6 +104,8 @@ def export(config: DictConfig) -> None:
 
     if config.format != "onnx":
         raise unknown("format", str(config.format), ("onnx",))
+    if config.device not in ("auto", "cpu") or config.precision not in ("auto", "fp32"):
+        raise UserError("export makes and checks a float32 file on the CPU: leave device= and precision= out")
     run = user_path(config.run)
     folder = run if run.is_dir() else run.parent
     classifier = Classifier.load(run, device="cpu", precision="fp32")

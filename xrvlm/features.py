@@ -24,6 +24,7 @@ from xrvlm.views import Augmentation, augmented_view, evaluation_view
 
 log = logging.getLogger(__name__)
 EXTRACTION_BATCH = 64                    # views encoded at once; fixed, so that a resumed bank equals a straight one
+GPU_SHARE = 0.2                          # of a GPU's memory for one bank; a run has up to three
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class FeatureSettings:
         dtype: of positions on disk (pooled features are always float32).
         budget_gb: a bank larger than this is not written: training goes online, evaluation is streamed.
         cache: folder of the banks; None: $XRVLM_CACHE, or ~/.cache/xrvlm.
+        gpu_gb: a bank up to this size stays in the memory of the GPU, a larger one is read from disk batch by batch.
+            None: a fifth of that memory.
     """
 
     mode: Literal["cached", "online"] = "cached"
@@ -47,6 +50,7 @@ class FeatureSettings:
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     budget_gb: float = 20.0
     cache: str | None = None
+    gpu_gb: float | None = None
 
     def __post_init__(self):
         if self.mode not in ("cached", "online"):
@@ -60,6 +64,8 @@ class FeatureSettings:
         if not 0 < low <= high <= 1 or self.views < 0:
             raise UserError(f"features.crop_scale must be two shares of the area with 0 < low <= high <= 1 and "
                             f"features.views at least 0, found {tuple(self.crop_scale)} and {self.views}")
+        if self.gpu_gb is not None and not self.gpu_gb >= 0:
+            raise UserError(f"features.gpu_gb must be at least 0, or null for a fifth of the GPU; found {self.gpu_gb}")
         object.__setattr__(self, "crop_scale", (float(low), float(high)))    # a YAML list becomes a tuple
 
     @property
@@ -182,10 +188,20 @@ def feature_source(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item],
         size = bank_bytes(clip, len(items), settings, needs, views) / 1e9
         if size <= settings.budget_gb:
             log.info("features: %d images x %d views, %.2f GB in %s", len(items), views + 1, size, settings.folder)
-            return extract(clip, source, items, settings, needs=needs, views=views, seed=seed, workers=workers)
+            bank = extract(clip, source, items, settings, needs=needs, views=views, seed=seed, workers=workers)
+            return bank.resident(clip.device) if stays_on(clip.device, bank.nbytes, settings) else bank
         log.warning("a bank of %.1f GB is over features.budget_gb=%g: going online, the tower runs in every epoch",
                     size, settings.budget_gb)
     return OnlineFeatures(clip, source, tuple(items), needs, settings.augmentation, seed, workers)
+
+
+def stays_on(device: torch.device, size: int, settings: FeatureSettings) -> bool:
+    """Whether a bank of `size` bytes is kept in the memory of `device`, a GPU, while it is used."""
+    if device.type != "cuda":
+        return False
+    room = settings.gpu_gb * 1e9 if settings.gpu_gb is not None else (
+        GPU_SHARE * torch.cuda.get_device_properties(device).total_memory)
+    return size <= room
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,8 @@ class _Job:
     @property
     def _options(self) -> dict[str, Any]:
         """The setting but the shots: equal over a line of a table whose columns are shots."""
-        features = {name: value for name, value in asdict(self.options.features).items() if name != "cache"}
+        features = {name: value for name, value in asdict(self.options.features).items()
+                    if name not in ("cache", "gpu_gb")}
         about = {name: value for name, value in self.about.items() if name != "split"}
         return {"about": about | {"backbone": about["backbone"] | {"loader": None}},
                 "precision": self.clip.precision, "recipe": asdict(self.recipe), "features": features,

@@ -62,6 +62,8 @@ class XRVLM(Method):
         self.pooling = PartPooling(clip.image_width, image_parts, live=live_parts)
         self.class_prompts: ClassPrompts
         if head == "visual":
+            if part_prompts != "learned":
+                raise UserError(f"head=visual reads no prompts: leave method.part_prompts={part_prompts} out")
             self.class_prompts = NoPrompts(text_parts=text_parts)
         elif part_prompts == "learned":
             self.class_prompts = ContextPrompts(clip, classes.names, text_parts=text_parts, length=context_length,
@@ -80,6 +82,7 @@ class XRVLM(Method):
         self.relations = self._make_head(clip, image_parts, text_parts, len(classes.names), hidden)
         self.zero_shot = ZeroShot(clip, classes) if prior_weight or learn_prior_weight else None
         if self.zero_shot is not None:
+            self.prompts = " + ".join(dict.fromkeys((self.prompts, self.zero_shot.prompts)))
             self.prior_weight = nn.Parameter(torch.tensor(float(prior_weight)), requires_grad=learn_prior_weight)
 
     def _make_head(self, clip: FrozenCLIP, image_parts: int, text_parts: int, classes: int,
