@@ -19,8 +19,8 @@ from xrvlm.settings import Setting, Shots, names
 
 REPLICATES, AT_ONCE = 10_000, 1_000      # resamples of the test images; so many of them at a time, for the memory
 COVERAGE = 0.95
-# the files whose images are resampled, each by itself, and what of their accuracies is compared
-FILES = {"few_shot": (PREDICTIONS,), "base_to_new": (PREDICTIONS, "predictions_new.csv")}
+# the files of each headline metric; the images of each are resampled by themselves
+FILES = {"top1": (PREDICTIONS,), "harmonic_mean": (PREDICTIONS, "predictions_new.csv")}
 
 Right = tuple[tuple[str, ...], np.ndarray]          # images, and for each whether it was recognised
 
@@ -75,12 +75,12 @@ def paired_difference(row: Setting, baseline: Setting, root: Path) -> Difference
     if not pairs:
         raise ValueError("no seed in common with the baseline")
     groups = []
-    for file in FILES[row.first.protocol]:
+    for file in FILES[row.headline]:
         read = {run.run: _right(root / run.run / file) for pair in pairs for run in pair}
         if len({images for images, _ in read.values()}) > 1:
             raise ValueError("tested on other images than the baseline, or on others with each seed")
         groups.append(np.stack([read[run.run][1] for pair in zip(*pairs, strict=True) for run in pair]))    # (2 s, n)
-    score = _harmonic_mean if row.first.protocol == "base_to_new" else _accuracy
+    score = _harmonic_mean if row.headline == "harmonic_mean" else _accuracy
     low, high = interval(groups, score)
     mean = score(*(right.mean(1, keepdims=True).T for right in groups)).item()
     return Difference(100 * mean, 100 * low, 100 * high, len({run.seed for run, _ in pairs}))
