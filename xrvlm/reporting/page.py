@@ -83,7 +83,7 @@ def _lead(place: Place) -> Grid:
         rows.append([_method(table, words), *scores, *_costs(row, place.whole)])
     header = [*_header(table), *map(Cell, COSTS)]
     if any(reported_of(row) is not None for row in place.whole.rows):
-        header.append(Cell("Published", ("by others",)))
+        header.append(Cell("Published", ("by others, 16 shots",)))
         for cells, row in zip(rows, table.rows, strict=True):
             theirs = [score for setting in points[row.series].values() if (score := reported_of(setting)) is not None]
             cells.append(Cell(f"{theirs[0]:.1f}" if theirs else "-"))
