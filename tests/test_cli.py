@@ -126,6 +126,17 @@ def test_a_table_of_images(photos, tmp_path):
     assert (record["shots"], record["label_budget"], record["method"]) == ("all", 12, "linear_probe")
 
 
+@pytest.mark.parametrize("method", ["xr_vlm", "coop", "tip_adapter_f", "residual_probe"])
+def test_the_fast_recipe_and_a_soup_go_with_every_trained_method(photos, tmp_path, method):
+    small = FAST[5:] if method == "xr_vlm" else ["features.views=1"]
+    assert main(["adapt", f"data.root={photos}", f"method={method}", "recipe=fast", "recipe.epochs=2", "shots=2",
+                 "recipe.batch_size=2", "recipe.soup=[0.5,1]", "recipe.average_last=1", *TINY, *small]) == 0
+    record = json.loads((tmp_path / "runs" / "results.jsonl").read_text())
+    assert (record["method"].startswith(method[:4]), record["recipe"]) == (True, "fast")
+    with next((tmp_path / "runs").glob("*/losses.csv")).open(newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1", "2", "3"]
+
+
 def test_a_sweep_goes_on_past_a_mistake(photos, tmp_path, capsys):
     code = main(["adapt", "-m", f"data.root={photos}", "method=zero_shot,linear_probe", "shots=0,2", "runs=~/my runs",
                  *TINY])
@@ -217,6 +228,8 @@ def test_shipped_part_descriptions_by_name(tmp_path, name, classes, part_prompts
     (("recipe.weight_decay=-1",), "weight_decay must be at least 0"),
     (("recipe.grad_clip=0",), "grad_clip must be above 0 or null"),
     (("recipe.learning_rate=nan",), "learning_rate must be above 0"),
+    (("recipe.soup=2",), "recipe.soup must be a list, found 2"),
+    (("recipe.average_last=1", "selection=val"), "selection=val keeps one epoch and recipe.average_last=1 averages"),
     (("features.crop_scale=[0.5]",), "features.crop_scale must be two shares"),
     (("method.hidden=0",), "method.hidden must be at least 1"),
     (("method.context_words=''",), "holds no word"),

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -54,7 +55,9 @@ METHODS = {
 # 13 images in batches of 7 and 6: shares of 4 and 3; five classes: shares of 3 and 2. Smaller batches normalise by so
 # few rows that rounding alone grows by six orders of magnitude over the run, in one process as in two
 RECIPE = Recipe("test", epochs=3, batch_size=7, learning_rate=0.01, warmup_epochs=1, label_smoothing=0.1, grad_clip=5.0)
+MEAN = replace(RECIPE, text_every=2, average_last=2, soup=(0.5, 1.0))
 FOR_THREE = ("cross", "per_class", "coop")
+AVERAGED = ("cross", "coop")
 THREE = Recipe("three", epochs=1, batch_size=6, learning_rate=0.01)      # 8 images: at the end two for three processes
 
 
@@ -163,6 +166,8 @@ def as_two(place):
     with double_precision(), joined() as group:
         for name in METHODS:
             torch.save(trained(name), place / f"{name}-{group.rank}.pt")
+        for name in AVERAGED:
+            torch.save(trained(name, recipe=MEAN), place / f"{name}-{group.rank}-mean.pt")
         stop_early(place / "stopped-by-two.safetensors")
 
 
@@ -189,6 +194,7 @@ def ends(tmp_path_factory):
     two = start(f"as_two(Path({str(place)!r}))")
     with double_precision():
         alone = {name: trained(name) for name in METHODS}
+        alone |= {f"{name} mean": trained(name, recipe=MEAN) for name in AVERAGED}
         stop_early(place / "stopped.safetensors")
     assert_ended(two)
     three = start(f"as_three(Path({str(place)!r}))", 3)
@@ -205,6 +211,14 @@ def test_two_processes_end_where_one_does(ends, name):
     assert alone[name]["losses"][-1] < alone[name]["losses"][0]
     for rank in range(2):
         assert_close(alone[name], torch.load(place / f"{name}-{rank}.pt"))
+
+
+@pytest.mark.parametrize("name", AVERAGED)
+def test_two_processes_average_and_share_a_text_pass_as_one_does(ends, name):
+    place, alone, _ = ends
+    assert not torch.allclose(alone[name]["logits"], alone[f"{name} mean"]["logits"], rtol=1e-3)
+    for rank in range(2):
+        assert_close(alone[f"{name} mean"], torch.load(place / f"{name}-{rank}-mean.pt"))
 
 
 @pytest.mark.parametrize("name", FOR_THREE)

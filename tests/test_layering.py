@@ -13,7 +13,7 @@ LAYERS = (
      "plots", "plots_explain", "plots_report"),
     ("views", "bank", "features", "context", "part_prompts", "parts", "relations"),
     ("method", "methods"),
-    ("evaluation", "train", "records", "settings", "tables", "reporting", "report", "protocols"),
+    ("evaluation", "steps", "averaging", "train", "records", "settings", "tables", "reporting", "report", "protocols"),
     ("classifier",),
     ("explain",),
     ("run", "predict", "explanations", "export"),

@@ -219,7 +219,7 @@ def test_the_model_holds_the_minimum_for_the_strength_chosen(clip, monkeypatch):
 
     def loss(space):
         parts = method.pooling.of(features_of(bank))
-        text = method.class_features(clip) - method.relations.text_mean
+        text = method.class_prompts(clip) - method.relations.text_mean
         codes = torch.einsum("gcd,gdr->cr", text, method.relations.text_space) + method.relations.own
         prior = method.prior_weight * zero_shot_logits(clip, features_of(bank))
         scores = prior + torch.einsum("bmd,mdr,cr->bc", parts, space, codes)
@@ -345,9 +345,9 @@ def test_part_descriptions_are_the_prompts_where_there_are_any(clip, always_rela
     bank = made_bank(clip, CLASSES, LABELS, parts=4.0)
     method, plain = prepared(clip, bank, classes=described), prepared(clip, bank)
     assert (method.prompts, plain.prompts) == ("names + part_descriptions", "names")
-    assert method.class_features(clip).shape == (2, 3, clip.embed_dim)
-    assert plain.class_features(clip).shape == (1, 3, clip.embed_dim)
-    assert torch.allclose(plain.class_features(clip)[0], plain.zero_shot.weights)
+    assert method.class_prompts(clip).shape == (2, 3, clip.embed_dim)
+    assert plain.class_prompts(clip).shape == (1, 3, clip.embed_dim)
+    assert torch.allclose(plain.class_prompts(clip)[0], plain.zero_shot.weights)
 
 
 @pytest.mark.parametrize(("options", "message"), [

@@ -33,11 +33,15 @@ def reference_head(name: str, tensors: dict[str, Tensor]) -> nn.Module:
     return head
 
 
+def logits_of(head, image_parts: Tensor, class_features: Tensor) -> Tensor:
+    return head(image_parts, head.of_prompts(class_features))
+
+
 @needs_reference
 @pytest.mark.parametrize("name", RELATED)
 def test_agrees_with_the_reference_in_eval_mode(name):
     tensors = reference()
-    logits = reference_head(name, tensors).eval()(tensors["out.eval.parts"], tensors["in.class_features"])
+    logits = logits_of(reference_head(name, tensors).eval(), tensors["out.eval.parts"], tensors["in.class_features"])
     assert_close(logits, tensors[f"out.eval.logits.{name}"])
 
 
@@ -47,7 +51,7 @@ def test_agrees_with_the_reference_in_training(name):
     tensors = reference()
     parts = tensors["out.eval.parts"].clone().requires_grad_()
     classes = tensors["in.class_features"].clone().requires_grad_()
-    logits = reference_head(name, tensors).train()(parts, classes)
+    logits = logits_of(reference_head(name, tensors).train(), parts, classes)
     loss = F.cross_entropy(logits, tensors["in.labels"].long())
     loss.backward()
     assert parts.grad is not None
@@ -62,12 +66,12 @@ def test_agrees_with_the_reference_in_training(name):
 def test_alignment_and_visual_agree_with_the_reference():
     tensors = reference()
     parts, classes = tensors["out.eval.parts"], tensors["in.class_features"]
-    assert_close(Alignment(torch.tensor(100.0))(parts, classes), tensors["out.logits.alignment"])
+    assert_close(logits_of(Alignment(torch.tensor(100.0)), parts, classes), tensors["out.logits.alignment"])
     head = VisualParts(16, 4, 5, hidden=32)
     names = ("norm", "hidden_norm", "hidden", "classifier")
     load(head, tensors, {f"perceptrons.{part}.{name}": f"head.visual.{part}.{name}" for part in range(4)
                          for name in names})
-    assert_close(head.eval()(parts, classes), tensors["out.eval.logits.visual"])
+    assert_close(logits_of(head.eval(), parts, classes), tensors["out.eval.logits.visual"])
 
 
 SIZES = ((4, 2, 3, 5, 8, 6), (7, 1, 1, 3, 6, 9), (3, 5, 2, 2, 4, 4), (5, 3, 3, 4, 6, 5))
@@ -100,7 +104,7 @@ def test_agrees_with_the_formulas_at_other_sizes(name, size):
         rows = [[related(b, g, m, c) for g in prompts for m in parts] for b in images for c in kinds]
     x = head.perceptron.hidden(slow_norm(torch.tensor(rows, dtype=torch.float64)))
     expected = slow_norm(torch.where(x > 0, x, torch.exp(x) - 1)) @ head.perceptron.classifier.weight.T
-    assert_close(head(v, t), expected.view(batch, classes), 1e-9)
+    assert_close(logits_of(head, v, t), expected.view(batch, classes), 1e-9)
 
 
 @torch.no_grad()
@@ -109,14 +113,14 @@ def test_alignment_and_visual_agree_with_the_formulas():
     v, t = torch.randn(4, 3, 6, dtype=torch.float64), torch.randn(3, 5, 6, dtype=torch.float64)
     expected = torch.tensor([[sum(float(v[b, i] @ t[i, c] / (v[b, i].norm() + 1e-6) / (t[i, c].norm() + 1e-6))
                                   for i in range(3)) / 3 * 20 for c in range(5)] for b in range(4)])
-    assert_close(Alignment(torch.tensor(20.0))(v, t), expected.double(), 1e-6)
+    assert_close(logits_of(Alignment(torch.tensor(20.0)), v, t), expected.double(), 1e-6)
     head = VisualParts(6, 3, 5, hidden=7).double()
     logits = []
     for part, perceptron in enumerate(head.perceptrons):
         x = slow_norm(64 * v[:, part]) @ perceptron.hidden.weight.T + perceptron.hidden.bias
         x = slow_norm(torch.where(x > 0, x, torch.exp(x) - 1))
         logits.append(x @ perceptron.classifier.weight.T + perceptron.classifier.bias)
-    assert_close(head(v, t), sum(logits) / 3, 1e-9)
+    assert_close(logits_of(head, v, t), sum(logits) / 3, 1e-9)
 
 
 def test_a_dead_part_gives_finite_logits_and_gradients():
@@ -124,7 +128,7 @@ def test_a_dead_part_gives_finite_logits_and_gradients():
     parts = torch.randn(6, 3, 8)
     parts[:, 1] = 0
     parts.requires_grad_()
-    head(parts, torch.randn(2, 4, 8)).square().sum().backward()
+    logits_of(head, parts, torch.randn(2, 4, 8)).square().sum().backward()
     assert parts.grad is not None
     assert parts.grad.isfinite().all()
 
@@ -137,15 +141,16 @@ def all_heads(dim: int, parts: int, classes: int) -> dict[str, RelationHead]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", sorted(all_heads(4, 1, 2)))
-def test_the_two_halves_of_a_head(name):
+def test_the_steps_of_a_head(name):
     head = all_heads(8, 3, 5)[name]
     v, t = torch.randn(6, 3, 8), torch.randn(3, 5, 8)
     for _ in range(3):
-        head(v, t)                                           # moves the running statistics
+        logits_of(head, v, t)                                # moves the running statistics
     head.eval()
-    relations = head.relate(v, t)
+    prompts = head.of_prompts(t)
+    relations = head.relate(v, prompts)
     assert relations.shape == (6, 1 if head.linear else 3, 3, 5)
-    assert torch.equal(head.score(relations), head(v, t))
+    assert torch.equal(head.score(relations), head(v, prompts))
     assert head.baseline().expand(relations.shape).isfinite().all()
     other = torch.randn(relations.shape)
     sum_of_scores = head.score(relations) + head.score(other)
@@ -157,7 +162,7 @@ def test_the_two_halves_of_a_head(name):
 def test_the_baseline_is_where_the_first_normalisation_gives_zero(name):
     head = all_heads(8, 3, 5)[name]
     for _ in range(3):
-        head(torch.randn(6, 3, 8), torch.randn(3, 5, 8))
+        logits_of(head, torch.randn(6, 3, 8), torch.randn(3, 5, 8))
     seen = []
     head.eval().perceptron.norm.register_forward_hook(lambda _norm, _inputs, output: seen.append(output))
     head.score(head.baseline().expand(1, 3, 3, 5))
@@ -198,8 +203,8 @@ def test_linear_relations_agree_with_the_formula():
         for label in range(5):
             for part in range(3):
                 expected[image, label] += parts[image, part] @ head.image_space[part] @ codes[label]
-    assert torch.allclose(head(parts, class_features), expected, atol=1e-4)
-    relations = head.relate(parts, class_features)
+    assert torch.allclose(logits_of(head, parts, class_features), expected, atol=1e-4)
+    relations = head.relate(parts, head.of_prompts(class_features))
     assert relations.shape == (4, 3, 3, 5)
     assert torch.allclose(head.score(relations), expected, atol=1e-4)
     for prompt in range(2):                                  # A_ij of the docstring: part 1 with each prompt
@@ -218,14 +223,15 @@ def test_linear_relations_turned_to_other_classes():
     new = torch.randn(2, 1, 6)
     turned = head.for_classes([3, None, 0])
     features = torch.cat([class_features[:, [3]], new, class_features[:, [0]]], dim=1)     # (g, 3, d)
-    own, scores = head(parts, class_features), turned(parts, features)
+    own, scores = logits_of(head, parts, class_features), logits_of(turned, parts, features)
     assert torch.allclose(scores[:, [0, 2]], own[:, [3, 0]], atol=1e-5)
     assert torch.equal(turned.own[[0, 2]], head.own[[3, 0]])
     assert turned.own[1].abs().max() == 0
-    assert turned.relate(parts, features)[:, 2, :, 1].abs().max() == 0
+    assert turned.relate(parts, turned.of_prompts(features))[:, 2, :, 1].abs().max() == 0
     assert turned.image_space is head.image_space, "what was learned is shared"
     permuted = head.for_classes([4, 2, 0, 1, 3])
-    assert torch.allclose(permuted(parts, class_features[:, [4, 2, 0, 1, 3]]), own[:, [4, 2, 0, 1, 3]], atol=1e-5)
+    scores = logits_of(permuted, parts, class_features[:, [4, 2, 0, 1, 3]])
+    assert torch.allclose(scores, own[:, [4, 2, 0, 1, 3]], atol=1e-5)
     assert head.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
 
@@ -236,15 +242,15 @@ def test_the_state_of_turned_relations_can_be_loaded(places):
     head, _, _ = started()
     turned = head.for_classes(places)
     parts, features = torch.randn(4, 3, 6), torch.randn(2, len(places), 6)
-    expected = turned(parts, features)
+    expected = logits_of(turned, parts, features)
     state = {name: value.clone() for name, value in turned.state_dict().items()}
     assert state["own"].shape == (len(places), 5), "r stays that of the classes trained on"
     fresh = LinearRelations(6, 3, 2, len(places))
     fresh.load_state_dict(state)
-    assert torch.equal(fresh(parts, features), expected)
+    assert torch.equal(logits_of(fresh, parts, features), expected)
     own = head.own.clone()
     turned.load_state_dict(state)
-    assert torch.equal(turned(parts, features), expected)
+    assert torch.equal(logits_of(turned, parts, features), expected)
     assert torch.equal(head.own, own), "loading into the turned one leaves the original alone"
     again = turned.for_classes([1, 0])
-    assert torch.allclose(again(parts, features[:, [1, 0]]), expected[:, [1, 0]], atol=1e-5)
+    assert torch.allclose(logits_of(again, parts, features[:, [1, 0]]), expected[:, [1, 0]], atol=1e-5)

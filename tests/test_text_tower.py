@@ -97,18 +97,19 @@ def test_ids_under_the_slots_and_behind_the_end_do_not_matter(tiny, library, fas
                  way.encode_prompts(context(), *parts(layout)))
 
 
-@pytest.mark.parametrize("classes", [1, len(NAMES)], ids=["shared", "own"])
-def test_only_real_positions_are_computed_and_a_common_beginning_once(tiny, monkeypatch, classes):
+@pytest.mark.parametrize(("classes", "shared"), [(1, 4), (len(NAMES), 0), (len(NAMES), 3)],
+                         ids=["shared", "own", "shared_then_own"])
+def test_only_real_positions_are_computed_and_a_common_beginning_once(tiny, monkeypatch, classes, shared):
     monkeypatch.setattr(causal_text, "CPU_PADDING", 0)
     counts = []
     layers = (tiny.model.transformer.resblocks[0].mlp, tiny.model.transformer.resblocks[-1].mlp)
     hooks = [mlp.register_forward_hook(lambda _module, _inputs, output: counts.append(output.shape[:2].numel()))
              for mlp in layers]
     layout = tiny.clip.layout(NAMES, 4)
-    tiny.clip.text.encode_prompts(context(2, classes), *parts(layout))
+    tiny.clip.text.encode_prompts(context(2, classes), *parts(layout), shared=shared)
     for hook in hooks:
         hook.remove()
-    common = 1 + 4 if classes == 1 else 1                                # [SOS] and a shared context
+    common = 1 + shared                                                  # [SOS] and what is shared of the context
     real = common + int((layout.ends + 1 - common).sum())
     assert counts == [2 * real, 2 * len(NAMES)]
 
@@ -168,12 +169,31 @@ def test_memory_decides_how_many_chunks_are_computed_twice(tiny, fast, classes):
     roomy = way(100)
     roomy.encode_prompts(vectors, *parts(layout))                        # measures what a position keeps
     assert blocks_run(roomy, tiny.model, vectors, layout) == 1, "all fits: nothing is computed again"
-    common, alone = roomy._positions(Prompts(*parts(layout)), shared=classes == 1)
+    prompts = Prompts(*parts(layout), shared=4 if classes == 1 else 0)
+    common, alone = roomy._positions(prompts)
     whole = 2 * (2.5 * common + int(alone.sum())) * roomy.bytes_a_position[torch.float32] / 2**30
     tight = way(whole / 2.5)
     tight.encode_prompts(vectors, *parts(layout))
-    assert blocks_run(tight, tiny.model, vectors, layout) == 3 + 2, "all but the last of three chunks"
-    assert tight._chunks(vectors, Prompts(*parts(layout))) == [8, 8, 8]
+    beginnings = 1 if fast else 0
+    assert blocks_run(tight, tiny.model, vectors, layout) == beginnings + 3 + 2, "all but the last of three chunks"
+    first, *full = tight._chunks(vectors, prompts)
+    assert (first < full[0], len(full), first + sum(full)) == (True, 2, 24), "the first chunk takes what is left"
+
+
+@pytest.mark.parametrize("classes", [1, 24], ids=["shared", "own"])
+def test_chunks_compute_a_common_beginning_once(tiny, classes):
+    """Forward and backward: so many rows as the whole has, and those of all chunks but the last once more."""
+    layout, vectors = tiny.clip.layout(NAMES * 8, 4), context(2, classes).requires_grad_()
+    common, alone = 1 + (4 if classes == 1 else 0), layout.ends + 1 - (5 if classes == 1 else 1)
+    counts = []
+    hook = tiny.model.transformer.resblocks[0].mlp.register_forward_hook(
+        lambda _module, _inputs, output: counts.append(output.shape[:2].numel()))
+    way = CausalText(tiny.model, memory_gb=1e-9)                         # a class at a time
+    way.bytes_a_position = {torch.float32: 1.0}
+    way.encode_prompts(vectors, *parts(layout)).sum().backward()
+    hook.remove()
+    rows = alone.tolist()
+    assert counts == [2 * count for count in [common, *rows, *rows[-2::-1]]]
 
 
 @pytest.mark.parametrize("classes", [1, 24], ids=["shared", "own"])
@@ -225,3 +245,22 @@ def test_counting_what_is_kept_keeps_nothing():
 
     assert kept_bytes(remembered) == 3 * 4 * 4
     assert results[0]() is None
+
+
+def test_rows_are_arranged_once(tiny):
+    layout, other = tiny.clip.layout(NAMES, 4), tiny.clip.layout(NAMES, 5)
+    options = {"known": 0, "common": 1, "padding": 0, "like": torch.zeros(1)}
+    rows = causal_text.arrange(Prompts(*parts(layout), 0), **options)
+    again = Prompts(*(part.clone() for part in parts(layout)), 0)
+    assert causal_text.arrange(again, **options | {"like": torch.ones(2)}) is rows
+    for changed in ({"padding": 9}, {"common": 0}, {"like": torch.zeros(1, dtype=torch.bfloat16)}):
+        assert causal_text.arrange(again, **options | changed) is not rows
+    assert causal_text.arrange(Prompts(*parts(other), 0), **options) is not rows
+
+
+def test_rows_that_were_arranged_without_gradients_serve_training(tiny):
+    layout, vectors = tiny.clip.layout(("a name seen here alone",), 4), context().requires_grad_()
+    with torch.inference_mode():
+        tiny.clip.encode_prompts(vectors, layout)
+    tiny.clip.encode_prompts(vectors, layout).sum().backward()
+    assert vectors.grad.abs().max() > 0

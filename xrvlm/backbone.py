@@ -57,6 +57,7 @@ class PromptLayout:
     tokens: Tensor                       # (c, t) token ids, padded behind [EOS]; ids under a slot are ignored
     slots: Tensor                        # (c, l) positions of the learned vectors
     ends: Tensor                         # (c,) position of [EOS]
+    shared: int = 0                      # how many of the l vectors, from the first on, are the same for all classes
 
 
 class FrozenCLIP(nn.Module, ABC):

@@ -34,20 +34,30 @@ class FeatureBank:
     views: int                                       # augmented ones: v - 1
     seed: int
 
+    @property
+    def device(self) -> torch.device:
+        """Where the features are, and the batches."""
+        return self.shards[0]["pooled"].device
+
     def batches(self, order: Sequence[Tensor], epoch: int) -> Iterator[tuple[Features, Tensor]]:
         """Each image in one of its augmented views, drawn anew for every epoch."""
         view = torch.zeros(len(self.labels), dtype=torch.long)                             # (n,)
         if self.views:
             view = torch.randint(1, self.views + 1, view.shape, generator=generator(self.seed, "view of", epoch))
-        for rows in order:
-            yield self.select(rows, view[rows]), self.labels[rows]
+        every, sizes = torch.cat(list(order)), [len(rows) for rows in order]
+        of_epoch = torch.stack([every, view[every], self.labels[every]]).to(self.device)   # (3, all), one copy an epoch
+        for rows, views, labels in of_epoch.split(sizes, dim=1):
+            yield self.select(rows, views), labels
 
     def in_order(self, batch_size: int = 256) -> Iterator[tuple[Features, Tensor]]:
-        for rows in torch.arange(len(self.labels)).split(batch_size):
-            yield self.select(rows, torch.zeros_like(rows)), self.labels[rows]
+        every = torch.arange(len(self.labels), device=self.device)
+        for rows, labels in zip(every.split(batch_size), self.labels.split(batch_size), strict=True):
+            yield self.select(rows, torch.zeros_like(rows)), labels
 
     def select(self, rows: Tensor, views: Tensor) -> Features:
         """float32 features of images `rows` (b,) in views `views` (b,)."""
+        if len(self.shards) == 1:
+            return Features(**{name: values[rows, views].float() for name, values in self.shards[0].items()})
         shard = rows // self.rows_per_shard                                                # (b,)
         chosen: dict[str, Tensor] = {}
         for index in shard.unique().tolist():

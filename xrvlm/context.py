@@ -68,7 +68,7 @@ class ContextPrompts(ClassPrompts):
         self.text_parts, shared = text_parts, _shared_vectors(context, length, shared_length)
         self.position: NamePosition = position
         self.open_classes = shared == length
-        self.layout = clip.layout(names, length, position)
+        self.layout = replace(clip.layout(names, length, position), shared=shared)
         self.shared = _vectors(text_parts, 1, shared, clip.text_width)                     # (g, 1, l_s, w)
         self.specific = _vectors(text_parts, len(names), length - shared, clip.text_width)    # (g, c, l_c, w)
         if start is not None:
@@ -85,8 +85,8 @@ class ContextPrompts(ClassPrompts):
 
     def for_classes(self, clip: FrozenCLIP, classes: ClassText) -> Self:
         assert self.specific is None, "vectors of a class's own say nothing of another class"
-        turned = copy(self)
-        turned.layout = clip.layout(classes.names, self.vectors.shape[2], self.position)
+        turned, length = copy(self), self.layout.shared
+        turned.layout = replace(clip.layout(classes.names, length, self.position), shared=length)
         return turned
 
     def forward(self, clip: FrozenCLIP) -> Tensor:

@@ -13,6 +13,6 @@ def probabilities(method: Method, clip: FrozenCLIP, source: FeatureSource) -> Te
     """(n, c) on the CPU, float32, in the order of `source.ids`."""
     method.eval()
     class_features = method.class_features(clip)
-    rows = [method.logits(x.map(lambda value: value.to(clip.device)), class_features).softmax(dim=1).cpu()
+    rows = [method.logits(x.map(lambda value: value.to(clip.device)), class_features).softmax(dim=1)
             for x, _ in source.in_order()]
-    return torch.cat(rows)
+    return torch.cat(rows).cpu()         # once at the end: a GPU does not wait between batches

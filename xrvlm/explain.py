@@ -19,7 +19,7 @@ from xrvlm.images import read_image
 from xrvlm.method import Method
 from xrvlm.part_prompts import LearnedDescriptions
 from xrvlm.parts import ImageParts, grid
-from xrvlm.relations import RelationHead
+from xrvlm.relations import LinearRelations, RelationHead
 from xrvlm.text import readable
 from xrvlm.views import evaluation_view
 
@@ -165,12 +165,12 @@ def prompt_words(classifier: Classifier, name: str, count: int = 3) -> Words | N
 
 def prompt_names(classifier: Classifier, explanation: Explanation) -> list[str]:
     """What to call each of the g prompts of `explanation.relations`."""
-    prompts, of_classes = len(explanation.relations), len(classifier.class_features)
+    prompts = len(explanation.relations)
     if classifier.method.prompts == "none":
         return ["no text"]
-    if prompts == of_classes + 1:        # of LinearRelations
-        return [*_prompt_names(classifier, of_classes), "the class's own vector"]
-    if prompts < of_classes:
+    if isinstance(parts_and_relations(classifier.method)[1], LinearRelations):
+        return [*_prompt_names(classifier, prompts - 1), "the class's own vector"]
+    if prompts < len(classifier.class_features):
         return ["the part's own prompt"]
     return _prompt_names(classifier, prompts)
 

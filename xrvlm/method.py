@@ -48,7 +48,9 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def class_features(self, clip: FrozenCLIP) -> Tensor:
-        """The language side, (..., c, d): computed once per evaluation and in every training step."""
+        """All that depends on the classes and on no image, (..., c, d) or of another width: computed once per
+        evaluation and in every training step.
+        """
 
     @abstractmethod
     def logits(self, x: Features, class_features: Tensor) -> Tensor:

@@ -49,5 +49,7 @@ def _words(hint: Any) -> str:
         return " or ".join(_words(argument) for argument in arguments)
     if origin is typing.Literal:
         return " or ".join(str(argument) for argument in arguments)
+    if origin in (tuple, list):
+        return "a list"
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
     return names.get(hint, getattr(hint, "__name__", str(hint)))

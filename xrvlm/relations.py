@@ -1,7 +1,8 @@
 """The heads of XR-VLM (arXiv:2503.07075): what relates image parts (b, m, d) and class features (g, c, d) to logits.
 
 `cross` is the paper's; the others are its ablations. Relations are products in a learned space of half the width.
-Each head has two halves, so that what a logit was made of can be told: `relate`, then `score`.
+Each head takes three steps: `of_prompts` is all that depends on the classes alone, once for any number of images;
+`relate`, then `score`, so that what a logit was made of can be told.
 """
 
 from abc import ABC, abstractmethod
@@ -47,9 +48,9 @@ class Relations(nn.Module):
         self.text_space = RelationSpace(embed_dim, nn.BatchNorm1d)
         self.diagonal = diagonal
 
-    def forward(self, image_parts: Tensor, class_features: Tensor) -> Tensor:
-        """(b, g, m, c)"""
-        related = torch.einsum("bmr,gcr->bgmc", self.image_space(image_parts), self.text_space(class_features))
+    def forward(self, image_parts: Tensor, prompts: Tensor) -> Tensor:
+        """(b, g, m, c) from (b, m, d) and what `text_space` made of the class features, (g, c, d // 2)."""
+        related = torch.einsum("bmr,gcr->bgmc", self.image_space(image_parts), prompts)
         if self.diagonal:
             related = related * torch.eye(*related.shape[1:3], device=related.device)[..., None]
         return related
@@ -78,8 +79,12 @@ class RelationHead(nn.Module, ABC):
     linear: ClassVar[bool] = False
 
     @abstractmethod
-    def relate(self, image_parts: Tensor, class_features: Tensor) -> Tensor:
-        """(b, g, m, c); g is 1 where a part meets one prompt of a class or none."""
+    def of_prompts(self, class_features: Tensor) -> Tensor:
+        """The prompts as images meet them, (..., c, r), from class features (g, c, d)."""
+
+    @abstractmethod
+    def relate(self, image_parts: Tensor, prompts: Tensor) -> Tensor:
+        """(b, g, m, c) from what `of_prompts` gave; g is 1 where a part meets one prompt of a class or none."""
 
     @abstractmethod
     def score(self, relations: Tensor) -> Tensor:
@@ -89,9 +94,9 @@ class RelationHead(nn.Module, ABC):
         """What relations count from, to be broadcast to (b, g, m, c): zero unless a head says otherwise."""
         return torch.zeros(())
 
-    def forward(self, image_parts: Tensor, class_features: Tensor) -> Tensor:
+    def forward(self, image_parts: Tensor, prompts: Tensor) -> Tensor:
         """(b, c) logits."""
-        return self.score(self.relate(image_parts, class_features))
+        return self.score(self.relate(image_parts, prompts))
 
 
 class CrossRelations(RelationHead):
@@ -104,9 +109,13 @@ class CrossRelations(RelationHead):
         self.perceptron = Perceptron(text_parts * image_parts * classes, hidden, classes)
         self.sizes = text_parts, image_parts, classes
 
-    def relate(self, image_parts: Tensor, class_features: Tensor) -> Tensor:
+    def of_prompts(self, class_features: Tensor) -> Tensor:
+        """(g, c, d // 2)"""
+        return self.relations.text_space(class_features)
+
+    def relate(self, image_parts: Tensor, prompts: Tensor) -> Tensor:
         """(b, g, m, c)"""
-        return self.relations(image_parts, class_features)
+        return self.relations(image_parts, prompts)
 
     def score(self, relations: Tensor) -> Tensor:
         """(b, c) logits."""
@@ -132,9 +141,13 @@ class PerClassRelations(RelationHead):
         self.perceptron = Perceptron(text_parts * image_parts, max(1, text_parts * image_parts // 2), 1)
         self.sizes = text_parts, image_parts
 
-    def relate(self, image_parts: Tensor, class_features: Tensor) -> Tensor:
+    def of_prompts(self, class_features: Tensor) -> Tensor:
+        """(g, c, d // 2)"""
+        return self.relations.text_space(class_features)
+
+    def relate(self, image_parts: Tensor, prompts: Tensor) -> Tensor:
         """(b, g, m, c)"""
-        return self.relations(image_parts, class_features)
+        return self.relations(image_parts, prompts)
 
     def score(self, relations: Tensor) -> Tensor:
         """(b, c) logits."""
@@ -158,14 +171,21 @@ class Alignment(RelationHead):
         super().__init__()
         self.logit_scale = logit_scale
 
-    def relate(self, image_parts: Tensor, class_features: Tensor) -> Tensor:
+    def of_prompts(self, class_features: Tensor) -> Tensor:
+        """(m, c, d)"""
+        return _unit(class_features)
+
+    def relate(self, image_parts: Tensor, prompts: Tensor) -> Tensor:
         """(b, 1, m, c) cosines of part i with prompt i."""
-        v, t = (x / (x.norm(dim=-1, keepdim=True) + 1e-6) for x in (image_parts, class_features))
-        return torch.einsum("bmd,mcd->bmc", v, t)[:, None]
+        return torch.einsum("bmd,mcd->bmc", _unit(image_parts), prompts)[:, None]
 
     def score(self, relations: Tensor) -> Tensor:
         """(b, c) logits."""
         return self.logit_scale * relations.mean(dim=(1, 2))
+
+
+def _unit(features: Tensor) -> Tensor:
+    return features / (features.norm(dim=-1, keepdim=True) + 1e-6)
 
 
 class VisualParts(RelationHead):
@@ -177,8 +197,12 @@ class VisualParts(RelationHead):
         super().__init__()
         self.perceptrons = nn.ModuleList(Perceptron(embed_dim, hidden, classes, bias=True) for _ in range(image_parts))
 
-    def relate(self, image_parts: Tensor, class_features: Tensor) -> Tensor:
-        """(b, 1, m, c) logits of each part alone; `class_features` is not read."""
+    def of_prompts(self, class_features: Tensor) -> Tensor:
+        """What is given: it is not read."""
+        return class_features
+
+    def relate(self, image_parts: Tensor, prompts: Tensor) -> Tensor:
+        """(b, 1, m, c) logits of each part alone; `prompts` are not read."""
         rows = FEATURE_SCALE * image_parts                                                 # (b, m, d)
         logits = [perceptron(rows[:, part]) for part, perceptron in enumerate(self.perceptrons)]
         return torch.stack(logits, dim=1)[:, None]
@@ -237,20 +261,22 @@ class LinearRelations(RelationHead):
         turned.own, turned.sizes = own, (*self.sizes[:3], len(before))
         return turned
 
-    def relate(self, image_parts: Tensor, class_features: Tensor) -> Tensor:
-        """(b, g + 1, m, c); the last row of prompts is the class's own vector."""
+    def of_prompts(self, class_features: Tensor) -> Tensor:
+        """(g + 1, c, r) codes; the last row is the classes' own vectors."""
         text = torch.einsum("gcd,gdr->gcr", class_features - self.text_mean, self.text_space)
-        codes = torch.cat([text, self.own[None]])                                          # (g + 1, c, r)
-        return torch.einsum("bmr,gcr->bgmc", torch.einsum("bmd,mdr->bmr", image_parts, self.image_space), codes)
+        return torch.cat([text, self.own[None]])
+
+    def relate(self, image_parts: Tensor, prompts: Tensor) -> Tensor:
+        """(b, g + 1, m, c); the last row of prompts is the class's own vector."""
+        return torch.einsum("bmr,gcr->bgmc", torch.einsum("bmd,mdr->bmr", image_parts, self.image_space), prompts)
 
     def score(self, relations: Tensor) -> Tensor:
         """(b, c) logits."""
         return relations.sum(dim=(1, 2))
 
-    def forward(self, image_parts: Tensor, class_features: Tensor) -> Tensor:
+    def forward(self, image_parts: Tensor, prompts: Tensor) -> Tensor:
         """(b, c) logits, the sums taken first."""
-        text = torch.einsum("gcd,gdr->cr", class_features - self.text_mean, self.text_space)
-        return torch.einsum("bmd,mdr->br", image_parts, self.image_space) @ (text + self.own).T
+        return torch.einsum("bmd,mdr->br", image_parts, self.image_space) @ prompts.sum(dim=0).T
 
 
 def _allocate(head: LinearRelations, state: dict[str, Tensor], prefix: str, *_: object) -> None:

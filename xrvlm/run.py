@@ -26,7 +26,7 @@ from xrvlm.protocols import NewClasses, Protocol, base_half, check_protocol, new
 from xrvlm.recipe import Recipe
 from xrvlm.records import RunRecord, append_record, write_losses, write_scores
 from xrvlm.text import ClassText, class_text, few
-from xrvlm.train import Progress, Selection, fit
+from xrvlm.train import Progress, Selection, check_selection, fit
 
 log = logging.getLogger(__name__)
 BUSY = "another process is at this run; wait for it, or choose another runs=FOLDER"
@@ -95,6 +95,7 @@ def adapt(clip: FrozenCLIP, dataset: Dataset, method: MethodFactory = XRVLM, *, 
     if protocol == "base_to_new":
         adapted.check_open()
     recipe = _fitting(recipe or adapted.recipe, adapted)
+    check_selection(recipe, options.selection)
     if not adapted.learns:
         split, shots = replace(split, train=(), val=()), 0
     new = new_classes(whole, split, text) if protocol == "base_to_new" else None

@@ -7,8 +7,6 @@ in xrvlm/backbone.py; `n` prompts. docs/text_tower.md says why each step is exac
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from itertools import starmap
-from math import ceil
 from threading import get_ident
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -37,9 +35,11 @@ class Prompts(NamedTuple):
     tokens: Tensor                       # (c, t) ids
     slots: Tensor                        # (c, l) positions of the learned vectors
     ends: Tensor                         # (c,) position of [EOS]
+    shared: int = 0                      # how many of the l vectors, from the first on, are the same in all prompts
 
     def split(self, sizes: list[int]) -> Iterator["Prompts"]:
-        return starmap(Prompts, zip(*(part.split(sizes) for part in self), strict=True))
+        parts = zip(self.tokens.split(sizes), self.slots.split(sizes), self.ends.split(sizes), strict=True)
+        return (Prompts(tokens, slots, ends, self.shared) for tokens, slots, ends in parts)
 
 
 class TextTower(ABC):
@@ -62,30 +62,36 @@ class TextTower(ABC):
         nothing = self.embedding.weight.new_zeros(1, 1, 0, self.embedding.embedding_dim)
         return self.encode_prompts(nothing, tokens, tokens[:, :0], ends)[0]
 
-    def encode_prompts(self, context: Tensor, tokens: Tensor, slots: Tensor, ends: Tensor) -> Tensor:
+    def encode_prompts(self, context: Tensor, tokens: Tensor, slots: Tensor, ends: Tensor, *,
+                       shared: int = 0) -> Tensor:
         """Learned vectors `context` (g, c or 1, l, w) at the positions `slots` (c, l) of `tokens` (c, t) -> (g, c, d).
 
-        Differentiable in `context`; not normalised. Of chunks that do not fit the memory together all but the last are
-        computed without a graph, and once more in the backward pass.
+        Differentiable in `context`; not normalised. `shared`: so many of the l vectors, from the first on, are the same
+        for all classes; of a context (g, 1, l, w) all are. Of chunks that do not fit the memory together all but the
+        last are computed without a graph, and once more in the backward pass; what all have in common is computed once.
         """
-        prompts = Prompts(tokens, slots, ends)
+        prompts = Prompts(tokens, slots, ends, context.shape[2] if context.shape[1] == 1 else shared)
         sizes = self._chunks(context, prompts)
+        if len(sizes) == 1:
+            return self._features(prompts, context)
+        beginning = self._beginning(prompts, context)
         contexts = context.split(sizes, dim=1) if context.shape[1] > 1 else (context,) * len(sizes)
-        *before, last = zip(contexts, prompts.split(sizes), strict=True)
-        features: list[Any] = [Recomputed.apply(vectors, self._features, part) for vectors, part in before]
-        return torch.cat([*features, self._features(*last)], dim=1)                    # (g, c, d)
+        *before, last = zip(prompts.split(sizes), contexts, strict=True)
+        features: list[Any] = [Recomputed.apply(self._features, part, vectors, beginning) for part, vectors in before]
+        return torch.cat([*features, self._features(*last, beginning)], dim=1)         # (g, c, d)
 
     def _chunks(self, context: Tensor, prompts: Prompts) -> list[int]:
-        """How many classes are computed together: chunks with about as many positions each."""
-        g, c = len(context), len(prompts.ends)
-        common, positions = self._positions(prompts, shared=context.shape[1] == 1)     # (c,)
-        number = ceil(g * c / PROMPTS_AT_ONCE)
+        """How many classes are computed together: as many as there is room for, the rest in the first chunk.
+
+        The last chunk alone is not computed twice, so it should be the fullest.
+        """
+        needs, room = torch.ones_like(prompts.ends), PROMPTS_AT_ONCE / len(context)    # (c,) prompts
         if torch.is_grad_enabled() and context.requires_grad:
-            room = self._memory() / self._bytes_a_position(prompts) / g - common       # positions of a text part
-            number = c if room <= 0 else ceil(int(positions.sum()) / room)
-        reached = positions.cumsum(0).double() / positions.sum()                       # (c,) share of all positions
-        chunk = (reached * min(number, c)).ceil().long() - 1
-        return [size for size in chunk.bincount().tolist() if size]
+            common, needs = self._positions(prompts)                                   # (c,) positions of a text part
+            room = self._memory() / self._bytes_a_position(prompts) / len(context) - common
+        behind = needs.flip(0).cumsum(0)                                               # (c,) the last class first
+        chunk = (behind / max(room, 1)).ceil().long() - 1
+        return [size for size in chunk.bincount().flip(0).tolist() if size]
 
     def _memory(self) -> float:
         """Bytes."""
@@ -102,38 +108,47 @@ class TextTower(ABC):
         if weight.dtype not in self.bytes_a_position:
             kept, (one, *_) = [], prompts.split([1] * len(prompts.ends))
             for count in (2, 4):
-                several = Prompts(*(part.expand(count, *part.shape[1:]) for part in one))
+                tokens, slots, ends = (part.expand(count, *part.shape[1:]) for part in one[:3])
+                several = Prompts(tokens, slots, ends)
                 context = weight.new_zeros(1, count, one.slots.shape[1], weight.shape[1], requires_grad=True)
-                kept.append(kept_bytes(lambda vectors=context, few=several: self._features(vectors, few)))
-            positions = int(self._positions(several, shared=False)[1][:2].sum())
+                kept.append(kept_bytes(lambda vectors=context, few=several: self._features(few, vectors)))
+            positions = int(self._positions(several)[1][:2].sum())
             self.bytes_a_position[weight.dtype] = (kept[1] - kept[0]) / positions
         return self.bytes_a_position[weight.dtype]
 
     @abstractmethod
-    def _positions(self, prompts: Prompts, *, shared: bool) -> tuple[int, Tensor]:
-        """How many positions are computed once for all, and (c,) for each prompt alone; `shared`: so is the context."""
+    def _positions(self, prompts: Prompts) -> tuple[int, Tensor]:
+        """How many positions are computed once for all, and (c,) for each prompt alone."""
+
+    def _beginning(self, prompts: Prompts, context: Tensor) -> Tensor | None:
+        """What `_features` of any of `prompts` needs to know of the positions that all have in common."""
+        return None
 
     @abstractmethod
-    def _features(self, context: Tensor, prompts: Prompts) -> Tensor:
+    def _features(self, prompts: Prompts, context: Tensor, beginning: Tensor | None = None) -> Tensor:
         """(g, c or 1, l, w) -> (g, c, d)."""
 
 
 class Recomputed(torch.autograd.Function):
-    """`encode(context, prompts)` that keeps nothing but its input for the backward pass."""
+    """`encode(prompts, *inputs)` that keeps nothing but its inputs for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, context: Tensor, encode: Callable[[Tensor, Prompts], Tensor], prompts: Prompts) -> Tensor:
-        ctx.save_for_backward(context)
+    def forward(ctx: Any, encode: Callable[..., Tensor], prompts: Prompts, *inputs: Tensor | None) -> Tensor:
+        ctx.save_for_backward(*inputs)
         ctx.encode, ctx.prompts = encode, prompts
-        return encode(context, prompts)
+        return encode(prompts, *inputs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:    # pyright: ignore
-        context = ctx.saved_tensors[0].detach().requires_grad_()
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:    # pyright: ignore
+        needed = ctx.needs_input_grad[2:]
+        inputs = [value if value is None else value.detach().requires_grad_(need)
+                  for value, need in zip(ctx.saved_tensors, needed, strict=True)]
         with torch.enable_grad():
-            features = ctx.encode(context, ctx.prompts)
-        return torch.autograd.grad(features, context, gradient)[0], None, None
+            features = ctx.encode(ctx.prompts, *inputs)
+        wanted = [value for value in inputs if value is not None and value.requires_grad]
+        found = iter(torch.autograd.grad(features, wanted, gradient, allow_unused=True))
+        return None, None, *(next(found) if need else None for need in needed)
 
 
 def kept_bytes(compute: Callable[[], Tensor]) -> int:
@@ -165,13 +180,13 @@ class LibraryText(TextTower):
         super().__init__(embedding, memory_gb=memory_gb)
         self.encode, self.shortens = encode, shortens
 
-    def _positions(self, prompts: Prompts, *, shared: bool) -> tuple[int, Tensor]:
+    def _positions(self, prompts: Prompts) -> tuple[int, Tensor]:
         return 0, torch.full_like(prompts.ends, self._length(prompts))
 
     def _length(self, prompts: Prompts) -> int:
         return int(prompts.ends.max()) + 1 if self.shortens else prompts.tokens.shape[1]
 
-    def _features(self, context: Tensor, prompts: Prompts) -> Tensor:
+    def _features(self, prompts: Prompts, context: Tensor, beginning: Tensor | None = None) -> Tensor:
         (g, _, length, width), c = context.shape, len(prompts.ends)
         tokens, slots = (part.repeat(g, 1).to(self.embedding.weight.device) for part in prompts[:2])    # (n, t), (n, l)
         tokens = tokens[:, :self._length(prompts)]

@@ -4,7 +4,9 @@ import json
 import logging
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from xrvlm.averaging import State, add, load_mean, reestimate, state_of
 from xrvlm.backbone import FrozenCLIP
 from xrvlm.distributed import ALONE, Group, processes
 from xrvlm.draws import seeded
@@ -24,6 +27,7 @@ from xrvlm.files import write_atomically
 from xrvlm.method import Method
 from xrvlm.metrics import top1
 from xrvlm.recipe import Recipe
+from xrvlm.steps import Stepper, one_text_pass, own_shares
 
 log = logging.getLogger(__name__)
 Selection = Literal["last", "val"]
@@ -33,10 +37,25 @@ Selection = Literal["last", "val"]
 class Progress:
     """What a stopped run needs, beside tensors, to go on as if it had not been stopped."""
 
-    epochs: int = 0                      # that are finished
+    epochs: int = 0                      # that are finished, over all rates of a soup
     seconds: float = 0.0                 # spent training, over all sessions
-    best_val: float = -1.0
+    best_val: float = -1.0               # at this rate
     losses: list[dict[str, float]] = field(default_factory=list)      # one entry an epoch
+
+
+@dataclass
+class Kept:
+    """Tensors of finished epochs that the result is made of."""
+
+    best: State = field(default_factory=dict)        # of the epoch that is best on the validation images
+    total: State = field(default_factory=dict)       # the sum of all that are averaged
+
+
+def check_selection(recipe: Recipe, selection: Selection) -> None:
+    """UserError where one epoch is to be kept and several are to be averaged."""
+    if selection == "val" and recipe.average_last:
+        raise UserError(f"selection=val keeps one epoch and recipe.average_last={recipe.average_last} averages "
+                        "several: leave one of them out")
 
 
 def fit(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe: Recipe, *, seed: int,
@@ -46,40 +65,93 @@ def fit(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe: Recipe,
 
     With `checkpoint`, the state is written after every epoch and a run that was stopped goes on from it; one of
     another `identity` is refused. `selection="val"` keeps the epoch with the best top-1 on `val` (the first of
-    equals). A method without trainable parameters returns at once.
+    equals), of a soup one for each rate. A method without trainable parameters returns at once.
 
     Where several processes run together (`distributed.joined`) all of them call this, each with the same arguments,
     and end with the same method; the first alone does where the method does not split its batches.
     """
+    check_selection(recipe, selection)
+    if not any(parameter.requires_grad for parameter in method.parameters()):
+        return Progress()
     group = processes() if method.splits_batches else ALONE
-    parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
-    progress, best = Progress(), {}
-    if not parameters:
-        return progress
-    optimizer = recipe.make_optimizer(parameters)
+    group.level(method)
+    run = _Fit(method, clip, source, recipe, seed, val, selection, group)
+    total = recipe.epochs * len(run.rates)
     if checkpoint is not None and checkpoint.exists():
-        progress, best = _restore(checkpoint, identity, method, optimizer)
-        log.info("resuming after epoch %d of %d", progress.epochs, recipe.epochs)
+        run.progress, run.kept = _restore(checkpoint, identity, method, run.optimizer)
+        log.info("resuming after epoch %d of %d", run.progress.epochs, total)
+    progress = run.progress
     group.check_same(progress.epochs, "checkpoints")
     group.level(method)
-    epochs = tqdm(range(progress.epochs, recipe.epochs), initial=progress.epochs, total=recipe.epochs, unit="epoch",
+    epochs = tqdm(range(progress.epochs, total), initial=progress.epochs, total=total, unit="epoch",
                   desc=method.label, disable=None if group.first else True, leave=False)
-    for epoch in epochs:
+    for done in epochs:
         start = time.perf_counter()
-        entry = {"epoch": epoch, "learning_rate": recipe.rate(epoch),
-                 "loss": _train_epoch(method, clip, source, recipe, optimizer, seed, epoch, group)}
-        if val is not None:
-            entry["val_top1"] = group.from_first(lambda: top1(probabilities(method, clip, val), val.labels))
-            if selection == "val" and entry["val_top1"] > progress.best_val:
-                progress.best_val, best = entry["val_top1"], _state(method)
-        progress.epochs, progress.seconds = epoch + 1, progress.seconds + time.perf_counter() - start
+        entry = run.epoch(done)
+        progress.epochs, progress.seconds = done + 1, progress.seconds + time.perf_counter() - start
         progress.losses.append(entry)
         epochs.set_postfix(loss=f"{entry['loss']:.3f}")
         if checkpoint is not None and group.first:
-            _save(checkpoint, identity, method, optimizer, progress, best)
-    if best:
-        method.load_state_dict(best)
+            _save(checkpoint, identity, method, run.optimizer, progress, run.kept)
+    start = time.perf_counter()
+    run.conclude()
+    progress.seconds += time.perf_counter() - start
     return progress
+
+
+@dataclass
+class _Fit:
+    """A training as it goes on: all epochs at the first rate of the soup, from the start again at the next."""
+
+    method: Method
+    clip: FrozenCLIP
+    source: FeatureSource
+    recipe: Recipe
+    seed: int
+    val: FeatureSource | None
+    selection: Selection
+    group: Group
+    progress: Progress = field(default_factory=Progress)
+    kept: Kept = field(default_factory=Kept)
+
+    def __post_init__(self):
+        self.rates = self.recipe.soup or (1.0,)
+        self.start = state_of(self.method)
+        self.optimizer = self._new_optimizer()
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        return self.recipe.make_optimizer([value for value in self.method.parameters() if value.requires_grad])
+
+    def epoch(self, done: int) -> dict[str, float]:
+        """The next epoch after `done` ones, and its line of losses.csv."""
+        rate, epoch = divmod(done, self.recipe.epochs)
+        recipe = replace(self.recipe, learning_rate=self.recipe.learning_rate * self.rates[rate])
+        if done and not epoch:
+            self.method.load_state_dict(self.start)
+            self.optimizer, self.progress.best_val, self.kept.best = self._new_optimizer(), -1.0, {}
+        entry = {"epoch": done, "learning_rate": recipe.rate(epoch),
+                 "loss": _train_epoch(self.method, self.clip, self.source, recipe, self.optimizer, self.seed, epoch,
+                                      self.group)}
+        if self.val is not None:
+            entry["val_top1"] = score = self.group.from_first(self._score)
+            if self.selection == "val" and score > self.progress.best_val:
+                self.progress.best_val, self.kept.best = score, state_of(self.method)
+        if recipe.averaged > 1 and epoch >= recipe.epochs - max(1, recipe.average_last):
+            self.kept.total = add(self.kept.total, self.kept.best or state_of(self.method), self.method)
+        return entry
+
+    def _score(self) -> float:
+        assert self.val is not None
+        return top1(probabilities(self.method, self.clip, self.val), self.val.labels)
+
+    def conclude(self) -> None:
+        """Make the result of what was kept."""
+        if self.recipe.averaged > 1:
+            load_mean(self.method, self.kept.total, self.recipe.averaged)
+        elif self.kept.best:
+            self.method.load_state_dict(self.kept.best)
+        if self.recipe.averaged > 1 or self.recipe.reestimate:
+            reestimate(self.method, self.clip, self.source, self.recipe, self.seed, self.group)
 
 
 def _train_epoch(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe: Recipe,
@@ -88,25 +160,22 @@ def _train_epoch(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe
     for parameters in optimizer.param_groups:
         parameters["lr"] = recipe.rate(epoch)
     order = training_order(source.labels, seed, epoch, recipe.batch_size, balanced=recipe.balanced)
+    stepper = Stepper(method, recipe, optimizer, group)
     total, count = torch.zeros((), device=clip.device), 0
     method.train()
-    # one whose share is empty reads an image all the same, and leaves it out: it takes part in what all sum up
-    shares = [batch[group.share(len(batch))] for batch in order]
-    read = [share if len(share) else batch[:1] for share, batch in zip(shares, order, strict=True)]
+    optimizer.zero_grad(set_to_none=True)
     with seeded(seed, "epoch", epoch), group.together():
-        for batch, share, (x, y) in zip(order, shares, source.batches(read, epoch), strict=True):
-            features = x.map(lambda value: value[:len(share)].to(clip.device, non_blocking=True))    # noqa: B023
-            loss = method.loss(features, y[:len(share)].to(clip.device), clip, label_smoothing=recipe.label_smoothing)
-            loss = loss * (len(share) / len(batch))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            group.sum_gradients(method.parameters())
-            if recipe.grad_clip is not None:
-                torch.nn.utils.clip_grad_norm_(method.parameters(), recipe.grad_clip)
-            optimizer.step()
-            if len(share):               # the mean over no rows is no number
-                total = total + loss.detach() * len(batch)
-            count += len(batch)
+        batches = own_shares(source, order, epoch, group, clip.device)
+        for _ in range(0, len(order), recipe.text_every):
+            shared = one_text_pass(method, clip, stepper) if recipe.text_every > 1 else nullcontext([])
+            with shared as held:
+                for rows, x, y in islice(batches, recipe.text_every):
+                    loss = method.loss(x, y, clip, label_smoothing=recipe.label_smoothing) * (len(y) / rows)
+                    loss.backward()
+                    stepper.step(held)
+                    if len(y):           # the mean over no rows is no number
+                        total = total + loss.detach() * rows
+                    count += rows
     mean = (group.total(total) / count).item()
     if not math.isfinite(mean):
         raise UserError(f"the loss of {method.label} became {mean} in epoch {epoch + 1}: try a lower "
@@ -114,14 +183,10 @@ def _train_epoch(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe
     return mean
 
 
-def _state(method: Method) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().clone() for name, value in method.state_dict().items()}
-
-
 def _save(path: Path, identity: str, method: Method, optimizer: torch.optim.Optimizer, progress: Progress,
-          best: dict[str, Tensor]) -> None:
-    tensors = {f"method.{name}": value for name, value in _state(method).items()}
-    tensors |= {f"best.{name}": value for name, value in best.items()}
+          kept: Kept) -> None:
+    tensors = {f"method.{name}": value for name, value in state_of(method).items()}
+    tensors |= {f"{group}.{name}": value for group, state in vars(kept).items() for name, value in state.items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value.detach().cpu().clone() for name, value in state.items()
                     if isinstance(value, Tensor)}
@@ -130,11 +195,11 @@ def _save(path: Path, identity: str, method: Method, optimizer: torch.optim.Opti
 
 
 def _restore(path: Path, identity: str, method: Method,
-             optimizer: torch.optim.Optimizer) -> tuple[Progress, dict[str, Tensor]]:
+             optimizer: torch.optim.Optimizer) -> tuple[Progress, Kept]:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["xrvlm"])
-            groups: dict[str, dict[str, Tensor]] = {"method": {}, "best": {}, "optimizer": {}}
+            groups: dict[str, State] = {"method": {}, "optimizer": {}, "best": {}, "total": {}}
             for key in file.keys():      # noqa: SIM118 (not a dict)
                 group, name = key.split(".", 1)
                 groups[group][name] = file.get_tensor(key).clone()
@@ -146,7 +211,7 @@ def _restore(path: Path, identity: str, method: Method,
             index, key = name.split(".", 1)
             optimizer_state["state"].setdefault(int(index), {})[key] = value
         optimizer.load_state_dict(optimizer_state)
-        return Progress(**header["progress"]), groups["best"]
+        return Progress(**header["progress"]), Kept(groups["best"], groups["total"])
     except UserError:
         raise
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:

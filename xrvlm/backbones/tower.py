@@ -96,7 +96,8 @@ class Tower(FrozenCLIP):
         return layout, self.text.embedding(ids).float()                                                # (n, l, w)
 
     def encode_prompts(self, context: Tensor, layout: PromptLayout) -> Tensor:
-        features = self.text.encode_prompts(context, layout.tokens, layout.slots, layout.ends)         # (g, c, d)
+        features = self.text.encode_prompts(context, layout.tokens, layout.slots, layout.ends,
+                                            shared=layout.shared)                                      # (g, c, d)
         return F.normalize(features.float(), dim=-1)
 
     @torch.no_grad()

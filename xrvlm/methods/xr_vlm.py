@@ -107,7 +107,7 @@ class XRVLM(Method):
             self.zero_shot = self.zero_shot.for_classes(clip, classes)
 
     def class_features(self, clip: FrozenCLIP) -> Tensor:
-        return self.class_prompts(clip)                                                    # (g, c, d)
+        return self.relations.of_prompts(self.class_prompts(clip))                         # (g, c, r)
 
     def logits(self, x: Features, class_features: Tensor) -> Tensor:
         image_parts = self.pooling.of(x)                                                   # (b, m, d)

@@ -103,7 +103,7 @@ class XRVLMPlus(Method):
         self.relations = self.relations.for_classes([places.get(name) for name in classes.names])
 
     def class_features(self, clip: FrozenCLIP) -> Tensor:
-        return self.class_prompts(clip)                                                    # (g, c, d)
+        return self.relations.of_prompts(self.class_prompts(clip))                         # (g + 1, c, r)
 
     def logits(self, x: Features, class_features: Tensor) -> Tensor:
         prior = self.zero_shot.logits(x, self.zero_shot.weights)                           # (b, c)

@@ -1,0 +1,125 @@
+"""Time to accuracy of XR-VLM: the paper's recipe beside recipe=fast, on drawn birds with the embedded tower.
+
+    python benchmarks/time_to_accuracy.py [--recipes xr_vlm fast] [--seeds 1 2 3] [--shots 16] [--threads 2]
+
+All train from the same cached features and start; the recipes take turns over the seeds. Accuracy is that on the
+training images of world 0 that the shots leave over: nothing of a test part is looked at. The clock stands still while
+it is measured. The goal is where the first of the recipes ends, as a mean over the seeds.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor
+
+import xrvlm
+from xrvlm.backbone import Features
+from xrvlm.bank import FeatureBank
+from xrvlm.data import sample_shots
+from xrvlm.draws import seeded
+from xrvlm.evaluation import probabilities
+from xrvlm.features import FeatureSettings, extract
+from xrvlm.methods import XRVLM
+from xrvlm.recipe import Recipe
+from xrvlm.text import class_text
+from xrvlm.train import fit
+
+CONF = Path(__file__).parents[1] / "conf" / "recipe"
+POINTS = 20                              # of a curve
+Curve = list[tuple[float, float]]        # seconds of training, and top-1 in % then
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipes", nargs="+", default=["xr_vlm", "fast"], help="names of conf/recipe")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--shots", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="bf16")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    clip = xrvlm.load_tiny_clip(device=arguments.device, precision=arguments.precision)
+    world = xrvlm.load_world()
+    curves: dict[str, list[Curve]] = {name: [] for name in arguments.recipes}
+    for seed in arguments.seeds:
+        for name in arguments.recipes:
+            curves[name].append(curve := trained(clip, world, read_recipe(name), arguments.shots, seed))
+            print(f"seed {seed}, {name}: {curve[-1][0]:.1f} s, top-1 {curve[-1][1]:.1f} %", flush=True)
+    print(f"{arguments.shots} shots, {arguments.precision} on {clip.device}, {arguments.threads} threads, "
+          f"torch {torch.__version__}")
+    tell({name: mean_curve(several) for name, several in curves.items()}, curves)
+
+
+def tell(means: dict[str, Curve], curves: dict[str, list[Curve]]) -> None:
+    goal = next(iter(means.values()))[-1][1]
+    first = None
+    for name, mean in means.items():
+        ends = [curve[-1][1] for curve in curves[name]]
+        spread = f" ± {statistics.stdev(ends):.1f}" if len(ends) > 1 else ""
+        print(f"\n{name}: ends at {mean[-1][1]:.1f}{spread} % after {mean[-1][0]:.1f} s")
+        print("  s -> %: " + ", ".join(f"{seconds:.1f} -> {score:.1f}" for seconds, score in mean))
+        reached = next((seconds for seconds, score in mean if score >= goal), None)
+        first = first or reached
+        ratio = f", {first / reached:.1f} times as fast" if reached and first else ""
+        print(f"  {goal:.1f} %: " + (f"after {reached:.1f} s{ratio}" if reached else "not reached"))
+
+
+def mean_curve(curves: list[Curve]) -> Curve:
+    """Point by point: those of one recipe are at the same epochs."""
+    return [(statistics.fmean(seconds), statistics.fmean(scores))
+            for points in zip(*curves, strict=True) for seconds, scores in [zip(*points, strict=True)]]
+
+
+def read_recipe(name: str) -> Recipe:
+    values = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    return Recipe(**{key: value for key, value in values.items() if not key.startswith("_")})
+
+
+class Watched:
+    """A bank whose reader looks at the held-out images before every so many epochs."""
+
+    def __init__(self, bank: FeatureBank, look: Callable[[], None], epochs: int):
+        self.bank, self.look, self.epochs, self.every = bank, look, epochs, max(1, epochs // POINTS)
+        self.ids, self.labels, self.in_order = bank.ids, bank.labels, bank.in_order
+
+    def batches(self, order: list[Tensor], epoch: int) -> Iterator[tuple[Features, Tensor]]:
+        if 0 < epoch < self.epochs and epoch % self.every == 0:      # not in a last pass for batch statistics
+            self.look()
+        return self.bank.batches(order, epoch)
+
+
+def trained(clip: xrvlm.FrozenCLIP, world: xrvlm.Dataset, recipe: Recipe, shots: int, seed: int) -> Curve:
+    split = sample_shots(world.split, shots, seed)
+    drawn = set(split.train)
+    rest = [item for item in world.split.train if item not in drawn]
+    settings = FeatureSettings()
+    train = extract(clip, world.source, split.train, settings, needs=XRVLM.needs, views=settings.views, seed=seed)
+    held_out = extract(clip, world.source, rest, settings, needs=XRVLM.needs)
+    with seeded(seed, "initial weights"):
+        method = XRVLM(clip, class_text(split.classes)).to(clip.device)
+    method.prepare(clip, train)
+    curve: Curve = []
+    looking = 0.0
+
+    def look() -> None:
+        nonlocal looking
+        start = time.perf_counter()
+        right = probabilities(method, clip, held_out).argmax(dim=1) == held_out.labels
+        method.train()
+        curve.append((start - began - looking, 100 * right.float().mean().item()))
+        looking += time.perf_counter() - start
+
+    began = time.perf_counter()
+    fit(method, clip, Watched(train, look, recipe.epochs), recipe, seed=seed)
+    look()
+    return curve
+
+
+if __name__ == "__main__":
+    main()
