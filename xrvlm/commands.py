@@ -4,15 +4,17 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from xrvlm.distributed import processes
@@ -134,7 +136,10 @@ def report(config: DictConfig) -> None:
 
     runs = user_path(config.runs)
     print(terminal_table(read_records(runs)))
-    print(write_report(runs, None if config.out is None else user_path(config.out), all_shots=config.all_shots))
+    report = write_report(runs, None if config.out is None else user_path(config.out), all_shots=config.all_shots,
+                          baseline=None if config.baseline is None else str(config.baseline),
+                          source_of=_source_of if config.photos else None)
+    print(f"{report}\n{report.with_suffix('.html')}")
 
 
 def compare(config: DictConfig) -> None:
@@ -275,6 +280,20 @@ def _own_images(folder: Path, class_names: Any) -> Any:
     if "class_names" in own:
         own.class_names = None                   # the names that the run knew stand in its split
     return replace(_dataset(own), split=replace(split, classes=name_classes(split.classes, class_names)))
+
+
+def _source_of(folder: Path) -> Any:
+    """Where the images of the run in `folder` are read from, their classes by any name."""
+    own = _saved(folder).data
+    own.update({name: value for name, value in (("class_names", None), ("skip_damaged", False)) if name in own})
+    try:
+        return _found(OmegaConf.to_yaml(own)).source
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"the data of {folder} cannot be read again: {error}") from error
+
+
+# most runs of a report share their data
+_found = lru_cache(maxsize=16)(lambda data: _dataset(OmegaConf.create(data)))  # pyright: ignore
 
 
 def _options(config: DictConfig) -> Any:
