@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from towers import EMBED_DIM, IMAGE_KINDS, images, openclip, tiny_vit
 
-from xrvlm.bank import open_bank
+from xrvlm.bank import Store, open_bank
 from xrvlm.errors import UserError
 from xrvlm.features import FeatureSettings, bank_bytes
 
@@ -68,8 +68,9 @@ def test_a_bank_keeps_it_in_full(tmp_path):
     clip = tiny_vit()
     features = clip.encode_image(images(2), ("pooled", "unprojected", "tokens"))
     shapes = {name: torch.Size((1, *value.shape[1:])) for name, value in vars(features).items() if value is not None}
-    bank = open_bank(tmp_path, {"ids": ["a", "b"]}, lambda shards: [features.map(lambda value: value[:, None])], shapes,
-                     dtype=torch.float16, labels=torch.tensor([0, 1]), seed=1, progress=lambda count: None)
+    store = Store(tmp_path, {"of": "a test"}, shapes, torch.float16, batch=2)
+    bank = open_bank(store, ("a", "b"), lambda shards: [features.map(lambda value: value[:, None])], ids=("a", "b"),
+                     labels=torch.tensor([0, 1]), seed=1, lock=".lock", progress=lambda count: None)
     read = bank.select(torch.tensor([0, 1]), torch.tensor([0, 0]))
     assert torch.equal(read.unprojected, features.unprojected)
     assert not torch.equal(read.tokens, features.tokens), "in half precision"
