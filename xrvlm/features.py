@@ -14,16 +14,17 @@ from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
 from xrvlm.backbone import Features, FrozenCLIP, ImageTransform, Need
-from xrvlm.bank import FeatureBank, open_bank
+from xrvlm.bank import IN_FULL, FeatureBank, Store, open_bank
 from xrvlm.data import ImageDataset, ImageSource, Item
 from xrvlm.distributed import together
 from xrvlm.draws import generator
 from xrvlm.errors import UserError, unknown
-from xrvlm.files import user_path
+from xrvlm.files import digest, user_path
 from xrvlm.views import Augmentation, augmented_view, evaluation_view
 
 log = logging.getLogger(__name__)
-EXTRACTION_BATCH = 64                    # views encoded at once; fixed, so that a resumed bank equals a straight one
+EXTRACTION_BATCH = 64                    # views encoded at once; fixed, since rounding depends on it
+CPU_BATCH = 32                           # more is not faster there
 GPU_SHARE = 0.2                          # of a GPU's memory for one bank; a run has up to three
 
 
@@ -36,7 +37,7 @@ class FeatureSettings:
             augmentations and runs the tower in every epoch, as papers do.
         views: augmented views an image in the bank; 0 trains on the evaluation view.
         crop_scale, flip: see `Augmentation`.
-        dtype: of positions on disk (pooled features are always float32).
+        dtype: of positions on disk (one vector a view, as the pooled one, is always float32).
         budget_gb: a bank larger than this is not written: training goes online, evaluation is streamed.
         cache: folder of the banks; None: $XRVLM_CACHE, or ~/.cache/xrvlm.
         gpu_gb: a bank up to this size stays in the memory of the GPU, a larger one is read from disk batch by batch.
@@ -92,6 +93,13 @@ class FeatureSource(Protocol):
         ...
 
 
+def pooled_features(source: FeatureSource) -> tuple[Tensor, Tensor]:
+    """(n, d) of unit norm, as the evaluation transform shows the images of `source`, and their labels (n,)."""
+    batches = [(x.pooled, y) for x, y in source.in_order()]
+    features, labels = (torch.cat(column) for column in zip(*batches, strict=True))
+    return features, labels.to(features.device)
+
+
 def training_order(labels: Tensor, seed: int, epoch: int, batch_size: int, *, balanced: bool = False) -> list[Tensor]:
     """The batches of an epoch as rows. Only a last batch of one is dropped: BatchNorm has no variance there."""
     draws = generator(seed, "order", epoch)
@@ -139,31 +147,35 @@ class OnlineFeatures:
 
 def extract(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item], settings: FeatureSettings, *,
             needs: Collection[Need] = ("pooled",), views: int = 0, seed: int = 0, workers: int = 0) -> FeatureBank:
-    """The bank of `items`: read from the cache, finished where it was interrupted, or made.
+    """The bank of `items`: read from the store of features, whose missing images are encoded first.
 
-    The key holds everything that the numbers depend on, so a stale bank is never read. A damaged part is made again.
+    The store's key and an image's stamp hold everything that the numbers depend on, so nothing stale is ever read.
+    A batch is always full, if with empty images: then an image has the same features, bit for bit, whatever stands
+    beside it (tests/test_features.py; CPUs. Kernels of a GPU may choose otherwise).
     """
-    key = {
-        "backbone": clip.fingerprint, "precision": clip.precision, "transform": asdict(clip.transform),
-        "source": source.fingerprint([item.id for item in items]), "ids": [item.id for item in items],
-        "needs": sorted(needs), "dtype": settings.dtype, "views": views,
-        "augmentation": asdict(settings.augmentation) | {"seed": seed} if views else None,
-    }
-    view = _BankViews(clip.transform, settings.augmentation, tuple(item.id for item in items), seed, views)
+    ids = tuple(item.id for item in items)
+    view = _BankViews(clip.transform, settings.augmentation, ids, seed, views)
+    store = _store(clip, settings, needs, views, seed)
+    size = store.batch
 
-    def encode(shards: Sequence[range]) -> Iterable[Features]:
-        size = max(1, EXTRACTION_BATCH // (views + 1))
+    def encode(shards: Sequence[Sequence[int]]) -> Iterable[Features]:
         batches = [batch for rows in shards for batch in torch.tensor(rows).split(size)]
         for chosen, images in _load(items, source, view, batches, workers, clip.device):    # (b,), (b, v + 1, 3, s, s)
-            features = clip.encode_image(images.flatten(0, 1), needs)
-            split = (len(chosen), views + 1)
-            yield features.map(lambda value: value.unflatten(0, split))                    # noqa: B023
+            empty = images.new_zeros(size - len(images), *images.shape[1:])
+            features = clip.encode_image(torch.cat([images, empty]).flatten(0, 1), needs)
+            yield features.map(lambda value: value.unflatten(0, (size, views + 1))[:len(chosen)])    # noqa: B023
 
-    shapes = _row_shapes(clip, needs, views)
     silent = None if together().first else True
     with tqdm(total=len(items), unit="image", desc="features", disable=silent, leave=False) as progress:
-        return open_bank(settings.folder, key, encode, shapes, dtype=getattr(torch, settings.dtype),
-                         labels=torch.tensor([item.label for item in items]), seed=seed, progress=progress.update)
+        return open_bank(store, _stamps(source, items), encode, ids=ids,
+                         labels=torch.tensor([item.label for item in items]), seed=seed, lock=_lock_name(source),
+                         progress=progress.update)
+
+
+def images_to_encode(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item], settings: FeatureSettings, *,
+                     needs: Collection[Need], views: int, seed: int) -> int:
+    """How many images `extract` would run the tower on."""
+    return len(_store(clip, settings, needs, views, seed).missing(_stamps(source, items)))
 
 
 def evaluation_batches(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item], *,
@@ -177,7 +189,7 @@ def bank_bytes(clip: FrozenCLIP, count: int, settings: FeatureSettings, needs: C
     """How large the bank of `count` images would be on disk."""
     width = torch.finfo(getattr(torch, settings.dtype)).bits // 8
     shapes = _row_shapes(clip, needs, views)
-    return count * sum(shape.numel() * (4 if name == "pooled" else width) for name, shape in shapes.items())
+    return count * sum(shape.numel() * (4 if name in IN_FULL else width) for name, shape in shapes.items())
 
 
 def feature_source(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item], settings: FeatureSettings, *,
@@ -193,6 +205,16 @@ def feature_source(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item],
         log.warning("a bank of %.1f GB is over features.budget_gb=%g: going online, the tower runs in every epoch",
                     size, settings.budget_gb)
     return OnlineFeatures(clip, source, tuple(items), needs, settings.augmentation, seed, workers)
+
+
+def without_labels(source: FeatureSource) -> Features:
+    """All of `source` as the evaluation transform shows it, in a drawn order: its own goes by class, more often than
+    not, and would tell labels.
+    """
+    batches = [vars(x) for x, _ in source.in_order()]
+    order = torch.randperm(len(source.labels), generator=generator(0, "without labels"))
+    return Features(**{name: torch.cat([batch[name] for batch in batches])[order]
+                       for name, value in batches[0].items() if value is not None})
 
 
 def stays_on(device: torch.device, size: int, settings: FeatureSettings) -> bool:
@@ -272,3 +294,23 @@ def _row_shapes(clip: FrozenCLIP, needs: Collection[Need], views: int) -> dict[s
     example = clip.encode_image(torch.zeros(1, 3, size, size, device=clip.device), needs)
     return {name: torch.Size((views + 1, *value.shape[1:])) for name, value in vars(example).items()
             if value is not None}
+
+
+def _lock_name(source: ImageSource) -> str:
+    """Sweeps over other folders of images do not wait for each other."""
+    return f".lock-{digest(str(getattr(source, 'root', '')))[:12]}"
+
+
+def _stamps(source: ImageSource, items: Sequence[Item]) -> list[str]:
+    return [source.fingerprint([item.id]) for item in items]
+
+
+def _store(clip: FrozenCLIP, settings: FeatureSettings, needs: Collection[Need], views: int, seed: int) -> Store:
+    key = {
+        "backbone": clip.fingerprint, "precision": clip.precision, "transform": asdict(clip.transform),
+        "dtype": settings.dtype, "views": views,
+        "augmentation": asdict(settings.augmentation) | {"seed": seed} if views else None,
+    }
+    most = EXTRACTION_BATCH if clip.device.type == "cuda" else CPU_BATCH
+    return Store(settings.folder, key, _row_shapes(clip, needs, views), getattr(torch, settings.dtype),
+                 max(1, most // (views + 1)))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from xrvlm.backbone import Features, FrozenCLIP
 from xrvlm.context import ClassPrompts
 from xrvlm.distributed import Group
+from xrvlm.errors import UserError
 from xrvlm.features import FeatureSource
 from xrvlm.method import Method
 from xrvlm.recipe import Recipe
@@ -61,6 +62,9 @@ def one_text_pass(method: Method, clip: FrozenCLIP, stepper: Stepper) -> Iterato
     prompts = getattr(method, "class_prompts", None)
     owner, name = (prompts, "forward") if isinstance(prompts, ClassPrompts) else (method, "class_features")
     made = getattr(owner, name)(clip)
+    if not isinstance(made, Tensor):
+        raise UserError(f"{method.label} makes class features of every image anew, so that batches cannot share them: "
+                        "set recipe.text_every=1, or leave recipe= out")
     held = _made_of(made)
     shown = made.detach().requires_grad_(made.requires_grad)
     object.__setattr__(owner, name, lambda _: shown)                   # in front of the owner's own

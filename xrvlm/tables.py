@@ -8,7 +8,7 @@ import statistics
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, zip_longest
 
 from xrvlm.records import BASE_TO_NEW, RunRecord
@@ -69,6 +69,13 @@ def table_over_shots(table: Table) -> Table | None:
         caption.append("(n): of n seeds")
     return Table("; ".join([*caption, *_notes(table.rows)]) + ".",
                  ["Method", *(VARIANTS[name] for name in variants), *map(str, columns)], len(columns), rows, cells)
+
+
+def with_column(table: Table, heading: str, cells: Sequence[str], note: str) -> Table:
+    """The table with one more column at its end, a cell a row, and what the caption says of it."""
+    rows = [[*row, cell] for row, cell in zip(table.cells, cells, strict=True)]
+    return replace(table, caption=f"{table.caption.removesuffix('.')}; {note}.", header=[*table.header, heading],
+                   numbers=table.numbers + 1, cells=rows)
 
 
 def _last(points: dict[Shots, Setting]) -> Setting:
@@ -138,14 +145,15 @@ def terminal_table(records: Sequence[RunRecord], *, width: int = 120) -> str:
     """
     found = tables(records)
     over_shots = [table_over_shots(table) for table in found]
-    text = [_aligned_table(short or whole, width) for short, whole in zip(over_shots, found, strict=True)]
+    text = [aligned_table(short or whole, width) for short, whole in zip(over_shots, found, strict=True)]
     if any(over_shots):
         text.append(textwrap.fill("The other metrics, training times and numbers of learned parameters stand in "
                                   "report.md.", width))
     return "\n\n".join(text) + "\n"
 
 
-def _aligned_table(table: Table, width: int) -> str:
+def aligned_table(table: Table, width: int) -> str:
+    """The table below its caption; words that would make a line longer than `width` wrap within their column."""
     words = len(table.header) - table.numbers
     header = [{"Per class": "Class", "Macro-F1": "F1"}.get(name, name) for name in table.header]
     widths = [max(map(len, column)) for column in zip(header, *table.cells, strict=True)]
