@@ -4,11 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from banks import bank_of
 from test_train import Source, Tower
 from torch import nn
+from towers import images, tiny_vit
 
 from xrvlm.features import training_order
+from xrvlm.methods import XRVLM
 from xrvlm.recipe import Recipe
+from xrvlm.text import class_text
 from xrvlm.train import fit
 
 RECIPE = Recipe("test", epochs=1, batch_size=8, learning_rate=0.1, momentum=0.0, weight_decay=0.0, warmup_epochs=0)
@@ -119,3 +123,16 @@ def test_a_failure_gives_the_method_its_own_class_features_back():
     with pytest.raises(KeyboardInterrupt):
         fit(method, Tower(), Source(), replace(RECIPE, text_every=3), seed=1)
     assert "class_features" not in vars(method)
+
+
+def test_the_text_tower_alone_runs_once_and_the_head_learns_in_every_step():
+    clip = tiny_vit()
+    method = XRVLM(clip, class_text(("jay", "red wren")), hidden=8, context="shared")
+    bank = bank_of(clip.encode_image(images(40), method.needs), torch.arange(40) % 2)
+    before = {name: value.clone() for name, value in method.named_parameters()}
+    fit(method, clip, bank, replace(RECIPE, text_every=3), seed=1)
+    head = method.relations.relations.text_space
+    assert head.in_norm.num_batches_tracked == 5, "prompts enter the relation space in every step"
+    assert "forward" not in vars(method.class_prompts)
+    assert all(not torch.equal(value, before[name]) for name, value in method.named_parameters()
+               if value.abs().max() > 0), "all of them learn"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from xrvlm.backbone import Features, FrozenCLIP
+from xrvlm.context import ClassPrompts
 from xrvlm.distributed import Group
 from xrvlm.errors import UserError
 from xrvlm.features import FeatureSource
@@ -54,20 +55,23 @@ class Stepper:
 
 @contextmanager
 def one_text_pass(method: Method, clip: FrozenCLIP, stepper: Stepper) -> Iterator[list[nn.Parameter]]:
-    """In here `method.class_features` returns what it returned at the start. Gives the parameters that this was made
-    of: hold them back from the steps in here; at the end they take one, with the sum of their gradients.
+    """In here `method.class_features`, or the `class_prompts` that a method makes them of with weights of its own,
+    return what they returned at the start. Gives the parameters that this was made of: hold them back from the steps in
+    here; at the end they take one, with the sum of their gradients.
     """
-    made = method.class_features(clip)
+    prompts = getattr(method, "class_prompts", None)
+    owner, name = (prompts, "forward") if isinstance(prompts, ClassPrompts) else (method, "class_features")
+    made = getattr(owner, name)(clip)
     if not isinstance(made, Tensor):
         raise UserError(f"{method.label} makes class features of every image anew, so that batches cannot share them: "
                         "set recipe.text_every=1, or leave recipe= out")
     held = _made_of(made)
     shown = made.detach().requires_grad_(made.requires_grad)
-    object.__setattr__(method, "class_features", lambda _: shown)      # in front of the method's own
+    object.__setattr__(owner, name, lambda _: shown)                   # in front of the owner's own
     try:
         yield held
     finally:
-        object.__delattr__(method, "class_features")
+        object.__delattr__(owner, name)
     if shown.grad is not None:
         made.backward(shown.grad)
     if held:
