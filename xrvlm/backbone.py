@@ -33,7 +33,7 @@ class Features:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Features":
         """The same features with `change` applied to each tensor that is there."""
-        return Features(**{name: None if value is None else change(value) for name, value in vars(self).items()})
+        return Features(**{name: change(value) for name, value in vars(self).items() if value is not None})
 
     def __len__(self) -> int:
         return len(self.pooled)
