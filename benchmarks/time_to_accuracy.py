@@ -57,17 +57,22 @@ def main() -> None:
 
 
 def tell(means: dict[str, Curve], curves: dict[str, list[Curve]]) -> None:
-    goal = next(iter(means.values()))[-1][1]
-    first = None
+    reference, goal = next((name, mean[-1][1]) for name, mean in means.items())
     for name, mean in means.items():
         ends = [curve[-1][1] for curve in curves[name]]
         spread = f" ± {statistics.stdev(ends):.1f}" if len(ends) > 1 else ""
         print(f"\n{name}: ends at {mean[-1][1]:.1f}{spread} % after {mean[-1][0]:.1f} s")
         print("  s -> %: " + ", ".join(f"{seconds:.1f} -> {score:.1f}" for seconds, score in mean))
-        reached = next((seconds for seconds, score in mean if score >= goal), None)
-        first = first or reached
-        ratio = f", {first / reached:.1f} times as fast" if reached and first else ""
-        print(f"  {goal:.1f} %: " + (f"after {reached:.1f} s{ratio}" if reached else "not reached"))
+        if name != reference:
+            print(f"  where {reference} ends: {compared(means[reference], mean, goal)}")
+            print(f"  where {name} ends: {compared(means[reference], mean, mean[-1][1])}")
+
+
+def compared(reference: Curve, other: Curve, goal: float) -> str:
+    """When two curves first reach `goal`."""
+    first, second = (next((seconds for seconds, score in curve if score >= goal), None) for curve in (reference, other))
+    told = f"{goal:.1f} %, " + " and ".join("not reached" if at is None else f"{at:.1f} s" for at in (first, second))
+    return told + (f": {first / second:.1f} times as fast" if first and second else "")
 
 
 def mean_curve(curves: list[Curve]) -> Curve:

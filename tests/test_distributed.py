@@ -28,7 +28,7 @@ from xrvlm.distributed import Group, PeerFailedError, joined, processes, togethe
 from xrvlm.draws import seeded
 from xrvlm.errors import UserError
 from xrvlm.features import FeatureSettings
-from xrvlm.methods import XRVLM, CoOp, LinearProbe, ResidualProbe
+from xrvlm.methods import PLOT, XRVLM, CoOp, LinearProbe, ResidualProbe
 from xrvlm.recipe import Recipe
 from xrvlm.records import read_records
 from xrvlm.run import RunOptions, adapt
@@ -50,6 +50,7 @@ METHODS = {
     "visual": partial(XRVLM, **SMALL, head="visual"),
     "coop": partial(CoOp, context_length=3),
     "coop specific": partial(CoOp, context_length=3, context="specific"),
+    "plot": partial(PLOT, text_parts=2, context_length=3),
     "residual_probe": ResidualProbe,
 }
 # 13 images in batches of 7 and 6: shares of 4 and 3; five classes: shares of 3 and 2. Smaller batches normalise by so

@@ -35,7 +35,7 @@ def clip() -> FrozenCLIP:
 def classifier(clip: FrozenCLIP, case: str) -> Classifier:
     """Not trained, but with statistics that are drawn, so that no normalisation is an identity."""
     x = clip.encode_image(images(12, clip.transform.image_size), {"pooled", "tokens", "mid_tokens"})
-    shard = {name: value[:, None] for name, value in vars(x).items()}
+    shard = {name: value[:, None] for name, value in vars(x).items() if value is not None}
     support = FeatureBank([shard], 12, tuple(map(str, range(12))), torch.arange(4).repeat(3), views=0, seed=1)
     make = factory(case)
     make.keywords.update(SHORT.get(CASES[case][0], {}))
@@ -67,11 +67,18 @@ def check(model: Classifier, path: Path) -> None:
         torch.testing.assert_close(logits.softmax(dim=1), expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("case", ["tip_adapter", "linear_probe pooled+mid", "xr_vlm_plus", "xr_vlm diagonal",
+@pytest.mark.parametrize("case", ["tip_adapter", "clip_adapter", "gda", "prolip", "gallop",
+                                  "linear_probe pooled+mid", "xr_vlm_plus", "xr_vlm diagonal",
                                   "xr_vlm per_class shared text prior", "xr_vlm alignment"])
 def test_methods(tmp_path, clip, case):
     model = classifier(clip, case)
     check(model, export_onnx(model, tmp_path / "model.onnx"))
+
+
+def test_class_features_of_every_image_are_refused(tmp_path, clip):
+    with pytest.raises(UserError, match="^CoCoOp runs the text tower anew for every image, .* such as coop$"):
+        export_onnx(classifier(clip, "cocoop"), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("kind", ["resnet", "timm map", "hf clip"])

@@ -10,11 +10,11 @@ LAYERS = (
     ("_torchvision", "errors", "options", "draws", "text_tower", "causal_text"),
     ("files", "distributed", "recipe", "images", "metrics"),
     ("backbone", "backbones", "text", "data", "data_folder", "data_table", "data_hub", "datasets",
-     "plots", "plots_explain"),
+     "plots", "plots_explain", "plots_report"),
     ("views", "bank", "features", "folds", "context", "part_prompts", "parts", "relations"),
     ("method", "methods"),
-    ("evaluation", "steps", "averaging", "train", "budget", "records", "settings", "tables", "report", "recommend",
-     "protocols"),
+    ("evaluation", "steps", "averaging", "train", "budget", "records", "settings", "tables", "reporting", "report",
+     "recommend", "protocols"),
     ("classifier",),
     ("explain",),
     ("run", "compare", "predict", "explanations", "export"),
@@ -26,7 +26,8 @@ LAYERS = (
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 ONLY_IMPORTERS = {
     "hydra": {"cli", "commands"}, "omegaconf": {"cli", "commands"}, "open_clip": {"backbones", "demo"},
-    "timm": {"backbones"}, "transformers": {"backbones"}, "matplotlib": {"plots", "plots_explain"},
+    "timm": {"backbones"}, "transformers": {"backbones"}, "matplotlib": {"plots", "plots_explain", "plots_report"},
+    "jinja2": {"reporting"},
     "sklearn": {"methods", "demo"}, "datasets": {"data_hub"}, "scipy": {"datasets"},
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -16,6 +16,7 @@ from xrvlm.classifier import Classifier, describe
 from xrvlm.draws import seeded
 from xrvlm.errors import UserError
 from xrvlm.evaluation import probabilities
+from xrvlm.features import without_labels
 from xrvlm.methods import XRVLM, ZeroShot
 from xrvlm.recipe import Recipe
 from xrvlm.text import class_text
@@ -44,10 +45,21 @@ VARIANTS = {
                                                                "part_prompts": "descriptions"}),
     "xr_vlm alignment shared": ("xr_vlm", {"head": "alignment", "context": "shared", "name_position": "front"}),
     "coop class-specific": ("coop", {"context": "specific"}),
+    "plot class-specific": ("plot", {"text_parts": 2, "context": "specific"}),
+    "plot words front": ("plot", {"context_words": "a photo of a", "name_position": "front"}),
+    "gallop one each": ("gallop", {"global_prompts": 1, "local_prompts": 1, "top_k": 3, "dropout": 0.0}),
+    "cocoop noise": ("cocoop", {"context_words": None, "reduction": 2}),
+    "trans_clip weights": ("trans_clip", {"text_weight": 0.2, "shots_weight": 3.0}),
     "coop shared_then_specific": ("coop", {"context": "shared_then_specific", "context_words": "a photo of the"}),
+    "clip_adapter wide": ("clip_adapter", {"alpha": 0.6, "reduction": 1}),
+    "dclip features": ("dclip", {"pooling": "features"}),
+    "gda alone": ("gda", {"alpha": 100.0}),
+    "task_res whole": ("task_res", {"alpha": 1.0}),
     "linear_probe pooled+mid": ("linear_probe", {"inputs": "pooled+mid"}),
 }
-OPEN = {"zero_shot", "coop", "xr_vlm_plus", "xr_vlm_plus text", "xr_vlm_plus classes",
+OPEN = {"clip_adapter", "clip_adapter wide", "dclip", "dclip features", "prolip", "zpe",
+        "cocoop", "cocoop noise", "gallop", "gallop one each", "plot", "plot words front",
+        "zero_shot", "coop", "xr_vlm_plus", "xr_vlm_plus text", "xr_vlm_plus classes",
         "xr_vlm per_class shared text prior", "xr_vlm per_class shared", "xr_vlm per_class part_descriptions",
         "xr_vlm per_class_diagonal part_descriptions", "xr_vlm alignment shared"}
 CASES = {name: (name, {}) for name in METHODS} | VARIANTS
@@ -68,7 +80,7 @@ def bank(clip) -> FeatureBank:
         labels = torch.arange(4).repeat(4)
         size = clip.transform.image_size
         images = torch.randn(4, 1, 3, size, size)[labels] + 0.5 * torch.randn(16, 3, 3, size, size)
-    encoded = clip.encode_image(images.flatten(0, 1), {"pooled", "tokens", "mid_tokens"})
+    encoded = clip.encode_image(images.flatten(0, 1), {"pooled", "tokens", "mid_tokens", "unprojected"})
     shard = {name: value.unflatten(0, (16, 3)) for name, value in vars(encoded).items()}
     return FeatureBank([shard], 16, tuple(f"{i}.png" for i in range(16)), labels, views=2, seed=1)
 
@@ -92,6 +104,8 @@ def trained(case, clip, bank, text=None):
         method = factory(case)(clip, text or classes())
     method.prepare(clip, bank)
     fit(method, clip, bank, SHORT, seed=1)
+    if method.transductive:
+        method.transduce(clip, without_labels(bank), bank if method.learns else None)
     return method.eval()
 
 
@@ -118,7 +132,7 @@ def test_what_the_record_and_the_bank_need_is_said(case, clip, bank):
     assert method.label
     assert set(method.prompts.split(" + ")) <= {"names", "descriptions", "learned", "part_descriptions",
                                                 "learned_from_descriptions", "vectors", "none"}
-    assert method.needs <= {"pooled", "tokens", "mid_tokens"}
+    assert method.needs <= {"pooled", "tokens", "mid_tokens", "unprojected"}
     only = Features(**{name: value if name in method.needs | {"pooled"} else None
                        for name, value in vars(some(bank)).items()})
     assert torch.equal(method.logits(only, method.class_features(clip)),
@@ -283,7 +297,7 @@ def test_turned_to_its_own_classes_an_open_method_says_the_same(case, clip, bank
 def test_an_open_method_scores_new_classes_and_stays_as_it_is(case, clip, bank, tmp_path):
     method = trained(case, clip, bank)
     before = {name: value.clone() for name, value in method.state_dict().items()}
-    features = method.class_features(clip)
+    said = method.logits(some(bank), method.class_features(clip))
     turned = method.for_classes(clip, classes(OTHERS))
     logits = turned.logits(some(bank), turned.class_features(clip))
     assert logits.shape == (5, len(OTHERS))
@@ -292,7 +306,7 @@ def test_an_open_method_scores_new_classes_and_stays_as_it_is(case, clip, bank, 
     own = method.logits(some(bank), method.class_features(clip))
     torch.testing.assert_close(logits.detach()[:, -1], own.detach()[:, 0], rtol=1e-4, atol=1e-5)    # the same finch
     assert method.classes == classes()
-    assert torch.equal(method.class_features(clip), features)
+    assert torch.equal(method.logits(some(bank), method.class_features(clip)), said)
     assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
     learned = dict(method.named_parameters())
     assert all(value is learned[name] for name, value in turned.named_parameters()), "shared, not copied"

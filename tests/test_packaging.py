@@ -44,7 +44,7 @@ def test_the_wheel_holds_configurations_prompts_and_the_tower(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     for folder, pattern in (("conf", "**/*.yaml"), ("prompts", "**/*.txt"), ("prompts", "**/*.json"),
                             ("xrvlm/demo", "*.safetensors"),
-                            ("xrvlm", "**/*.py")):
+                            ("xrvlm", "**/*.py"), ("xrvlm/reporting", "*.html"), ("xrvlm/reporting", "*.json")):
         for path in (ROOT / folder).glob(pattern):
             inside = path.relative_to(ROOT).as_posix()
             assert (inside if folder.startswith("xrvlm") else f"xrvlm/{inside}") in names
@@ -63,3 +63,4 @@ def test_it_runs_from_another_folder(installed, tmp_path):
     report = tmp_path / "runs" / "demo" / "report" / "report.md"
     assert str(report.relative_to(tmp_path)) in done.stdout
     assert (report.parent / "parts.png").exists()
+    assert "Where the parts look" in report.with_suffix(".html").read_text(encoding="utf-8")

@@ -323,13 +323,13 @@ def test_a_report_of_a_sweep(tmp_path):
             append_record(runs, record(run, shots=shots, seed=seed, metrics=summary))
     page = write_report(runs)
     assert page == runs / "report" / "report.md"
-    assert len(links(page)) == 4                     # shots; and of 16 shots a folder, a confusion matrix, a loss
+    assert len(links(page)) == 5          # shots; and of 16 shots a folder, confusion, reliability and a loss
     assert "1 setting with fewer shots left out here: `xrvlm report all_shots=true`" in page.read_text(encoding="utf-8")
     assert write_report(runs, all_shots=True) == page
     text = page.read_text(encoding="utf-8")
     assert "left out" not in text
     assert [row["Top-1"] for row in table_rows(text) if "Top-1" in row] == ["81.2 ± 8.8"] * 2    # of 75.0 and 87.5
-    assert len(links(page)) == 7                     # shots; and of both settings a folder, a confusion matrix, a loss
+    assert len(links(page)) == 9          # shots; and of both settings a folder, confusion, reliability and a loss
     assert all(link.exists() for link in links(page))
     for path in page.parent.glob("*.png"):
         with Image.open(path) as picture:

@@ -39,7 +39,8 @@ def test_shipped_templates(path):
 
 def test_the_templates_that_the_readme_names_are_there():
     shipped = {path.stem for path in (prompts_folder() / "templates").glob("*.txt")}
-    assert {"photo", "birds", "flowers", "cars", "aircraft", "dogs", "food", "textures", "ensemble"} <= shipped
+    assert {"photo", "birds", "flowers", "cars", "aircraft", "dogs", "food", "textures", "ensemble",
+            "pets", "satellite", "actions"} <= shipped
 
 
 def test_templates_from_a_file_a_sentence_and_a_list(tmp_path):

@@ -18,7 +18,27 @@ if TYPE_CHECKING:
     from xrvlm.export import export_onnx
     from xrvlm.features import FeatureSettings
     from xrvlm.method import Method
-    from xrvlm.methods import XRVLM, CoOp, LinearProbe, ResidualProbe, TipAdapter, XRVLMPlus, ZeroShot
+    from xrvlm.methods import (
+        CLAP,
+        DCLIP,
+        GDA,
+        PLOT,
+        XRVLM,
+        ZPE,
+        ClipAdapter,
+        CoCoOp,
+        CoOp,
+        GalLoP,
+        LinearProbe,
+        LPPlusPlus,
+        ProLIP,
+        ResidualProbe,
+        TaskRes,
+        TipAdapter,
+        TransCLIP,
+        XRVLMPlus,
+        ZeroShot,
+    )
     from xrvlm.recipe import Recipe
     from xrvlm.run import Run, RunOptions, adapt, zero_shot
     from xrvlm.text import ClassText, class_text
@@ -36,7 +56,11 @@ _HOME = {
     "export": ("export_onnx",),
     "features": ("FeatureSettings",),
     "method": ("Method",),
-    "methods": ("XRVLM", "CoOp", "LinearProbe", "ResidualProbe", "TipAdapter", "XRVLMPlus", "ZeroShot"),
+    "methods": (
+        "CLAP", "DCLIP", "GDA", "PLOT", "XRVLM", "ZPE", "ClipAdapter", "CoCoOp", "CoOp", "GalLoP",
+        "LPPlusPlus", "LinearProbe", "ProLIP", "ResidualProbe", "TaskRes", "TipAdapter", "TransCLIP",
+        "XRVLMPlus", "ZeroShot",
+    ),
     "recipe": ("Recipe",),
     "run": ("Run", "RunOptions", "adapt", "zero_shot"),
     "text": ("ClassText", "class_text"),
@@ -44,10 +68,12 @@ _HOME = {
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
-    "XRVLM", "ClassText", "Classifier", "CoOp", "Dataset", "FeatureSettings", "Features", "FrozenCLIP", "Item",
-    "LinearProbe", "Method", "Recipe", "ResidualProbe", "Run", "RunOptions", "Split", "TipAdapter", "UserError",
-    "XRVLMPlus", "ZeroShot", "adapt", "class_text", "export_onnx", "hub_dataset", "image_folder", "load", "load_hf",
-    "load_openclip", "load_tiny_clip", "load_world", "table", "wrap_hf", "wrap_openclip", "zero_shot",
+    "CLAP", "DCLIP", "GDA", "PLOT", "XRVLM", "ZPE", "ClassText", "Classifier", "ClipAdapter", "CoCoOp", "CoOp",
+    "Dataset", "FeatureSettings", "Features", "FrozenCLIP", "GalLoP", "Item", "LPPlusPlus", "LinearProbe",
+    "Method", "ProLIP", "Recipe", "ResidualProbe", "Run", "RunOptions", "Split", "TaskRes", "TipAdapter",
+    "TransCLIP", "UserError", "XRVLMPlus", "ZeroShot", "adapt", "class_text", "export_onnx", "hub_dataset",
+    "image_folder", "load", "load_hf", "load_openclip", "load_tiny_clip", "load_world", "table", "wrap_hf",
+    "wrap_openclip", "zero_shot",
 ]
 
 

@@ -1,7 +1,8 @@
 """What the rest of the project sees of a frozen CLIP: features of images, of sentences, of learnable prompts.
 
-Letters: `b` batch, `p` positions, `d` joint dimension, `e` width of the image tower, `w` width of the text tower,
-`c` classes, `g` text parts, `l` learned vectors in a prompt, `t` tokens in a prompt.
+Letters: `b` batch, `p` positions, `d` joint dimension, `e` width of the image tower, `f` width in front of its
+projection, `w` width of the text tower, `c` classes, `g` text parts, `l` learned vectors in a prompt, `t` tokens in a
+prompt.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-Need = Literal["pooled", "tokens", "mid_tokens"]
+Need = Literal["pooled", "tokens", "mid_tokens", "unprojected"]
 Interpolation = Literal["bicubic", "bilinear"]
 NamePosition = Literal["end", "front", "middle"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -28,11 +29,11 @@ class Features:
     pooled: Tensor                       # (b, d) unit norm
     tokens: Tensor | None = None         # (b, p, d) last block, every position projected into the joint space
     mid_tokens: Tensor | None = None     # (b, p, e) what enters the second-last block (ViT), the last map (ResNet)
+    unprojected: Tensor | None = None    # (b, f) what the last linear map reads that makes the pooled feature
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Features":
         """The same features with `change` applied to each tensor that is there."""
-        tokens = None if self.tokens is None else change(self.tokens)
-        return Features(change(self.pooled), tokens, None if self.mid_tokens is None else change(self.mid_tokens))
+        return Features(**{name: change(value) for name, value in vars(self).items() if value is not None})
 
     def __len__(self) -> int:
         return len(self.pooled)
@@ -91,6 +92,13 @@ class FrozenCLIP(nn.Module, ABC):
     @abstractmethod
     def encode_image(self, images: Tensor, needs: Collection[Need] = ("pooled",)) -> Features:
         """Features of `images` (b, 3, h, w), normalised as `transform` says. float32, no gradients."""
+
+    @abstractmethod
+    def image_projection(self) -> tuple[Tensor, Tensor]:
+        """(f, d) weight and (d,) bias of the image tower's last linear map: copies, float32, zeros for no bias.
+
+        `unprojected @ weight + bias`, brought to unit norm, is `pooled`. UserError for a tower that ends in none.
+        """
 
     @abstractmethod
     def encode_text(self, texts: Sequence[str]) -> Tensor:

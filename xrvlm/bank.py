@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 FORMAT = 2
 SHARD_BYTES = 64e6
 SHARD_IMAGES = 1024                      # at most, so that an interruption never loses hours
+IN_FULL = frozenset({"pooled", "unprojected"})       # one vector a view: always float32 on disk
 
 
 @dataclass
@@ -223,7 +224,7 @@ def _make(shards: Mapping[Path, Sequence[int]], name: str, stamps: Sequence[str]
 
 def _on_disk(batch: Features, dtype: torch.dtype) -> dict[str, Tensor]:
     """Converted where the tower ran, then brought to the CPU."""
-    return {key: (value if key == "pooled" else value.to(dtype)).cpu() for key, value in vars(batch).items()
+    return {key: (value if key in IN_FULL else value.to(dtype)).cpu() for key, value in vars(batch).items()
             if value is not None}
 
 

@@ -24,12 +24,13 @@ xrvlm adapts a frozen CLIP to fine-grained recognition.
   xrvlm adapt data.root=DIR protocol=base_to_new    train on half of the classes, measure the others too
   xrvlm zeroshot data.root=DIR                      score a data set without a label
   xrvlm eval run=RUNDIR [data.root=OTHER]           score a finished run again, on other images or new classes
+                        [among=data]                ... and mask the classes that these images do not have
   xrvlm predict run=RUNDIR images=FILE_OR_DIR [classes=names.txt] [topk=5] [out=preds.csv]
   xrvlm predict backbone=vit_b16_openai classes=names.txt images=DIR        without a run: zero-shot
   xrvlm explain run=RUNDIR images=FILE_OR_DIR [against=CLASS] [out=DIR]     what the parts look at, and what decides
   xrvlm export run=RUNDIR [format=onnx] [out=FILE]  a model that runs without xrvlm and torch
   xrvlm compare data.root=DIR [budget=10m] [shots=all] [folds=5]            which method should I take?
-  xrvlm report runs=DIR                             tables and plots of all runs in a folder
+  xrvlm report runs=DIR [baseline=METHOD]           one page, tables and plots of all runs in a folder
   xrvlm data check data=cub data.root=DIR           what of a data set is there and what is missing
   xrvlm demo [small=true]                           the main job on the embedded default, offline
 
@@ -41,8 +42,8 @@ comma-separated values, `--help` lists the choices, `--config-dir DIR` adds conf
 
 # Values that are paths or names: taken as they stand, whatever Hydra's grammar would make of their characters.
 LITERAL = ("data.root", "data.file", "data.path", "data.name", "images", "out", "run", "runs", "classes",
-           "against", "data.class_names", "text.templates", "text.descriptions", "text.parts", "backbone.pretrained",
-           "features.cache")
+           "against", "baseline", "data.class_names", "text.templates", "text.descriptions", "text.parts",
+           "backbone.pretrained", "features.cache")
 GROUPS = ("backbone", "data", "features", "method", "recipe", "experiment")
 SPLIT = ("adapt", "zeroshot")            # commands that several processes can do together
 LISTS = ("data.class_names", "text.templates")    # may also be a list in Hydra's grammar
@@ -50,10 +51,10 @@ SCALARS: dict[str, tuple[type, str]] = {
     "seed": (int, "a whole number"), "workers": (int, "a whole number, at least 0"), "topk": (int, "a whole number"),
     "folds": (int, "a whole number, at least 2"),
     "val": (bool, "true or false"), "force": (bool, "true or false"), "small": (bool, "true or false"),
-    "pictures": (bool, "true or false"), "all_shots": (bool, "true or false"),
+    "pictures": (bool, "true or false"), "all_shots": (bool, "true or false"), "photos": (bool, "true or false"),
     "runs": (str, "a folder"), "device": (str, "auto, cpu, cuda or mps"), "images": (str, "a file or a folder"),
     "precision": (str, "auto, fp32, bf16 or fp16"), "selection": (str, "last or val"),
-    "protocol": (str, "few_shot or base_to_new"),
+    "protocol": (str, "few_shot or base_to_new"), "among": (str, "run or data"),
 }
 
 

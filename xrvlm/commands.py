@@ -4,15 +4,17 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from xrvlm.distributed import processes
@@ -43,11 +45,14 @@ def evaluate(config: DictConfig) -> None:
     from xrvlm.classifier import Classifier
     from xrvlm.data import without_images_of
     from xrvlm.files import digest
+    from xrvlm.protocols import check_among, transfer_record
     from xrvlm.run import evaluate as evaluate_on
 
+    check_among(config.among)
     folder = user_path(config.run)
+    own = OmegaConf.is_missing(config.data, "root") and HydraConfig.get().runtime.choices["data"] == "folder"
     classifier = Classifier.load(folder, device=config.device, precision=config.precision)
-    if OmegaConf.is_missing(config.data, "root"):
+    if own:
         dataset = _own_images(folder, config.data.get("class_names"))
         items = dataset.split.test
     else:
@@ -59,9 +64,15 @@ def evaluate(config: DictConfig) -> None:
     if new or _given_text(config):               # other words for the same classes are a turn too
         classifier = _turned(classifier, names, config, getattr(dataset.source, "root", None))
         key, told = [*key, classifier.about["classes"]], f"; {len(new)} of {len(names)} classes were not trained on"
+    elif len(names) < len(classifier.names) and config.among == "data":
+        key, told = [*key, "masked"], f"; among these {len(names)} of the run's {len(classifier.names)} classes"
+    elif len(names) < len(classifier.names):
+        told = f"; among all {len(classifier.names)} classes of the run (among=data: among these {len(names)})"
     place = folder / "eval" / f"{dataset.name}-{digest(key)[:10]}"
     summary = evaluate_on(classifier, dataset, items, place, features=_options(config).features,
-                          workers=config.workers)
+                          workers=config.workers, among=config.among)
+    if not own:
+        transfer_record(folder, place, dataset, classifier.about["classes"], summary, among=config.among)
     print(f"{dataset.name}: {_figures(summary)}{told}\n{place}")
 
 
@@ -125,7 +136,10 @@ def report(config: DictConfig) -> None:
 
     runs = user_path(config.runs)
     print(terminal_table(read_records(runs)))
-    print(write_report(runs, None if config.out is None else user_path(config.out), all_shots=config.all_shots))
+    report = write_report(runs, None if config.out is None else user_path(config.out), all_shots=config.all_shots,
+                          baseline=None if config.baseline is None else str(config.baseline),
+                          source_of=_source_of if config.photos else None)
+    print(f"{report}\n{report.with_suffix('.html')}")
 
 
 def compare(config: DictConfig) -> None:
@@ -266,6 +280,20 @@ def _own_images(folder: Path, class_names: Any) -> Any:
     if "class_names" in own:
         own.class_names = None                   # the names that the run knew stand in its split
     return replace(_dataset(own), split=replace(split, classes=name_classes(split.classes, class_names)))
+
+
+def _source_of(folder: Path) -> Any:
+    """Where the images of the run in `folder` are read from, their classes by any name."""
+    own = _saved(folder).data
+    own.update({name: value for name, value in (("class_names", None), ("skip_damaged", False)) if name in own})
+    try:
+        return _found(OmegaConf.to_yaml(own)).source
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"the data of {folder} cannot be read again: {error}") from error
+
+
+# most runs of a report share their data
+_found = lru_cache(maxsize=16)(lambda data: _dataset(OmegaConf.create(data)))  # pyright: ignore
 
 
 def _options(config: DictConfig) -> Any:

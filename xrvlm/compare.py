@@ -71,8 +71,8 @@ class Comparison:
         advice = [textwrap.fill(f"Recommended: {chosen.words}. {' '.join(self.recommendation.reasons)}", 120),
                   f"Train it on all labels and measure it on the test part:\n\n    {command}"]
         write_text(self.folder / "compare.md", markdown_report(self.scores, self.left_out, self.about, advice))
-        rows = [asdict(score) | {"accuracy": score.accuracy, "standard_error": standard_error(score)}
-                for score in self.scores]
+        rows: list[dict[str, Any]] = [asdict(score) | {"accuracy": score.accuracy, "standard_error": standard_error(score)}
+                                      for score in self.scores]
         write_json(self.folder / "compare.json", {
             "recommended": chosen.words, "reasons": self.recommendation.reasons, "command": command,
             "left_out": self.left_out, "scores": [row | {"hits": sum(row["hits"])} for row in rows]})

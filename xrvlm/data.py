@@ -201,18 +201,20 @@ def drop_damaged(dataset: Dataset, workers: int) -> Dataset:
 
 
 def assemble(name: str, source: ImageSource, found: Mapping[str, Sequence[tuple[str, str]]], *,
-             classes: Sequence[str] | None = None, class_names: Any = None, skip_damaged: bool = False) -> Dataset:
+             classes: Sequence[str] | None = None, class_names: Any = None, skip_damaged: bool = False,
+             test_alone: bool = False) -> Dataset:
     """The common end of every reader: `found` holds (id, class) for each part, in any order.
 
     `classes` in their order; None: sorted. Raises UserError for fewer than two classes, for a class without an image
-    in train, and for `class_names` that do not fit.
+    in train, unless the data set is published with a test part alone (`test_alone`), and for `class_names` that do not
+    fit.
     """
     known = sorted({key for pairs in found.values() for _, key in pairs}) if classes is None else list(classes)
     if len(known) < 2:
         raise UserError(f"found only one class in {name} ({few(known) or 'none'}); recognition needs two at least: "
                         "give each class a folder or a label of its own")
     trained = {key for _, key in found.get("train", ())}
-    if missing := [key for key in known if key not in trained]:
+    if missing := [key for key in known if key not in trained and not test_alone]:
         raise UserError(f"{name} has no training image of {len(missing)} classes: {few(missing)}; "
                         "add some to its train part or remove the class")
     labels = {key: label for label, key in enumerate(known)}

@@ -46,10 +46,13 @@ def export_onnx(classifier: Classifier, path: Path | str, *, images: Tensor | No
     (n, 3, s, s) as the evaluation transform makes them, what torch says, in batches of one and of three.
 
     Raises:
-        UserError: a package is missing, torch cannot export the tower or the method, the file would be over 2 GB, or
-            what it says is not what torch says; nothing is left behind.
+        UserError: a package is missing, the method needs the text tower for every image, torch cannot export the tower
+            or the method, the file would be over 2 GB, or what it says is not what torch says; nothing is left behind.
     """
     _require_packages()
+    if not isinstance(classifier.class_features, Tensor):
+        raise UserError(f"{classifier.method.label} runs the text tower anew for every image, and an exported file "
+                        "holds the image side alone: export a run of another method, such as coop")
     path = user_path(path)
     deployed = Deployed(_in_float32(classifier)).eval()
     program = _graph(deployed, classifier)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
 from xrvlm.backbone import Features, FrozenCLIP, ImageTransform, Need
-from xrvlm.bank import FeatureBank, Store, open_bank
+from xrvlm.bank import IN_FULL, FeatureBank, Store, open_bank
 from xrvlm.data import ImageDataset, ImageSource, Item
 from xrvlm.distributed import together
 from xrvlm.draws import generator
@@ -37,7 +37,7 @@ class FeatureSettings:
             augmentations and runs the tower in every epoch, as papers do.
         views: augmented views an image in the bank; 0 trains on the evaluation view.
         crop_scale, flip: see `Augmentation`.
-        dtype: of positions on disk (pooled features are always float32).
+        dtype: of positions on disk (one vector a view, as the pooled one, is always float32).
         budget_gb: a bank larger than this is not written: training goes online, evaluation is streamed.
         cache: folder of the banks; None: $XRVLM_CACHE, or ~/.cache/xrvlm.
         gpu_gb: a bank up to this size stays in the memory of the GPU, a larger one is read from disk batch by batch.
@@ -91,6 +91,13 @@ class FeatureSource(Protocol):
     def in_order(self, batch_size: int = 256) -> Iterator[tuple[Features, Tensor]]:
         """Every item once, as the evaluation transform shows it."""
         ...
+
+
+def pooled_features(source: FeatureSource) -> tuple[Tensor, Tensor]:
+    """(n, d) of unit norm, as the evaluation transform shows the images of `source`, and their labels (n,)."""
+    batches = [(x.pooled, y) for x, y in source.in_order()]
+    features, labels = (torch.cat(column) for column in zip(*batches, strict=True))
+    return features, labels.to(features.device)
 
 
 def training_order(labels: Tensor, seed: int, epoch: int, batch_size: int, *, balanced: bool = False) -> list[Tensor]:
@@ -182,7 +189,7 @@ def bank_bytes(clip: FrozenCLIP, count: int, settings: FeatureSettings, needs: C
     """How large the bank of `count` images would be on disk."""
     width = torch.finfo(getattr(torch, settings.dtype)).bits // 8
     shapes = _row_shapes(clip, needs, views)
-    return count * sum(shape.numel() * (4 if name == "pooled" else width) for name, shape in shapes.items())
+    return count * sum(shape.numel() * (4 if name in IN_FULL else width) for name, shape in shapes.items())
 
 
 def feature_source(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item], settings: FeatureSettings, *,
@@ -198,6 +205,16 @@ def feature_source(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item],
         log.warning("a bank of %.1f GB is over features.budget_gb=%g: going online, the tower runs in every epoch",
                     size, settings.budget_gb)
     return OnlineFeatures(clip, source, tuple(items), needs, settings.augmentation, seed, workers)
+
+
+def without_labels(source: FeatureSource) -> Features:
+    """All of `source` as the evaluation transform shows it, in a drawn order: its own goes by class, more often than
+    not, and would tell labels.
+    """
+    batches = [vars(x) for x, _ in source.in_order()]
+    order = torch.randperm(len(source.labels), generator=generator(0, "without labels"))
+    return Features(**{name: torch.cat([batch[name] for batch in batches])[order]
+                       for name, value in batches[0].items() if value is not None})
 
 
 def stays_on(device: torch.device, size: int, settings: FeatureSettings) -> bool:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from copy import deepcopy
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +14,9 @@ from xrvlm.recipe import Recipe
 from xrvlm.text import ClassText
 
 OPEN_METHODS = ("zero_shot, xr_vlm_plus, coop with a shared context, and xr_vlm with head per_class, "
-                "per_class_diagonal or alignment and a shared context or part descriptions")
+                "per_class_diagonal or alignment and a shared context or part descriptions, as well as clip_adapter, "
+                "cocoop, dclip, gallop, prolip, zpe, and plot with a shared context")
+ClassFeatures = Any                      # a Tensor, but where every image has class features of its own
 
 
 class Method(nn.Module, ABC):
@@ -26,11 +28,11 @@ class Method(nn.Module, ABC):
     """
 
     needs: frozenset[Need] = frozenset({"pooled"})
-    learns: ClassVar[bool] = True                    # from labelled images; False: the text alone
+    learns: bool = True                              # from labelled images; False: without any
     # the loss is a mean over the rows of a batch, which meet in `distributed.BatchNorm` alone, and draws nothing: then
     # processes can share out a batch; without it one of them trains while the others wait
     splits_batches: ClassVar[bool] = False
-    transductive: ClassVar[bool] = False             # sees the test images, without labels, in `prepare`
+    transductive: ClassVar[bool] = False             # sees the test images, without labels, in `transduce`
     open_classes: bool = False                       # `for_classes` turns it to other classes
     bound_by: str | None = None
     recipe: Recipe                                   # the class's own; an option may choose another
@@ -46,14 +48,23 @@ class Method(nn.Module, ABC):
     def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None) -> None:
         """Closed forms, data-dependent starts, text encoded once. Called once before training; skipped on load."""
 
+    def transduce(self, clip: FrozenCLIP, unlabelled: Features, support: FeatureSource | None,
+                  val: FeatureSource | None = None) -> None:
+        """A transductive method's last step, behind `prepare` and training: all test images at once, in an order that
+        tells nothing, without labels. Skipped on load.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is not transductive, or has no `transduce`")
+
     @abstractmethod
-    def class_features(self, clip: FrozenCLIP) -> Tensor:
+    def class_features(self, clip: FrozenCLIP) -> ClassFeatures:
         """All that depends on the classes and on no image, (..., c, d) or of another width: computed once per
         evaluation and in every training step.
+
+        Where every image has class features of its own: what `logits` makes them with (`cocoop.BoundPrompts`).
         """
 
     @abstractmethod
-    def logits(self, x: Features, class_features: Tensor) -> Tensor:
+    def logits(self, x: Features, class_features: ClassFeatures) -> Tensor:
         """(b, c)"""
 
     def for_classes(self, clip: FrozenCLIP, classes: ClassText) -> Self:

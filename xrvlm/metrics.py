@@ -63,11 +63,17 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, *, bins: i
     confidence = probabilities.double().amax(1)                              # (n,)
     if probabilities.min() < 0 or confidence.max() > 1 + 1e-3:
         raise ValueError("calibration needs probabilities, these scores leave 0..1: pass logits.softmax(dim=1)")
-    inner_edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)[1:-1]
-    bin_of = torch.bucketize(confidence, inner_edges)                        # (n,)
-    gap = confidence - (predicted(probabilities) == labels).double()
+    images, confident, hits = calibration_bins(confidence, predicted(probabilities) == labels, bins=bins).T
     # |sum of gaps| of a bin is its |mean gap| times its images
-    return (torch.bincount(bin_of, weights=gap, minlength=bins).abs().sum() / len(labels)).item()
+    return ((confident - hits).abs().sum() / images.sum()).item()
+
+
+def calibration_bins(confidence: Tensor, right: Tensor, *, bins: int = CALIBRATION_BINS) -> Tensor:
+    """A row a bin (bins, 3): its images, the sum of their confidences (n,), how many of them are `right` (n,)."""
+    inner_edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)[1:-1]
+    bin_of = torch.bucketize(confidence.double(), inner_edges)               # (n,)
+    weights = (torch.ones_like(confidence), confidence, right)
+    return torch.stack([torch.bincount(bin_of, weights=weight.double(), minlength=bins) for weight in weights], dim=1)
 
 
 def confusion_matrix(scores: Tensor, labels: Tensor) -> Tensor:

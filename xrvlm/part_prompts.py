@@ -119,10 +119,14 @@ class NoPrompts(ClassPrompts):
 
 def ensemble(clip: FrozenCLIP, classes: ClassText) -> Tensor:
     """(c, d) unit norm: the mean over the sentences of a class, each of unit norm before."""
+    return F.normalize(sentence_means(clip, classes), dim=-1)
+
+
+def sentence_means(clip: FrozenCLIP, classes: ClassText) -> Tensor:
+    """(c, d) the mean over the sentences of a class, each of unit norm: the shorter, the less they agree."""
     sentences = [sentence for prompts in classes.prompts for sentence in prompts]
     counts = [len(prompts) for prompts in classes.prompts]
-    means = [features.mean(dim=0) for features in clip.encode_text(sentences).split(counts)]
-    return F.normalize(torch.stack(means), dim=-1)
+    return torch.stack([features.mean(dim=0) for features in clip.encode_text(sentences).split(counts)])
 
 
 def described_parts(kind: PartPrompts, clip: FrozenCLIP, classes: ClassText) -> ClassPrompts:

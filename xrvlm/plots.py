@@ -72,7 +72,7 @@ def accuracy_over_shots(series: Mapping[str, Mapping[int | str, Score]], shots: 
     axes.set_xticks(range(len(shots)), [str(count) for count in shots])
     axes.margins(x=0.05)
     axes.grid(axis="y", alpha=0.25)
-    _label(axes, "labelled images a class (shots)", f"{measure} accuracy in %", title)
+    label(axes, "labelled images a class (shots)", f"{measure} accuracy in %", title)
     if len(ends) > 1:
         ordered = sorted(ends, key=lambda name: -ends[name][0])
         figure.legend([ends[name][1] for name in ordered], ordered, loc="outside right upper", fontsize=9,
@@ -104,7 +104,7 @@ def bars(rows: Mapping[str, Sequence[float]], *, flat: Mapping[str, float] | Non
     axes.set_xlim(left=0)
     axes.set_ylim(-0.6, len(ordered) - 0.4)
     axes.set_yticks(range(len(ordered)), names, fontsize=9)
-    _label(axes, f"{measure} accuracy in %", "", title)
+    label(axes, f"{measure} accuracy in %", "", title)
     if flat:
         figure.legend(loc="outside lower right", fontsize=9, handlelength=3.2)
     return figure
@@ -133,7 +133,7 @@ def confusion(matrix: Tensor, classes: Sequence[str], *, title: str = "") -> Fig
             axes.text(guess, true, str(counts[true, guess]), ha="center", va="center", fontsize=8,
                       color="white" if shares[true, guess] > 35 else "black")
     by_number = "" if len(classes) <= NAMED_CLASSES else ", by number"
-    _label(axes, f"predicted class{by_number}", f"true class{by_number}", title)
+    label(axes, f"predicted class{by_number}", f"true class{by_number}", title)
     return figure
 
 
@@ -155,7 +155,7 @@ def losses(series: Mapping[str, Sequence[Mapping[str, float]]], *, title: str = 
     if accuracy is not None:
         accuracy.set_ylabel("validation top-1 in % (dashed)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    _label(axes, "epoch", "training loss", title)
+    label(axes, "epoch", "training loss", title)
     _legend(figure, axes, len(series))
     return figure
 
@@ -230,7 +230,7 @@ def _figure(width: float, height: float, *, constrained: bool = True) -> tuple[F
     return figure, figure.subplots()
 
 
-def _label(axes: Axes, across: str, upwards: str, title: str) -> None:
+def label(axes: Axes, across: str, upwards: str, title: str) -> None:
     axes.set_xlabel(across)
     axes.set_ylabel(upwards)
     axes.set_title(shortened(title, 80), fontsize=10)

@@ -1,10 +1,13 @@
 """Which classes a run learns and which it is measured on: all of them (`few_shot`), or half and half (`base_to_new`).
 
+A finished run can be scored on other data sets, too (`transfer_record`): of other classes, as CoCoOp's cross-data-set
+table, or of some of its own in another domain, as ImageNet's variants.
+
 Base-to-new generalisation is the protocol of CoCoOp (Zhou et al., CVPR 2022, arXiv:2203.05557), which MaPLe and most
 after it report: train on the first half of the classes, then score each half among its own classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,16 +15,18 @@ from typing import Any, Literal, get_args
 import torch
 
 from xrvlm.backbone import FrozenCLIP
-from xrvlm.data import PARTS, Item, Split
+from xrvlm.data import PARTS, Dataset, Item, Split
 from xrvlm.errors import UserError, unknown
 from xrvlm.evaluation import probabilities
 from xrvlm.features import FeatureSource
+from xrvlm.files import digest, write_json
 from xrvlm.method import Method
 from xrvlm.metrics import harmonic_mean
-from xrvlm.records import write_scores
+from xrvlm.records import append_record, read_record, write_scores
 from xrvlm.text import ClassText
 
 Protocol = Literal["few_shot", "base_to_new"]
+Among = Literal["run", "data"]           # which classes the scores of a finished run on other data are among
 FEWEST_CLASSES = 4                       # so that both halves have something to tell apart
 
 
@@ -90,3 +95,29 @@ def check_protocol(protocol: str, classes: Sequence[str]) -> None:
     if protocol == "base_to_new" and len(classes) < FEWEST_CLASSES:
         raise UserError(f"protocol=base_to_new trains on half of the classes and scores the others: it needs "
                         f"{FEWEST_CLASSES} at least, found {len(classes)}")
+
+
+def check_among(among: str) -> None:
+    if among not in get_args(Among):
+        raise unknown("among", among, get_args(Among))
+
+
+def transfer_record(run: Path, place: Path, data: Dataset, text: Mapping[str, Any], summary: Mapping[str, float], *,
+                    among: Among) -> None:
+    """Write the report's line for the finished run in the folder `run`, scored on `data` with its files in `place`.
+
+    `text` is the ClassText of the scored model, as a dictionary. Nothing where `run` is a model without a record.
+    """
+    if not (run / "record.json").exists():
+        return
+    own = read_record(run / "record.json")
+    known = len(text["names"])
+    more = among == "run" and known > len(data.split.classes)
+    scored = [data.name, data.split.classes, text, more]
+    record = replace(
+        own, data=data.name, world=data.world, protocol="transfer", run=place.name, split=data.split.fingerprint,
+        trained_on=f"{own.data}, among all its {known} classes" if more else own.data,
+        metrics={name: value for name, value in summary.items() if name != "images"},
+        setting=digest([own.setting, scored])[:16], series=digest([own.series, scored])[:16])
+    write_json(place / "record.json", asdict(record))
+    append_record(place.parent, record)

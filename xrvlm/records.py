@@ -50,7 +50,8 @@ class RunRecord:
     setting: str = ""           # hash of all options but the seed: what may be averaged over seeds
     series: str = ""            # hash of all options but the seed and the shots: what may be joined over shots
     options: dict = field(default_factory=dict)    # of the method, where they are not its defaults
-    protocol: str = "few_shot"  # or "base_to_new": METRICS are of the base classes
+    protocol: str = "few_shot"  # or "base_to_new": METRICS are of the base classes; or "transfer": of other data
+    trained_on: str = ""        # of a transfer: the data set that the run learned from
 
     def __post_init__(self) -> None:
         wrong = [field.name for field in fields(self) if not isinstance(getattr(self, field.name), field.type)]  # pyright: ignore
@@ -81,6 +82,15 @@ def append_record(folder: Path, record: RunRecord) -> None:
     files.rewrite_locked(path, change)
 
 
+def read_record(path: Path) -> RunRecord:
+    """The record.json of a run's folder; UserError where it is damaged."""
+    fix = "start this run again with force=true"
+    try:
+        return RunRecord(**files.read_json(path, fix))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); {fix}") from error
+
+
 def read_records(path: Path) -> list[RunRecord]:
     """The records of a .jsonl file, or of every results.jsonl below a folder; each run once, the last line wins.
 
@@ -108,7 +118,7 @@ def _parse(line: bytes, where: str) -> RunRecord:
             raise ValueError("not a JSON object")
         known: dict[str, Any] = {field.name: value.get(field.name) for field in fields(RunRecord)}
         known |= {"setting": known["setting"] or "", "series": known["series"] or "",
-                  "protocol": known["protocol"] or "few_shot",
+                  "protocol": known["protocol"] or "few_shot", "trained_on": known["trained_on"] or "",
                   "options": {} if known["options"] is None else known["options"]}    # older lines
         return RunRecord(**known)
     except ValueError as error:

@@ -18,13 +18,13 @@ from xrvlm.distributed import Group, processes
 from xrvlm.draws import seeded
 from xrvlm.errors import UserError, unknown
 from xrvlm.evaluation import probabilities
-from xrvlm.features import FeatureSettings, FeatureSource, feature_source
-from xrvlm.files import digest, read_json, user_path, write_json, write_text
+from xrvlm.features import FeatureSettings, FeatureSource, feature_source, without_labels
+from xrvlm.files import digest, user_path, write_json, write_text
 from xrvlm.method import Method
 from xrvlm.methods import XRVLM, ZeroShot
-from xrvlm.protocols import NewClasses, Protocol, base_half, check_protocol, new_classes
+from xrvlm.protocols import Among, NewClasses, Protocol, base_half, check_among, check_protocol, new_classes
 from xrvlm.recipe import Recipe
-from xrvlm.records import RunRecord, append_record, write_losses, write_scores
+from xrvlm.records import RunRecord, append_record, read_record, write_losses, write_scores
 from xrvlm.text import ClassText, class_text, few
 from xrvlm.train import Progress, Selection, check_selection, fit
 
@@ -130,16 +130,21 @@ def zero_shot(clip: FrozenCLIP, dataset: Dataset, *, text: TextMaker = class_tex
 
 
 def evaluate(classifier: Classifier, dataset: Dataset, items: Sequence[Item], folder: Path, *,
-             features: FeatureSettings | None = None, workers: int = 0) -> dict[str, float]:
-    """Score a model on `items` of `dataset`, whose classes it must know, and write the figures to `folder`."""
+             features: FeatureSettings | None = None, workers: int = 0, among: Among = "run") -> dict[str, float]:
+    """Score a model on `items` of `dataset`, whose classes it must know, and write the figures to `folder`.
+
+    `among="data"` masks the classes that `dataset` does not have, of methods that are bound to theirs too.
+    """
+    check_among(among)
     order = class_order(dataset.split.classes, classifier.names)
     if not items:
         raise UserError(f"{dataset.name} has no images to evaluate on")
-    known = [replace(item, label=order[item.label]) for item in items]
+    mask, names = (order, dataset.split.classes) if among == "data" else (None, classifier.names)
+    known = items if mask else [replace(item, label=order[item.label]) for item in items]
     clip, method = classifier.clip, classifier.method
     source = feature_source(clip, dataset.source, known, features or FeatureSettings(), needs=method.needs, views=0,
                             seed=0, workers=workers)
-    return write_scores(folder, source.ids, source.labels, probabilities(method, clip, source), classifier.names)
+    return write_scores(folder, source.ids, source.labels, probabilities(method, clip, source, mask), names)
 
 
 @dataclass(frozen=True)
@@ -220,10 +225,7 @@ class _Job:
         path = self.folder / "record.json"
         if not path.exists() or not (self.folder / "model.safetensors").exists():
             return None
-        try:
-            return RunRecord(**read_json(path, "start this run again with force=true"))
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{path} is damaged ({error}); start this run again with force=true") from error
+        return read_record(path)
 
     def _train(self, group: Group, checkpoint: Path) -> Run | None:
         """Go on where the run was stopped. The first process alone has a result, once all are done."""
@@ -245,6 +247,10 @@ class _Job:
         with group.together():
             tests = [self._source(part.test, 0) for part in (self.split, self.new) if part is not None]
         if group.first:
+            if self.method.transductive:
+                start = time.perf_counter()
+                self.method.transduce(self.clip, without_labels(tests[0]), train, val)
+                seconds += time.perf_counter() - start
             run = self._conclude(train, tests, progress, seconds + progress.seconds)
             checkpoint.unlink(missing_ok=True)
         group.meet()

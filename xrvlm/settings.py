@@ -11,7 +11,7 @@ from xrvlm.records import RunRecord
 
 # what may tell two rows of one table apart, beside the method's name and the shots; a column each where it does
 VARIANTS = {"head": "Head", "prompts": "Prompts", "recipe": "Recipe", "features": "Features", "selection": "Selection"}
-COLUMNS = ("data", "world", "protocol", "backbone", "method", "label", "transductive", *VARIANTS)
+COLUMNS = ("data", "world", "protocol", "trained_on", "backbone", "method", "label", "transductive", *VARIANTS)
 SETTING = (*COLUMNS, "shots", "setting")
 SHOWN_OPTIONS = ("head", "part_prompts")          # which columns of VARIANTS show
 
@@ -40,6 +40,8 @@ class Setting:
     def place(self) -> str:
         world = "" if self.first.world is None else f" · world {self.first.world}"
         protocol = "" if self.first.protocol == "few_shot" else f" · {self.first.protocol.replace('_', ' ')}"
+        if self.first.trained_on:
+            protocol = f" · trained on {self.first.trained_on}"
         return f"{self.first.data}{world} · {self.first.backbone}{protocol}"
 
     @property
@@ -99,7 +101,7 @@ def _told(options: dict) -> str:
 def _order(row: Setting) -> tuple:
     first = row.first
     place = (first.data, -1 if first.world is None else first.world, first.backbone,
-             first.protocol != "few_shot", first.protocol)
+             first.protocol != "few_shot", first.protocol, first.trained_on)
     return (*place, shots_order(first.shots), row.percent(row.headline)[0], first.label)
 
 

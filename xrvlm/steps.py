@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from xrvlm.backbone import Features, FrozenCLIP
 from xrvlm.distributed import Group
+from xrvlm.errors import UserError
 from xrvlm.features import FeatureSource
 from xrvlm.method import Method
 from xrvlm.recipe import Recipe
@@ -57,6 +58,9 @@ def one_text_pass(method: Method, clip: FrozenCLIP, stepper: Stepper) -> Iterato
     of: hold them back from the steps in here; at the end they take one, with the sum of their gradients.
     """
     made = method.class_features(clip)
+    if not isinstance(made, Tensor):
+        raise UserError(f"{method.label} makes class features of every image anew, so that batches cannot share them: "
+                        "set recipe.text_every=1, or leave recipe= out")
     held = _made_of(made)
     shown = made.detach().requires_grad_(made.requires_grad)
     object.__setattr__(method, "class_features", lambda _: shown)      # in front of the method's own

@@ -8,7 +8,7 @@ import statistics
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, zip_longest
 
 from xrvlm.records import BASE_TO_NEW, RunRecord
@@ -69,6 +69,13 @@ def table_over_shots(table: Table) -> Table | None:
         caption.append("(n): of n seeds")
     return Table("; ".join([*caption, *_notes(table.rows)]) + ".",
                  ["Method", *(VARIANTS[name] for name in variants), *map(str, columns)], len(columns), rows, cells)
+
+
+def with_column(table: Table, heading: str, cells: Sequence[str], note: str) -> Table:
+    """The table with one more column at its end, a cell a row, and what the caption says of it."""
+    rows = [[*row, cell] for row, cell in zip(table.cells, cells, strict=True)]
+    return replace(table, caption=f"{table.caption.removesuffix('.')}; {note}.", header=[*table.header, heading],
+                   numbers=table.numbers + 1, cells=rows)
 
 
 def _last(points: dict[Shots, Setting]) -> Setting:

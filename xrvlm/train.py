@@ -116,7 +116,7 @@ class _Fit:
 
     def __post_init__(self):
         self.rates = self.recipe.soup or (1.0,)
-        self.start = state_of(self.method)
+        self.start = state_of(self.method) if len(self.rates) > 1 else {}
         self.optimizer = self._new_optimizer()
 
     def _new_optimizer(self) -> torch.optim.Optimizer:

@@ -9,7 +9,7 @@ from textwrap import shorten
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
 from xrvlm.backbone import DeviceName, FrozenCLIP, ImageTransform, Interpolation, PrecisionName
@@ -119,6 +119,9 @@ class HFImage(ImageSide):
         if self.pools:    # these states are behind the final norm, CLIP's are before it
             return at_each_position(self.model.vision_model.head, states)
         return self.model.visual_projection(self.model.vision_model.post_layernorm(states))
+
+    def last_linear(self) -> nn.Linear | None:
+        return None if self.pools else self.model.visual_projection
 
     def _encode(self, images: Tensor) -> Any:
         return self.model.get_image_features(images, interpolate_pos_encoding=self.interpolates)

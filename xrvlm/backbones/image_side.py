@@ -41,6 +41,24 @@ class ImageSide(ABC):
         """(b, p, e) -> (b, p, d): what the tower would return if every position were as this one."""
 
 
+    def last_linear(self) -> nn.Linear | None:
+        """What makes the image feature in the end, where that is one linear module."""
+        return None
+
+    def projection(self) -> tuple[Tensor, Tensor | None] | None:
+        """(f, d) weight and (d,) bias of the last linear map; None for a tower that ends in none."""
+        linear = self.last_linear()
+        return None if linear is None else (linear.weight.T, linear.bias)
+
+    def unprojected(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(b, d) as `pooled`, and (b, f) what the last linear map reads, of one pass; with a `projection` alone."""
+        linear = self.last_linear()
+        assert linear is not None
+        with captured(linear, "input") as entered:
+            pooled = self.pooled(images)
+        return pooled, entered[0]
+
+
 class WithoutPositions(ImageSide):
     """A tower that shows nothing but one feature an image."""
 

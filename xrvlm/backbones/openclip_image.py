@@ -5,10 +5,11 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from xrvlm.backbones.image_side import ImageSide, Reading, WithoutPositions, at_each_position, captured
 
@@ -58,6 +59,14 @@ class ViT(ImageSide):
         projected = self.visual.ln_post(states)
         return projected if self.visual.proj is None else projected @ self.visual.proj
 
+    def projection(self) -> tuple[Tensor, Tensor | None] | None:
+        return None if self.visual.proj is None else (self.visual.proj, None)
+
+    def unprojected(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        with captured(self.visual.transformer.resblocks[-1], "output") as left:
+            pooled = self.encode(images)
+        return pooled, self.visual._pool(left[0])[0]
+
     def _pool(self, alone: Tensor) -> Tensor:
         pooled = self.visual._pool(alone)[0]
         return pooled if self.visual.proj is None else pooled @ self.visual.proj
@@ -84,8 +93,34 @@ class ResNet(ImageSide):
         pool = self.visual.attnpool
         return pool.c_proj(pool.v_proj(states + pool.positional_embedding[1:]))        # without the mean token
 
+    def projection(self) -> tuple[Tensor, Tensor | None] | None:
+        projection = self.visual.attnpool.c_proj
+        return projection.weight.T, projection.bias
 
-class TimmViT(ImageSide):
+    def unprojected(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        # c_proj is never called as a module, torch's attention takes its weights: the pool is done once more
+        with captured(self.visual.layer4, "output") as left:
+            pooled = self.encode(images)
+        pool, cells = self.visual.attnpool, left[0].flatten(2).mT                      # (b, p, e)
+        x = torch.cat([cells.mean(dim=1, keepdim=True), cells], dim=1) + pool.positional_embedding
+        heads = (projected.unflatten(2, (pool.num_heads, -1)).transpose(1, 2)          # (b, heads, ..., e / heads)
+                 for projected in (pool.q_proj(x[:, :1]), pool.k_proj(x), pool.v_proj(x)))
+        return pooled, F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(1)
+
+
+class Timm(ImageSide):
+    """What is the same for all trunks of timm."""
+
+    visual: Any
+
+    def last_linear(self) -> nn.Linear | None:
+        """The head's `proj`, or the trunk's own classifier where open_clip uses it as such; an MLP is none."""
+        own = getattr(self.visual.head, "proj", None)
+        last = own if own is not None or len(self.visual.head) else self.visual.trunk.get_classifier()
+        return last if isinstance(last, nn.Linear) else None
+
+
+class TimmViT(Timm):
     """A timm trunk of blocks over tokens, whatever its pooling: class token, mean or attention (MAP)."""
 
     def __init__(self, encode: Encode, visual: Any):
@@ -109,7 +144,7 @@ class TimmViT(ImageSide):
         return self.visual.head(self.visual.trunk.forward_head(alone))
 
 
-class TimmMap(ImageSide):
+class TimmMap(Timm):
     """A timm trunk that ends in a map (ConvNeXt, Swin, FastViT): its cells are the positions."""
 
     def __init__(self, encode: Encode, visual: Any):

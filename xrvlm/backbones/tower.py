@@ -72,13 +72,34 @@ class Tower(FrozenCLIP):
     @torch.no_grad()
     def encode_image(self, images: Tensor, needs: Collection[Need] = ("pooled",)) -> Features:
         images = images.to(self.device, DTYPES[self.precision])
+        pooled = unprojected = None
+        if "unprojected" in needs:
+            self._projection()
+            pooled, before = self.image.unprojected(images)                                            # (b, d), (b, f)
+            unprojected = before.float()
         if not {"tokens", "mid_tokens"} & set(needs):
-            return Features(F.normalize(self.image.pooled(images).float(), dim=-1))
+            pooled = self.image.pooled(images) if pooled is None else pooled
+            return Features(F.normalize(pooled.float(), dim=-1), unprojected=unprojected)
         reading = self.image.read(images)
         return Features(
             pooled=F.normalize(reading.pooled.float(), dim=-1),                                        # (b, d)
             tokens=self.image.project(reading.states).float() if "tokens" in needs else None,          # (b, p, d)
-            mid_tokens=reading.mid_tokens.float() if "mid_tokens" in needs else None)                  # (b, p, e)
+            mid_tokens=reading.mid_tokens.float() if "mid_tokens" in needs else None,                  # (b, p, e)
+            unprojected=unprojected)
+
+    def image_projection(self) -> tuple[Tensor, Tensor]:
+        weight, bias = self._projection()
+        bias = weight.new_zeros(weight.shape[1]) if bias is None else bias
+        return weight.detach().float().clone(), bias.detach().float().clone()
+
+    def _projection(self) -> tuple[Tensor, Tensor | None]:
+        """(f, d) and (d,)"""
+        found = self.image.projection()
+        if found is None:
+            raise UserError(f"the image tower of {self.name} ends in no linear projection (SigLIP's attention pool and "
+                            "MLP heads have none), so that method=prolip has nothing to train; choose a CLIP tower, or "
+                            "another method such as clip_adapter")
+        return found
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Tensor:

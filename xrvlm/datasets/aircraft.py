@@ -16,7 +16,7 @@ CLASS_FILES: Mapping[Level, str] = {"variant": "variants.txt", "family": "famili
 CLASSES: Mapping[Level, int] = {"variant": 100, "family": 70, "manufacturer": 30}
 
 
-def fgvc_aircraft(root: str | Path, *, level: Level = "variant", trainval: bool = False,
+def fgvc_aircraft(root: str | Path, *, level: Level = "variant", trainval: bool = False, download: bool = False,
                   class_names: str | Sequence[str] | Mapping[str, str] | None = None,
                   skip_damaged: bool = False, name: str = "aircraft") -> Dataset:
     """The official split: 3,334 for training, 3,333 for validation, 3,333 for testing.
@@ -27,7 +27,8 @@ def fgvc_aircraft(root: str | Path, *, level: Level = "variant", trainval: bool 
     image of 320 rows or more; the checkpoint's own transform shows it.
 
     Args:
-        root: the archive's folder fgvc-aircraft-2013b, or its data/: images/, variants.txt, images_variant_train.txt
+        root: the archive's folder fgvc-aircraft-2013b, its data/ (images/, variants.txt, images_variant_train.txt), or
+            the folder around it, where `download` puts it.
         level: which of the official names are the classes.
         trainval: put the validation images into training, as work with all labels does.
         class_names: see `image_folder`.
@@ -35,8 +36,8 @@ def fgvc_aircraft(root: str | Path, *, level: Level = "variant", trainval: bool 
     Raises:
         UserError: what is missing or does not fit, with the fix.
     """
-    return load(layout(level=level, trainval=trainval), root, class_names=class_names, skip_damaged=skip_damaged,
-                name=name)
+    return load(layout(level=level, trainval=trainval), root, download=download, class_names=class_names,
+                skip_damaged=skip_damaged, name=name)
 
 
 def layout(*, level: Level = "variant", trainval: bool = False) -> Layout:
@@ -46,8 +47,8 @@ def layout(*, level: Level = "variant", trainval: bool = False) -> Layout:
     files = ("images/", CLASS_FILES[level], *(f"images_{level}_{part}.txt" for part in lists))
     images = {"train": 6667, "test": 3333} if trainval else {"train": 3334, "val": 3333, "test": 3333}
     return Layout("FGVC-Aircraft", "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/", CLASSES[level], images,
-                  places={f"data/{file}": (f"data/{file}", file) for file in files},
-                  read=partial(_read, level=level, lists=lists))
+                  places={f"data/{file}": (f"data/{file}", file, f"fgvc-aircraft-2013b/data/{file}") for file in files},
+                  downloader="FGVCAircraft", read=partial(_read, level=level, lists=lists))
 
 
 def _read(root: Path, found: Mapping[str, Path], *, level: Level, lists: Sequence[str]) -> Listing:

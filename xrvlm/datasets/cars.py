@@ -1,11 +1,13 @@
 """Stanford Cars (Krause et al., 2013): 196 makes, models and years of cars, 16,185 photos."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from xrvlm.data import Dataset
 from xrvlm.data_folder import existing_folder
+from xrvlm.datasets.coop import SplitName, chosen
 from xrvlm.datasets.layout import Layout, Listing, below, load
 from xrvlm.datasets.lists import FIX, read_mat
 from xrvlm.errors import UserError
@@ -19,20 +21,23 @@ TRAIN, TEST, META = "devkit/cars_train_annos.mat", "cars_test_annos_withlabels.m
 ALL = "cars_annos.mat"
 
 
-def stanford_cars(root: str | Path, *, class_names: str | Sequence[str] | Mapping[str, str] | None = None,
-                  skip_damaged: bool = False, name: str = "cars") -> Dataset:
-    """The official split, 8,144 for training and 8,041 for testing; names as `AM General Hummer SUV 2000`.
+def stanford_cars(root: str | Path, *, split: SplitName = "official",
+                  class_names: str | Sequence[str] | Mapping[str, str] | None = None, skip_damaged: bool = False,
+                  name: str = "cars") -> Dataset:
+    """The official split, 8,144 for training and 8,041 for testing; names as `AM General Hummer SUV 2000`; or CoOp's
+    split, of the same test part, whose names begin with the year.
 
     `root` holds cars_train/, cars_test/, devkit/ and cars_test_annos_withlabels.mat, as torchvision expects them in
     its folder stanford_cars. Found as well: the .mat files beside the images or in car_devkit/, images one folder
-    deeper (cars_train/cars_train/), and the form of one list, cars_annos.mat with car_ims/. `class_names`: see
-    `image_folder`. Raises UserError, which names the fix.
+    deeper (cars_train/cars_train/), and the form of one list, cars_annos.mat with car_ims/; CoOp's split wants
+    cars_train/ and cars_test/ themselves. There is no `download`: the address that torchvision has is dead.
+    `split`: see coop.py; `class_names`: see `image_folder`. Raises UserError, which names the fix.
     """
-    chosen = layout(existing_folder(root))
-    return load(chosen, root, class_names=class_names, skip_damaged=skip_damaged, name=name)
+    chosen_layout = layout(existing_folder(root), split=split)
+    return load(chosen_layout, root, class_names=class_names, skip_damaged=skip_damaged, name=name)
 
 
-def layout(root: Path) -> Layout:
+def layout(root: Path, *, split: SplitName = "official") -> Layout:
     """The form that `root` holds: with a devkit, or with one list."""
     one_list = Layout(TITLE, ADDRESS, CLASSES, IMAGES, read=_read_one_list, places={
         ALL: _mats(ALL), "car_ims/": ("car_ims/car_ims", "car_ims")})
@@ -40,6 +45,10 @@ def layout(root: Path) -> Layout:
         TRAIN: _mats("cars_train_annos.mat"), TEST: ("cars_test_annos_withlabels.mat", *_mats(TEST)),
         META: _mats("cars_meta.mat"), "cars_train/": ("cars_train/cars_train", "cars_train"),
         "cars_test/": ("cars_test/cars_test", "cars_test")})
+    if split != "official":
+        folders = {folder: (folder,) for folder in ("cars_train/", "cars_test/")}
+        return chosen(split, replace(devkit, places=folders), file="split_zhou_StanfordCars.json",
+                      folders=tuple(folders), inside=False, images={"train": 6509, "val": 1635, "test": 8041})
     return one_list if len(one_list.found(root)) == 2 and len(devkit.found(root)) < len(devkit.places) else devkit
 
 

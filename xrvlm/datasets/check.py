@@ -1,5 +1,6 @@
 """What of a data set is there, what is missing, and where people get it: told before a long run stumbles on it."""
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,13 +9,11 @@ from typing import Any
 
 from xrvlm.data import PARTS, Dataset
 from xrvlm.data_folder import existing_folder, image_files
-from xrvlm.datasets import aircraft, cars, cub, dogs, nabirds
 from xrvlm.datasets.layout import Layout, absent_images, counted, suggestion
 from xrvlm.errors import UserError
 from xrvlm.text import few, name_classes
 
 SHOWN = 3    # absent images that are named
-_PLAIN = {cub.cub_200_2011: cub.layout, nabirds.nabirds_v1: nabirds.layout, dogs.stanford_dogs: dogs.layout}
 
 
 @dataclass(frozen=True)
@@ -31,18 +30,14 @@ def check(loader: Callable[..., Dataset], options: Mapping[str, Any]) -> Finding
     A set with an official layout is held against what was published. Any other is loaded and counted: its own
     mistakes come as the UserError of its loader.
     """
-    if loader not in (cars.stanford_cars, aircraft.fgvc_aircraft, *_PLAIN):
+    module = inspect.getmodule(loader)
+    if module is None or module.__name__.rpartition(".")[0] != "xrvlm.datasets":
         return _count(loader(**options))
     root = existing_folder(options["root"])
-    return _check_layout(_layout(loader, root, options), root, options.get("class_names"))
-
-
-def _layout(loader: Callable[..., Dataset], root: Path, options: Mapping[str, Any]) -> Layout:
-    if loader is cars.stanford_cars:
-        return cars.layout(root)
-    if loader is aircraft.fgvc_aircraft:
-        return aircraft.layout(**{name: options[name] for name in ("level", "trainval") if name in options})
-    return _PLAIN[loader]()
+    given = {**options, "root": root}
+    wanted = inspect.signature(module.layout).parameters     # each module there has one
+    layout = module.layout(**{name: given[name] for name in wanted if name in given})
+    return _check_layout(layout, root, options.get("class_names"))
 
 
 def _check_layout(layout: Layout, root: Path, class_names: Any) -> Finding:

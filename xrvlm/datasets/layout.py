@@ -10,7 +10,10 @@ from typing import Any
 
 from xrvlm.data import Dataset, assemble
 from xrvlm.data_folder import FileSource, existing_folder
+from xrvlm.datasets.download import download as fetch
+from xrvlm.distributed import processes
 from xrvlm.errors import UserError
+from xrvlm.files import user_path
 from xrvlm.text import check_unique, few
 
 log = logging.getLogger(__name__)
@@ -39,6 +42,7 @@ class Layout:
     images: Mapping[str, int]            # in each part, officially
     places: Mapping[str, Sequence[str]]
     read: Callable[[Path, Mapping[str, Path]], Listing]
+    downloader: str | None = None        # the class of torchvision.datasets that can fetch it
 
     def found(self, root: Path) -> dict[str, Path]:
         """Where each file and folder lies; what is missing is left out."""
@@ -56,11 +60,14 @@ class Layout:
         return listing
 
 
-def load(layout: Layout, root: str | Path, *, class_names: Any, skip_damaged: bool, name: str) -> Dataset:
-    """The data set in `root`.
+def load(layout: Layout, root: str | Path, *, class_names: Any, skip_damaged: bool, name: str,
+         download: bool = False) -> Dataset:
+    """The data set in `root`; with `download` it is fetched first where it is not there.
 
     Raises UserError where files, lists or images are missing; with `skip_damaged` missing images are left out.
     """
+    if download:
+        processes().from_first(lambda: _fetched(layout, user_path(root)))
     folder = existing_folder(root)
     found = layout.found(folder)
     if missing := [official for official in layout.places if official not in found]:
@@ -76,7 +83,13 @@ def load(layout: Layout, root: str | Path, *, class_names: Any, skip_damaged: bo
                     counted(counts), layout.title, counted(layout.images))
     parts = {part: [(path, listing.classes[label]) for path, label in pairs] for part, pairs in listing.parts.items()}
     return assemble(name, FileSource(folder), parts, classes=listing.classes, class_names=class_names,
-                    skip_damaged=skip_damaged)
+                    skip_damaged=skip_damaged, test_alone="train" not in layout.images)
+
+
+def _fetched(layout: Layout, root: Path) -> None:
+    assert layout.downloader is not None, "only loaders of such a layout have the option"
+    if not root.is_dir() or len(layout.found(root)) < len(layout.places):
+        fetch(layout.downloader, root, title=layout.title, address=layout.address)
 
 
 def absent_images(root: Path, listing: Listing) -> list[str]:
@@ -99,7 +112,7 @@ def suggestion(layout: Layout, root: Path) -> str:
     best = max(scores, key=lambda folder: scores[folder], default=root)
     if scores and scores[best] > len(layout.found(root)) and 2 * scores[best] >= len(layout.places):
         return f"{best} looks right: data.root={best}"
-    return f"get it from {layout.address}"
+    return f"get it from {layout.address}{', or say data.download=true' if layout.downloader else ''}"
 
 
 def below(root: Path, folder: Path, names: Iterable[str]) -> list[str]:

@@ -1,6 +1,8 @@
-"""The kinds of files in which data sets list their images: text lines of an id and a value, and MATLAB's .mat."""
+"""How data sets list their images: text lines of an id and a value, MATLAB's .mat, paths or folders by class."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ from scipy.io import loadmat
 
 from xrvlm.datasets.layout import Listing, below
 from xrvlm.errors import UserError
+from xrvlm.images import SUFFIXES
+from xrvlm.text import few, readable
 
 FIX = "unpack it again"
 
@@ -65,3 +69,53 @@ def listing_of_ids(root: Path, found: Mapping[str, Path]) -> Listing:
     parts = {part: [(paths[key], index[labels[key]]) for key in images if split[key] == flag]
              for part, flag in (("train", "1"), ("test", "0"))}
     return Listing(tuple(names[key] for key in order), parts)
+
+
+def first_folder(path: str) -> str:
+    return path.partition("/")[0]
+
+
+def listing_of_paths(root: Path, folder: Path, parts: Mapping[str, Sequence[str]], *,
+                     class_of: Callable[[str], str] = first_folder, order: Callable[[str], str] = str,
+                     called: Callable[[str], str] = readable) -> Listing:
+    """The form in which the path of an image, relative to `folder`, tells its class.
+
+    `class_of` a path; the classes stand sorted by `order` of that, under the names that `called` makes of it.
+    """
+    keys = sorted({class_of(path) for path in chain.from_iterable(parts.values())}, key=order)
+    index = {key: label for label, key in enumerate(keys)}
+    return Listing(tuple(map(called, keys)), {
+        part: list(zip(below(root, folder, paths), (index[class_of(path)] for path in paths), strict=True))
+        for part, paths in parts.items()})
+
+
+def listing_of_folders(root: Path, parts: Mapping[str, Path], *, names: Mapping[str, str] | None = None,
+                       called: Callable[[str], str] = readable, left_out: Collection[str] = ()) -> Listing:
+    """The form without a list: a folder a class in the folder of each part, with all the images directly in it.
+
+    `names` holds the folders that there may be, in the order of the classes, with their names; None: any folder but
+    those `left_out`, sorted, under the names that `called` makes. Raises UserError for others, and where none is there.
+    """
+    held = {part: _class_folders(folder, left_out) for part, folder in parts.items()}
+    there = set(chain.from_iterable(held.values()))
+    if names is not None and (strange := sorted(there - names.keys())):
+        raise UserError(f"{root} holds {few(strange, 3)}, where folders such as {next(iter(names))} belong; {FIX}")
+    if bare := [parts[part] for part, folders in held.items() if not folders]:
+        raise UserError(f"{bare[0]} holds no folder of a class: sort the images into folders, one a class"
+                        f"{f', such as {next(iter(names))}' if names else ''}")
+    keys = sorted(there) if names is None else [key for key in names if key in there]
+    index = {key: label for label, key in enumerate(keys)}
+    return Listing(tuple(called(key) if names is None else names[key] for key in keys), {
+        part: [(path, index[key]) for key in sorted(folders)
+               for path in below(root, parts[part] / key, folders[key])] for part, folders in held.items()})
+
+
+def _class_folders(folder: Path, left_out: Collection[str]) -> dict[str, list[str]]:
+    """{folder: its image files} of the folders in `folder`."""
+    names = [path.name for path in folder.iterdir()
+             if path.is_dir() and path.name not in left_out and not path.name.startswith(".")]
+    found = {}
+    for name in names:
+        with os.scandir(folder / name) as entries:           # a thousand images each: faster than Path
+            found[name] = sorted(entry.name for entry in entries if Path(entry.name).suffix.lower() in SUFFIXES)
+    return found

@@ -14,12 +14,12 @@ from xrvlm.data import Dataset
 from xrvlm.demo import load_tiny_clip, load_world
 from xrvlm.demo.drawn_birds import description, part_descriptions, species
 from xrvlm.features import FeatureSettings
-from xrvlm.files import write_text
 from xrvlm.images import decode
 from xrvlm.methods import XRVLM, CoOp, LinearProbe, XRVLMPlus, ZeroShot
 from xrvlm.parts import grid
 from xrvlm.records import read_records
 from xrvlm.report import write_report
+from xrvlm.reporting.sections import Picture
 from xrvlm.run import Run, RunOptions, adapt
 from xrvlm.tables import terminal_table
 from xrvlm.text import class_text
@@ -50,26 +50,25 @@ def run_demo(runs: Path, *, small: bool = False, device: str = "auto", precision
     for method in (CoOp, XRVLM):
         recipe = replace(method.recipe, name=f"{epochs} epochs", epochs=epochs, warmup_epochs=1)
         run = adapt(clip, dataset, method, shots=shots, recipe=recipe, options=options)
-    report = write_report(runs)
-    _add_part_maps(report, run, dataset)
+    maps = _picture_part_maps(runs / "report" / "parts.png", run, dataset)
+    report = write_report(runs, source_of=lambda _: dataset.source, pictures=[maps])
     print(terminal_table(read_records(runs)))
     print(f"{time.monotonic() - start:.0f} s; the lines of the table: {runs / 'results.jsonl'}")
-    print(f"the report, with pictures: {report}")
+    print(f"the report, with pictures: {report}\nthe same as one page: {report.with_suffix('.html')}")
     return report
 
 
-def _add_part_maps(report: Path, run: Run, dataset: Dataset) -> None:
-    """Where the parts of XR-VLM look on some test images, as a picture at the end of the report."""
+def _picture_part_maps(path: Path, run: Run, dataset: Dataset) -> Picture:
+    """Where the parts of XR-VLM look on some test images."""
     items = dataset.split.test[::max(1, len(dataset.split.test) // PICTURED)][:PICTURED]
     photos = [decode(dataset.source.read(item.id), item.id) for item in items]
     method = run.classifier.method
     assert isinstance(method, XRVLM)
     maps = part_maps(run.classifier.clip, method, photos)
     names = [dataset.split.classes[item.label] for item in items]
-    plots.save(plots.grid(photos, list(maps), names=names), report.parent / "parts.png")
-    text = report.read_text(encoding="utf-8")
-    write_text(report, f"{text}\n## Where the parts look\n\nEach map is stretched to its own range.\n\n"
-                       "![The part maps of XR-VLM over test images](parts.png)\n")
+    plots.save(plots.grid(photos, list(maps), names=names), path)
+    return Picture(path, "Where the parts look", "The part maps of XR-VLM over test images, each stretched to its own "
+                   "range.")
 
 
 @torch.no_grad()

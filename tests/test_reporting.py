@@ -1,0 +1,162 @@
+"""What a report is made of: the outcomes of images, photos of them, figures of others, LaTeX."""
+
+import base64
+import re
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from photos import photo_folder
+from PIL import Image
+from results import record
+
+from xrvlm.data import Split, write_split
+from xrvlm.data_folder import FileSource, image_folder
+from xrvlm.errors import UserError
+from xrvlm.reporting.album import SIDE, Album
+from xrvlm.reporting.latex import latex_tables, latex_text
+from xrvlm.reporting.outcomes import read_outcomes
+from xrvlm.reporting.published import reported, reported_of
+from xrvlm.settings import Setting
+from xrvlm.tables import tables
+
+# ---- outcomes
+
+
+def test_outcomes_of_a_file(tmp_path):
+    path = tmp_path / "predictions.csv"
+    path.write_text('image,label,prediction,class_1,probability_1\n"a,1.jpg",wren,jay,jay,0.4\nb.jpg,jay,jay,jay,0.9\n'
+                    "c.jpg,wren,jay,jay,0.7\n")
+    outcomes = read_outcomes(path)
+    assert outcomes.right.tolist() == [False, True, False]
+    assert outcomes.confidence.tolist() == [0.4, 0.9, 0.7]
+    assert outcomes.by_pair == {("wren", "jay"): ["c.jpg", "a,1.jpg"], ("jay", "jay"): ["b.jpg"]}
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "no column image, label, prediction, probability_1"), ("image,label,prediction\n", "no column probability_1"),
+    ("image,label,prediction,probability_1\n", "without a label"),
+    ("image,label,prediction,probability_1\na,,wren,0.5\n", "without a label"),
+    ("image,label,prediction,probability_1\na,wren,wren,much\n", "could not convert"),
+])
+def test_outcomes_of_a_damaged_file(tmp_path, text, message):
+    (tmp_path / "predictions.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_outcomes(tmp_path / "predictions.csv")
+
+
+# ---- photos
+
+
+def run_folder(tmp_path: Path) -> tuple[Path, FileSource, list[str]]:
+    """A run's folder with its split.json, its images, and the names of those."""
+    root = photo_folder(tmp_path / "photos", images=2)
+    dataset = image_folder(root)
+    (root / dataset.split.train[0].id).write_bytes(png(800, 300))
+    split = Split(dataset.split.classes, (), (), dataset.split.train)
+    source = FileSource(root)
+    write_split(tmp_path / "run" / "split.json", split, source, seed=1, shots=1)
+    return tmp_path / "run", source, [item.id for item in split.test]
+
+
+def png(width: int, height: int) -> bytes:
+    file = BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_photos_are_small_copies(tmp_path):
+    folder, source, images = run_folder(tmp_path)
+    uri = Album(lambda _: source).photo(folder, images[0])
+    kind, content = uri.split(",")
+    assert kind == "data:image/jpeg;base64"
+    with Image.open(BytesIO(base64.b64decode(content))) as photo:
+        assert photo.size == (SIDE, SIDE * 300 // 800)
+
+
+def test_a_page_holds_so_many_photos_and_each_only_once(tmp_path):
+    folder, source, images = run_folder(tmp_path)
+    most = len(base64.b64decode(Album(lambda _: source).photo(folder, images[1]).split(",")[1])) + 10
+    album = Album(lambda _: source, most_bytes=most)
+    assert album.photo(folder, images[1]) == album.photo(folder, images[1])
+    with pytest.raises(UserError, match="as many photos as it may"):
+        album.photo(folder, images[2])
+
+
+def test_photos_that_are_not_to_be_had_say_why(tmp_path):
+    folder, source, images = run_folder(tmp_path)
+    with pytest.raises(UserError, match="not asked for"):
+        Album(None).photo(folder, images[0])
+    (source.root / images[0]).write_bytes(png(30, 30))
+    with pytest.raises(UserError, match=r"0\.png is no longer the image that the run was tested on"):
+        Album(lambda _: source).photo(folder, images[0])
+    (source.root / images[0]).unlink()
+    with pytest.raises(UserError, match="cannot read the image"):
+        Album(lambda _: source).photo(folder, images[0])
+    (folder / "split.json").unlink()
+    with pytest.raises(UserError, match=r"split\.json"):
+        Album(lambda _: source).photo(folder, images[1])
+
+
+# ---- what others report
+
+TOWER = "ViT-B-16-quickgelu/openai"
+
+
+def test_published_figures_where_data_tower_and_shots_match():
+    run = record(data="FGVC-Aircraft", backbone=TOWER, label="CoOp", shots=16)
+    assert list(reported(run)) == ["CLIP zero-shot", "CoOp", "Tip-Adapter-F", "linear probe", "PLOT++", "PromptSRC",
+                                   "CLIP-LoRA", "GalLoP"]
+    assert reported_of(Setting((run,))) == 43.4
+    free = record(data="dtd", backbone=TOWER, label="CLIP zero-shot", shots=0, prompts="names")
+    assert reported_of(Setting((free,))) == 43.6
+
+
+@pytest.mark.parametrize("change", [
+    {"data": "cub"}, {"backbone": "ViT-B-32/openai"}, {"backbone": "ViT-B-16-quickgelu/openai (256 bilinear)"},
+    {"shots": 8}, {"shots": 0}, {"label": "XR-VLM"},
+    {"protocol": "base_to_new", "metrics": record().metrics | {"new_top1": 0.4, "all_top1": 0.3, "harmonic_mean": 0.4}},
+])
+def test_no_published_figure_where_one_differs(change):
+    run = record(**({"data": "cars", "backbone": TOWER, "label": "CoOp", "shots": 16} | change))
+    assert reported_of(Setting((run,))) is None
+
+
+def test_zero_shot_by_descriptions_is_not_what_others_report():
+    about = {"data": "cars", "backbone": TOWER, "label": "CLIP zero-shot"}
+    assert reported_of(Setting((record(shots=0, prompts="descriptions", **about),))) is None
+    assert reported_of(Setting((record(shots=16, prompts="names", **about),))) is None
+
+
+def test_means_of_the_published_figures():
+    """The table that they are from ends in each method's mean over the eleven data sets."""
+    names = ("imagenet", "caltech101", "pets", "cars", "flowers", "food101", "aircraft", "sun397", "dtd", "eurosat",
+             "ucf101")
+    rows = [reported(record(data=name, backbone=TOWER)) for name in names]
+    means = {method: sum(row[method] for row in rows) / len(rows) for method in rows[0]}
+    expected = {"CLIP zero-shot": 65.1, "linear probe": 78.8, "CoOp": 79.9, "Tip-Adapter-F": 80.7, "PLOT++": 82.1,
+                "PromptSRC": 82.9, "CLIP-LoRA": 83.0, "GalLoP": 84.4}
+    assert means == pytest.approx(expected, abs=0.1)
+
+
+# ---- LaTeX
+
+
+def test_latex_shows_any_text_as_it_is():
+    assert latex_text("50% & $x_1$ #2 {a} ~ ^ \\n") == (r"50\% \& \$x\_1\$ \#2 \{a\} \textasciitilde{} "
+                                                         r"\textasciicircum{} \textbackslash{}n")
+    assert latex_text("58.0 ± 7.2 †") == r"58.0 $\pm$ 7.2 $\dagger$"
+    assert latex_text("-3.1 [-4.0, -2.2] top-1") == "$-$3.1 [$-$4.0, $-$2.2] top-1"
+
+
+def test_latex_tables_have_a_cell_for_each_column():
+    text = latex_tables(tables([record("a", label="[a] & b"), record("b", label="CoOp", head=None)]))
+    begin, = re.findall(r"\\begin\{tabular\}\{(l+r+)\}", text)
+    lines = [line for line in text.splitlines() if line.endswith(r" \\")]
+    assert len(lines) == 3
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {len(begin) - 1}
+    assert sum(line.startswith(r"{}[a] \& b & ") for line in lines) == 1
+    for name in ("table", "tabular"):
+        assert text.count(rf"\begin{{{name}}}") == text.count(rf"\end{{{name}}}") == 1
+    assert text.index(r"\toprule") < text.index(r"\midrule") < text.index(r"\bottomrule")

@@ -1,0 +1,101 @@
+"""PLOT (Chen et al., ICLR 2023, arXiv:2210.01253): several prompts a class, moved onto the positions of an image.
+
+Written from the paper's formulas as they are known to the author of this file, who could not read the paper again;
+softness, steps and tolerance are those of its released settings. Between the p positions v of an image and the g
+prompts t of a class, all of unit norm and equal weight, the distance is that of optimal transport:
+
+    cost C_ij = 1 - cos(v_i, t_j);  plan T = diag(r) exp(-C / 0.1) diag(s), rows summing to 1 / p, columns to 1 / g
+    logit = logit_scale * (1 - sum_ij T_ij C_ij)
+
+Sinkhorn's iterations find r and s: the paper's inner loop, which no gradient passes through. Each pair of image and
+class stops on its own where r moves by less than 0.01 on average (the paper's released code looks at the mean over the
+whole batch, which would let an image's logits depend on the others), or behind 100 iterations.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xrvlm.backbone import Features, FrozenCLIP, NamePosition
+from xrvlm.context import OWN_PROMPTS, ContextKind, ContextPrompts
+from xrvlm.errors import UserError
+from xrvlm.method import Method
+from xrvlm.parts import patches
+from xrvlm.recipe import Recipe
+from xrvlm.text import ClassText
+
+SOFTNESS, STEPS, TOLERANCE = 0.1, 100, 0.01
+EXPORTED_STEPS = 30                      # a graph cannot stop early; real towers need 3 to 8
+CLASSES_AT_ONCE = 64                     # bounds the memory of (b, c, p, g)
+
+
+class PLOT(Method):
+    """`logit_scale * (1 - transport distance)` between the positions of an image and the prompts of a class.
+
+    The positions are those of the last block's grid, projected; a class token is left out. Recipe and context are
+    CoOp's, as in the paper.
+
+    Args:
+        text_parts: g, learned prompts of a class.
+        context_length: learned vectors in a prompt. Ignored with `context_words`.
+        context: one for all classes (`shared`, the paper's), one for each, or `shared_then_specific`.
+        shared_length: with `shared_then_specific`, how many of the vectors are shared; None: half.
+        context_words: start all prompts from these words instead of noise of their own.
+        name_position: where the class name stands.
+    """
+
+    needs = frozenset({"pooled", "tokens"})
+    recipe = Recipe("plot", epochs=200, batch_size=32, learning_rate=2e-3, weight_decay=5e-4, warmup_epochs=1)
+    label = "PLOT"
+    prompts = "learned"
+    splits_batches = True
+
+    def __init__(self, clip: FrozenCLIP, classes: ClassText, *, text_parts: int = 4, context_length: int = 16,
+                 context: ContextKind = "shared", shared_length: int | None = None, context_words: str | None = None,
+                 name_position: NamePosition = "end"):
+        super().__init__(clip, classes)
+        if not clip.image_width:
+            raise UserError(f"{clip.name} shows no positions to move prompts onto: plot needs another backbone, "
+                            "methods on pooled features (zero_shot, linear_probe, coop) work with this one")
+        self.context = ContextPrompts(clip, classes.names, text_parts=text_parts, length=context_length,
+                                      context=context, shared_length=shared_length, words=context_words,
+                                      position=name_position)
+        self.open_classes, self.bound_by = self.context.open_classes, OWN_PROMPTS
+        self.logit_scale, self.logit_bias = clip.logit_scale, clip.logit_bias
+
+    def turn(self, clip: FrozenCLIP, classes: ClassText) -> None:
+        self.context = self.context.for_classes(clip, classes)
+
+    def class_features(self, clip: FrozenCLIP) -> Tensor:
+        return self.context(clip)                                                          # (g, c, d)
+
+    def logits(self, x: Features, class_features: Tensor) -> Tensor:
+        assert x.tokens is not None
+        positions = F.normalize(patches(x.tokens), dim=-1)                                 # (b, p, d)
+        parts = class_features.split(CLASSES_AT_ONCE, dim=1)
+        moved = torch.cat([transported_cosine(positions, part) for part in parts], dim=1)  # (b, c)
+        return self.logit_scale * moved + self.logit_bias
+
+
+def transported_cosine(positions: Tensor, prompts: Tensor) -> Tensor:
+    """(b, c) 1 - transport distance of `positions` (b, p, d) and `prompts` (g, c, d)."""
+    cosine = torch.einsum("bpd,gcd->bcpg", positions, prompts)                             # (b, c, p, g)
+    return (plan(1 - cosine) * cosine).sum(dim=(2, 3))    # a plan sums to 1
+
+
+@torch.no_grad()
+def plan(cost: Tensor) -> Tensor:
+    """(..., p, g) how much of each position goes to each prompt, by Sinkhorn's iterations."""
+    kernel = torch.exp(-cost / SOFTNESS)                                                   # (..., p, g)
+    rows, columns = torch.ones_like(cost[..., 0]), torch.ones_like(cost[..., 0, :])        # (..., p), (..., g)
+    moving = torch.ones_like(rows[..., :1], dtype=torch.bool)                              # (..., 1)
+    exported = torch.compiler.is_compiling()
+    for _ in range(EXPORTED_STEPS if exported else STEPS):
+        new = 1 / rows.shape[-1] / torch.einsum("...pg,...g->...p", kernel, columns)
+        moves = (new - rows).abs().mean(dim=-1, keepdim=True) >= TOLERANCE                 # (..., 1)
+        rows = torch.where(moving, new, rows)
+        new = 1 / columns.shape[-1] / torch.einsum("...pg,...p->...g", kernel, rows)
+        columns, moving = torch.where(moving, new, columns), moving & moves
+        if not exported and not moving.any():    # further steps would change nothing
+            break
+    return rows[..., None] * kernel * columns[..., None, :]

@@ -1,0 +1,184 @@
+"""TransCLIP (Zanella et al., NeurIPS 2024, arXiv:2406.01837): the unlabelled test images say where the classes lie.
+
+Written from the paper's formulas as they are known to the author of this file, who could not read the paper again; the
+constants (1/50, 1/6, 3 neighbours, 10 rounds, lambda, gamma) and the first classes are those of its released settings.
+With unit-norm features f, the test images Q, the shots S, zero-shot probabilities y and class shares z (the labels, for
+a shot), these steps repeat:
+
+    z_i  ~  y_i ** lambda * exp(log N(f_i; mu_k, Sigma) / 50 + sum over j of (w_ij + w_ji) z_j / 6)    test images alone
+    mu_k ~  mean over Q of z_ik f_i  +  gamma * mean over S of z_ik f_i        brought to unit norm
+    Sigma = (mean over Q of sum_k z_ik (f_i - mu_k)**2  +  gamma * the same over S) / (1 + gamma)      diagonal, shared
+
+w_ij is the cosine of i with j where j is one of the 3 images of Q and S nearest to i, else 0 (in the released code a
+shot has neighbours and is none). y comes from the ensemble of a class's sentences, as `zero_shot` says it. The paper
+draws the gamma of each data set from four values by validation images; here that is so where there are any, else gamma
+is 1: all the shots weigh as much as all test images.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xrvlm.backbone import Features, FrozenCLIP
+from xrvlm.errors import UserError
+from xrvlm.features import FeatureSource
+from xrvlm.method import Method
+from xrvlm.methods.zero_shot import ZeroShot
+from xrvlm.recipe import TRAINING_FREE
+from xrvlm.text import ClassText
+
+NEIGHBOURS = 3
+DENSITY_WEIGHT = 1 / 50
+ROUNDS, SHARE_STEPS = 10, 5              # updates of the classes, and of the shares before each
+CONFIDENT = 8                            # images a class that its first mean is made of, without shots
+SHOT_WEIGHTS = 0.1, 0.5, 1.0, 10.0       # gamma
+SAME = 1e-5                              # below this distance it is the image itself, or a copy
+ROWS = 4096                              # of a table of similarities at once
+
+
+class TransCLIP(Method):
+    """Gaussian classes, fitted to all test images at once, with the zero-shot probabilities as a prior.
+
+    The model keeps the features of the images that it has seen and their shares: what it says of one of them is its
+    share, as one more step updates it. An image that is new (`predict`, `eval` on other images) is assigned by the
+    same step: the fitted classes and its neighbours among the seen ones; it does not move them.
+
+    Args:
+        labelled: use the shots; without them nothing is labelled, and the run is one of zero shots.
+        text_weight: lambda; None: the paper's, 0.5 with shots and 1 without.
+        shots_weight: gamma; None: chosen on the validation images, 1 where there are none.
+    """
+
+    recipe, transductive = TRAINING_FREE, True
+    label = "TransCLIP"
+    centres: Tensor                      # (c, d) mu
+    variance: Tensor                     # (d,) the diagonal of Sigma
+    seen: Tensor                         # (n, d) test images, then shots
+    shares: Tensor                       # (n, c) z
+    reach: Tensor                        # (n,) similarity of the furthest of each one's neighbours
+
+    def __init__(self, clip: FrozenCLIP, classes: ClassText, *, labelled: bool = True,
+                 text_weight: float | None = None, shots_weight: float | None = None):
+        super().__init__(clip, classes)
+        for name, weight in (("text_weight", text_weight), ("shots_weight", shots_weight)):
+            if weight is not None and not weight >= 0:
+                raise UserError(f"method.{name} must be at least 0, or null for the method's own, found {weight}")
+        self.learns, self.label = labelled, "TransCLIP" if labelled else "TransCLIP zero-shot"
+        self.text_weight = (0.5 if labelled else 1.0) if text_weight is None else text_weight
+        self.shots_weight = shots_weight
+        self.zero_shot, self.prompts = ZeroShot(clip, classes), classes.kind
+        count, width = len(classes.names), clip.embed_dim
+        for name, value in (("centres", torch.zeros(count, width)), ("variance", torch.full((width,), 1 / width)),
+                            ("seen", torch.zeros(0, width)), ("shares", torch.zeros(0, count)),
+                            ("reach", torch.zeros(0))):
+            self.register_buffer(name, value)
+        self.register_load_state_dict_pre_hook(_allocate)
+
+    def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None) -> None:
+        self.zero_shot.prepare(clip, None)
+
+    @torch.no_grad()
+    def transduce(self, clip: FrozenCLIP, unlabelled: Features, support: FeatureSource | None,
+                  val: FeatureSource | None = None) -> None:
+        queries = unlabelled.pooled.to(self.centres)                                       # (q, d)
+        shots, labels = queries[:0], self.shares[:0]                                       # (s, d), (s, c)
+        if self.learns and support is not None:
+            shots = torch.cat([x.pooled for x, _ in support.in_order()]).to(queries)
+            labels = F.one_hot(support.labels, len(self.centres)).to(queries)
+        self.seen = torch.cat([queries, shots])                                            # (n, d)
+        weights = [self.shots_weight if self.shots_weight is not None else 1.0]
+        if self.shots_weight is None and val is not None and len(shots):
+            weights = list(SHOT_WEIGHTS)
+        graph = self._graph()
+        scores = []
+        for weight in weights if len(weights) > 1 else ():
+            self._fit(queries, shots, labels, weight, graph)
+            scores.append(self._accuracy(val))
+        self._fit(queries, shots, labels, weights[scores.index(max(scores))] if scores else weights[0], graph)
+
+    def class_features(self, clip: FrozenCLIP) -> Tensor:
+        return self.zero_shot.class_features(clip)                                         # (c, d)
+
+    def logits(self, x: Features, class_features: Tensor) -> Tensor:
+        similarity = self._similarity(x.pooled)                                            # (b, n)
+        values, near = similarity.topk(min(NEIGHBOURS, len(self.seen)), dim=1)             # (b, 3)
+        votes = torch.einsum("bj,bjc->bc", values, self.shares[near])                      # of those near to x
+        chosen = similarity * (similarity >= (self.reach - SAME).clamp(min=SAME))          # (b, n) x is near to them
+        prior = self.zero_shot.logits(x, class_features).log_softmax(dim=1)                # (b, c)
+        return self._log_shares(self.text_weight * prior, x.pooled, votes + chosen @ self.shares)
+
+    def _fit(self, queries: Tensor, shots: Tensor, labels: Tensor, weight: float, graph: tuple[Tensor, Tensor]) -> None:
+        """Set classes and shares from `queries` (q, d) and `shots` (s, d) of `labels` (s, c)."""
+        log_prior = self.zero_shot.logits(Features(queries), self.zero_shot.weights).log_softmax(dim=1)
+        self.shares = torch.cat([log_prior.exp(), labels])                                 # (n, c)
+        self.variance = torch.full_like(self.variance, 1 / len(self.variance))
+        self.centres = F.normalize(labels.T @ shots if len(shots) else _confident(log_prior.exp(), queries), dim=1)
+        each = torch.cat([queries.new_full((len(queries),), 1 / len(queries)),
+                          queries.new_full((len(shots),), weight / max(1, len(shots)))])[:, None]          # (n, 1)
+        for turn in range(ROUNDS + 1):
+            for _ in range(SHARE_STEPS):
+                votes = _votes(self.shares, *graph)[:len(queries)]                         # (q, c)
+                shares = self._log_shares(self.text_weight * log_prior, queries, votes).softmax(dim=1)
+                self.shares = torch.cat([shares, labels])
+            if turn < ROUNDS:
+                self._move_classes(each * self.shares)
+
+    def _move_classes(self, shares: Tensor) -> None:
+        """The classes of weighted `shares` (n, c)."""
+        sums, mass = shares.T @ self.seen, shares.sum(dim=0)                               # (c, d), (c,)
+        self.centres = F.normalize(sums, dim=1)
+        squares = shares.sum(dim=1) @ self.seen.square() - 2 * (sums * self.centres).sum(dim=0)
+        squares = squares + mass @ self.centres.square()                                   # (d,)
+        self.variance = (squares / mass.sum()).clamp(min=1e-6)
+
+    def _log_shares(self, log_prior: Tensor, pooled: Tensor, votes: Tensor) -> Tensor:
+        """(b, c) up to a constant of each image."""
+        precise = self.centres / self.variance                                             # (c, d)
+        density = pooled @ precise.T - 0.5 * (precise * self.centres).sum(dim=1)           # (b, c)
+        return log_prior + DENSITY_WEIGHT * density + votes / (2 * NEIGHBOURS)
+
+    def _similarity(self, pooled: Tensor) -> Tensor:
+        """(b, n) cosines with the images seen, 0 where negative and for the image itself."""
+        cosine = pooled @ self.seen.T                                                      # (b, n)
+        return cosine.clamp(min=0) * (cosine < 1 - SAME)
+
+    def _graph(self) -> tuple[Tensor, Tensor]:
+        """(n, 3) how near the neighbours of each image are, and which these are; sets `reach`."""
+        found = [self._similarity(rows).topk(min(NEIGHBOURS, len(self.seen)), dim=1) for rows in self.seen.split(ROWS)]
+        values, near = (torch.cat(column) for column in zip(*found, strict=True))
+        self.reach = values[:, -1]
+        return values, near
+
+    def _accuracy(self, source: FeatureSource | None) -> float:
+        assert source is not None
+        right = [(self.logits(x, self.zero_shot.weights).argmax(dim=1) == y.to(x.pooled.device)).float()
+                 for x, y in _on(self.centres.device, source)]
+        return torch.cat(right).mean().item()
+
+
+def _on(device: torch.device, source: FeatureSource) -> Iterator[tuple[Features, Tensor]]:
+    for x, y in source.in_order():
+        yield x.map(lambda value: value.to(device)), y
+
+
+def _confident(probabilities: Tensor, queries: Tensor) -> Tensor:
+    """(c, d) the sum of the images most like each class, by how much they are."""
+    chances, rows = probabilities.topk(min(CONFIDENT, len(queries)), dim=0)                # (8, c)
+    return torch.einsum("ic,icd->cd", chances, queries[rows])
+
+
+def _votes(shares: Tensor, values: Tensor, near: Tensor) -> Tensor:
+    """(n, c) what each image hears of its neighbours and of those whose neighbour it is."""
+    votes = torch.zeros_like(shares)
+    for value, other in zip(values.T[..., None], near.T, strict=True):                     # (n, 1), (n,)
+        votes = (votes + value * shares[other]).index_add(0, other, value * shares)
+    return votes
+
+
+def _allocate(method: TransCLIP, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """The number of images seen is known from a saved model alone."""
+    for name in ("seen", "shares", "reach"):
+        if f"{prefix}{name}" in state:
+            setattr(method, name, getattr(method, name).new_empty(state[f"{prefix}{name}"].shape))

@@ -1,0 +1,95 @@
+"""Zero-shot prompt ensembling (Allingham et al., ICML 2023, arXiv:2302.06235): templates weighted without labels."""
+
+import logging
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xrvlm.backbone import Features, FrozenCLIP
+from xrvlm.errors import UserError
+from xrvlm.features import FeatureSource, pooled_features
+from xrvlm.method import Method
+from xrvlm.methods.zero_shot import ZeroShot
+from xrvlm.recipe import TRAINING_FREE
+from xrvlm.text import ClassText
+
+log = logging.getLogger(__name__)
+
+
+class ZPE(Method):
+    """Zero-shot whose templates count by how sure they are of images without labels.
+
+    With the logits l(i, p, c) of image i, template p and class c: `s_p = mean over i of max over c of
+    (l(i, p, c) - mean over i of l(i, p, c))`, the paper's max-logit score. Taking away each prompt's mean corrects for
+    words that are near to all images. The weights are `softmax(s / temperature)`; a class feature is the weighted mean
+    of its sentences' features, of unit norm again.
+
+    The paper takes half of that mean over images of pre-training; there are none here, so that all of it is over the
+    images at hand. These are the training images: their labels are not read, though they were drawn by class and the
+    record counts them as labels. (On the test images it would be transductive.) The paper's own choice of scale is not
+    known here for sure: l are the tower's logits, its scale included, at temperature 1. The paper itself could not be
+    read again.
+
+    It needs several templates, text.templates=ensemble for one: with a single one it is zero-shot, and says so.
+
+    Args:
+        temperature: the larger, the more equal the weights.
+    """
+
+    recipe, open_classes = TRAINING_FREE, True
+    label = "ZPE"
+
+    def __init__(self, clip: FrozenCLIP, classes: ClassText, *, temperature: float = 1.0):
+        super().__init__(clip, classes)
+        if not temperature > 0:
+            raise UserError(f"method.temperature must be above 0, found {temperature}")
+        self.zero_shot, self.prompts, self.temperature = ZeroShot(clip, classes), classes.kind, temperature
+        self.template_weights: Tensor
+        self.register_buffer("template_weights", torch.ones(_templates(classes)))          # (t,)
+
+    def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None) -> None:
+        assert support is not None
+        if len(self.template_weights) == 1:
+            log.warning("method=zpe weighs templates, and there is one alone: this is zero_shot; give several, such as "
+                        "text.templates=ensemble")
+        sentences = _encoded(clip, self.classes)                                           # (t, c, d)
+        images = pooled_features(support)[0].to(sentences)                                 # (n, d)
+        scores = torch.stack([self._score(images, prompts) for prompts in sentences])      # (t,)
+        self.template_weights.copy_((scores / self.temperature).softmax(dim=0))
+        self.zero_shot.weights.copy_(self._weighted(sentences))
+
+    def turn(self, clip: FrozenCLIP, classes: ClassText) -> None:
+        if _templates(classes) != len(self.template_weights):
+            raise UserError(f"the model has weights of {len(self.template_weights)} templates, the new classes have "
+                            f"{_templates(classes)}: give them the same text.templates")
+        self.prompts, self.zero_shot.weights = classes.kind, self._weighted(_encoded(clip, classes))
+
+    def class_features(self, clip: FrozenCLIP) -> Tensor:
+        return self.zero_shot.class_features(clip)                                         # (c, d)
+
+    def logits(self, x: Features, class_features: Tensor) -> Tensor:
+        return self.zero_shot.logits(x, class_features)                                    # (b, c)
+
+    def _score(self, images: Tensor, prompts: Tensor) -> Tensor:
+        """() how sure of `images` (n, d) the classes' sentences (c, d) in one template are."""
+        logits = self.zero_shot.logits(Features(images), prompts)                          # (n, c)
+        return (logits - logits.mean(dim=0)).amax(dim=1).mean()
+
+    def _weighted(self, sentences: Tensor) -> Tensor:
+        """(c, d) unit norm from (t, c, d)."""
+        return F.normalize(torch.einsum("t,tcd->cd", self.template_weights, sentences), dim=-1)
+
+
+def _templates(classes: ClassText) -> int:
+    """How many templates all classes share; UserError where their sentences are their own."""
+    counts = {len(prompts) for prompts in classes.prompts}
+    if classes.kind != "names" or len(counts) != 1:
+        raise UserError("method=zpe weighs templates that all classes share, and text.descriptions gives each class "
+                        "sentences of its own: leave it out and name text.templates, or use method=dclip")
+    return counts.pop()
+
+
+def _encoded(clip: FrozenCLIP, classes: ClassText) -> Tensor:
+    """(t, c, d) unit norm."""
+    return torch.stack([clip.encode_text(sentences) for sentences in zip(*classes.prompts, strict=True)])
