@@ -20,7 +20,7 @@ from xrvlm.data import with_test_part
 from xrvlm.data_folder import image_folder
 from xrvlm.errors import UserError
 from xrvlm.features import FeatureSettings
-from xrvlm.methods import CoOp, LinearProbe, ResidualProbe, TipAdapter, ZeroShot
+from xrvlm.methods import CoOp, LinearProbe, ResidualProbe, TipAdapter, TransCLIP, ZeroShot
 from xrvlm.recipe import Recipe
 
 SHORT = Recipe("short", epochs=2, batch_size=8)
@@ -160,6 +160,15 @@ def test_a_method_that_does_not_fit_the_data_is_left_out(clip, photos, terms):
     assert "unknown method.inputs 'nothing'" in found.left_out["wrong"]
     with pytest.raises(UserError, match=r"none of the candidates could be scored: .*unknown method\.inputs"):
         compare_methods(clip, image_folder(photos), [wrong], terms=terms)
+
+
+def test_a_transductive_method_sees_the_held_out_images_and_no_others(clip, photos, terms, monkeypatch):
+    seen, keep = [], TransCLIP.transduce
+    monkeypatch.setattr(TransCLIP, "transduce", lambda method, tower, unlabelled, support, val=None: seen.append(
+        (len(unlabelled.pooled), len(support.ids))) or keep(method, tower, unlabelled, support, val))
+    found = compare_methods(clip, image_folder(photos), [Candidate("trans_clip", TransCLIP)], terms=terms)
+    assert seen == [(6, 12)] * 3
+    assert len(found.scores[0].hits) == 18
 
 
 def test_a_class_with_one_image_is_trained_on_and_not_scored(clip, tmp_path, terms, caplog):

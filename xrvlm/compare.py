@@ -21,7 +21,7 @@ from xrvlm.data import Dataset, Item, sample_shots, with_test_part
 from xrvlm.draws import seeded
 from xrvlm.errors import UserError
 from xrvlm.evaluation import probabilities
-from xrvlm.features import FeatureSettings, bank_bytes, feature_source, images_to_encode
+from xrvlm.features import FeatureSettings, bank_bytes, feature_source, images_to_encode, without_labels
 from xrvlm.files import alone, digest, read_json, user_path, write_json, write_text
 from xrvlm.folds import folds_of
 from xrvlm.method import Method
@@ -228,8 +228,10 @@ class _Work:
         method.prepare(self.clip, support)
         if plan.recipe.epochs:
             fit(method, self.clip, support, plan.recipe, seed=self.terms.seed)
-        seconds = time.perf_counter() - start
         test = bank.take((self.fold == number).nonzero().flatten())
+        if method.transductive:          # the held-out images stand in for those of the test part
+            method.transduce(self.clip, without_labels(test), support)
+        seconds = time.perf_counter() - start
         hits = predicted(probabilities(method, self.clip, test)) == test.labels            # (k,)
         return {"fold": number, "hits": hits.int().tolist(), "seconds": seconds,
                 "learned_parameters": sum(parameter.numel() for parameter in method.parameters())}
