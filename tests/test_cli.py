@@ -229,7 +229,7 @@ def test_shipped_part_descriptions_by_name(tmp_path, name, classes, part_prompts
     (("recipe.grad_clip=0",), "grad_clip must be above 0 or null"),
     (("recipe.learning_rate=nan",), "learning_rate must be above 0"),
     (("recipe.soup=2",), "recipe.soup must be a list, found 2"),
-    (("recipe.average_last=1", "selection=val", "shots=1"), "selection=val keeps one epoch and .*average_last=1 averag"),
+    (("recipe.average_last=1", "selection=val", "shots=1"), "selection=val keeps one epoch and .*average_last=1"),
     (("features.crop_scale=[0.5]",), "features.crop_scale must be two shares"),
     (("method.hidden=0",), "method.hidden must be at least 1"),
     (("method.context_words=''",), "holds no word"),
