@@ -1,6 +1,6 @@
 """Sweeps as a user starts them: two at once over one cold cache, one that is killed, jobs by a launcher plugin."""
 
-import importlib.util
+import importlib.metadata
 import json
 import re
 import signal
@@ -18,7 +18,8 @@ from xrvlm.tables import terminal_table
 PROGRAM = "import torch; torch.set_num_threads(1); import sys; from xrvlm.cli import main; sys.exit(main(sys.argv[1:]))"
 
 GRID = ("method=linear_probe,tip_adapter", "shots=1,2,4", "seed=1,2", "backbone=tiny", "device=cpu", "workers=0")
-needs_launcher = pytest.mark.skipif(importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") is None,
+INSTALLED = {package.metadata["Name"] for package in importlib.metadata.distributions()}
+needs_launcher = pytest.mark.skipif("hydra-joblib-launcher" not in INSTALLED,
                                     reason="hydra-joblib-launcher is not installed: pip install xrvlm[launchers]")
 
 
@@ -135,7 +136,7 @@ def test_a_mistake_in_a_job_of_joblib_is_told_in_one_line(photos, tmp_path):
 
 
 def test_slurm_is_a_launcher_too(photos, capsys):
-    if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher") is None:
+    if "hydra-submitit-launcher" not in INSTALLED:
         pytest.skip("hydra-submitit-launcher is not installed: pip install xrvlm[launchers]")
     assert main(["adapt", f"data.root={photos}", "hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=60",
                  "--cfg", "hydra"]) == 0
