@@ -17,7 +17,7 @@ from xrvlm.tables import terminal_table
 
 PROGRAM = "import torch; torch.set_num_threads(1); import sys; from xrvlm.cli import main; sys.exit(main(sys.argv[1:]))"
 
-GRID = ("method=linear_probe,tip_adapter", "shots=1,2,4", "seed=1,2", "backbone=tiny", "device=cpu", "workers=0")
+GRID = ("method=linear_probe,tip_adapter", "shots=1,4", "seed=1,2", "backbone=tiny", "device=cpu", "workers=0")
 INSTALLED = {package.metadata["Name"] for package in importlib.metadata.distributions()}
 needs_launcher = pytest.mark.skipif("hydra-joblib-launcher" not in INSTALLED,
                                     reason="hydra-joblib-launcher is not installed: pip install xrvlm[launchers]")
@@ -46,7 +46,7 @@ def straight(photos, tmp_path_factory):
 def table(runs) -> str:
     """The results without the times."""
     records = read_records(runs)
-    assert len(records) == 12
+    assert len(records) == 8
     return re.sub(r" +\d+\.\d +(?=[\d,]+$)", " ", terminal_table(records), flags=re.MULTILINE)
 
 
@@ -77,14 +77,13 @@ def test_two_sweeps_at_once_over_a_cold_cache_encode_every_image_once(photos, tm
 
 def test_a_sweep_that_is_killed_half_way_ends_with_the_same_table(photos, tmp_path, straight):
     sweep = start(photos, tmp_path / "runs")
-    until = time.monotonic() + 900
-    while len(list((tmp_path / "runs").glob("*/record.json"))) < 5:
-        assert sweep.poll() is None and time.monotonic() < until, sweep.communicate()
+    while len(list((tmp_path / "runs").glob("*/record.json"))) < 3:
+        assert sweep.poll() is None, sweep.communicate()
         time.sleep(0.002)
     sweep.send_signal(signal.SIGKILL)
     first = sweep.communicate()[1]
     assert sweep.returncode == -signal.SIGKILL
-    assert 5 <= len(list((tmp_path / "runs").glob("*/record.json"))) < 12
+    assert 3 <= len(list((tmp_path / "runs").glob("*/record.json"))) < 8
     again = start(photos, tmp_path / "runs")
     second = again.communicate(timeout=900)[1]
     assert again.returncode == 0, second
@@ -123,7 +122,7 @@ def test_joblib_does_the_jobs_of_a_sweep_side_by_side(photos, tmp_path, straight
     assert sweep.returncode == 0, told
     assert table(tmp_path / "runs") == straight
     assert "Traceback" not in told
-    assert out.count("linear probe: top-1") == 6
+    assert out.count("linear probe: top-1") == 4
 
 
 @needs_launcher
