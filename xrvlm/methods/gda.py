@@ -38,7 +38,7 @@ class GDA(Method):
 
     def __init__(self, clip: FrozenCLIP, classes: ClassText, *, alpha: float = 0.1):
         super().__init__(clip, classes)
-        if alpha < 0:
+        if not alpha >= 0:
             raise UserError(f"method.alpha must be at least 0, found {alpha}")
         self.zero_shot, self.prompts = ZeroShot(clip, classes), classes.kind
         self.weight: Tensor

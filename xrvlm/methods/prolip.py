@@ -39,7 +39,7 @@ class ProLIP(Method):
 
     def __init__(self, clip: FrozenCLIP, classes: ClassText, *, strength: float = 1.0):
         super().__init__(clip, classes)
-        if strength < 0:
+        if not strength >= 0:
             raise UserError(f"method.strength must be at least 0, found {strength}")
         self.zero_shot, self.prompts, self.strength = ZeroShot(clip, classes), classes.kind, strength
         weight, bias = clip.image_projection()

@@ -36,7 +36,7 @@ class TipAdapter(Method):
     def __init__(self, clip: FrozenCLIP, classes: ClassText, *, alpha: float = 1.0, beta: float = 5.5,
                  trainable: bool = False):
         super().__init__(clip, classes)
-        if alpha < 0 or beta <= 0:
+        if not alpha >= 0 or not beta > 0:
             raise UserError(f"method.alpha must be at least 0 and method.beta above 0, found {alpha} and {beta}")
         self.zero_shot, self.prompts = ZeroShot(clip, classes), classes.kind
         self.alpha, self.beta = alpha, beta
