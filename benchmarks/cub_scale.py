@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from speed import write_photos
-from text_side import class_names, machine
+from text_side import class_names, machine, wait
 from train_step import (
     BATCH,
     NEEDS,
@@ -70,16 +70,11 @@ class Photos:
 
 
 def timed(device: torch.device, call: Callable[[], Any]) -> tuple[float, Any]:
-    _wait(device)
+    wait(device)
     start = time.perf_counter()
     result = call()
-    _wait(device)
+    wait(device)
     return time.perf_counter() - start, result
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def our_stages(clip: FrozenCLIP, folder: str, arguments: argparse.Namespace) -> dict[str, float]:
@@ -106,7 +101,7 @@ def our_stages(clip: FrozenCLIP, folder: str, arguments: argparse.Namespace) -> 
 def parts_of_a_step(clip: FrozenCLIP, method: XRVLM, bank: FeatureBank, turns: int) -> dict[str, float]:
     """Median seconds of reading a batch, of the text side and of all between the two and the loss, each by itself."""
     rows = torch.arange(BATCH, device=bank.device)
-    x = bank.select(rows, torch.zeros_like(rows)).map(lambda value: value.to(clip.device))
+    x = bank.select(rows, torch.zeros_like(rows)).to(clip.device)
     with torch.no_grad():
         features = method.class_prompts(clip)                                              # (g, c, d)
     method.train()
@@ -116,7 +111,7 @@ def parts_of_a_step(clip: FrozenCLIP, method: XRVLM, bank: FeatureBank, turns: i
         method.logits(x, prompts).logsumexp(dim=1).sum().backward()
 
     calls: dict[str, Callable[[], Any]] = {
-        "batch": lambda: bank.select(rows, torch.zeros_like(rows)).map(lambda value: value.to(clip.device)),
+        "batch": lambda: bank.select(rows, torch.zeros_like(rows)).to(clip.device),
         "text side": lambda: method.class_prompts(clip).sum().backward(), "parts and head": head}
     return {name: median(timed(clip.device, call)[0] for _ in range(turns)) for name, call in calls.items()}
 

@@ -68,15 +68,15 @@ def fast(clip: Tower, context: Tensor, layout: PromptLayout) -> Tensor:
 def seconds(step: Callable[[], None], context: Tensor) -> tuple[float, float]:
     """Of the clock and of the processors."""
     context.grad = None
-    _wait(context)
+    wait(context.device)
     start, busy = time.perf_counter(), time.process_time()
     step()
-    _wait(context)
+    wait(context.device)
     return time.perf_counter() - start, time.process_time() - busy
 
 
-def _wait(context: Tensor) -> None:
-    if context.device.type == "cuda":
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
         torch.cuda.synchronize()
 
 

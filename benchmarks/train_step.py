@@ -16,7 +16,7 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
-from text_side import LENGTH, class_names, machine, plain, tower
+from text_side import LENGTH, class_names, machine, plain, tower, wait
 from torch import Tensor
 
 import xrvlm
@@ -115,23 +115,18 @@ def alternate(steps: Mapping[str, tuple[Callable[[], None], int]], turns: int,
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in steps}
     for _ in range(turns):
         for name, (call, count) in steps.items():
-            _wait(device)
+            wait(device)
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             start, busy = time.perf_counter(), time.process_time()
             call()
-            _wait(device)
+            wait(device)
             clock, busy = time.perf_counter() - start, time.process_time() - busy
             peak = torch.cuda.max_memory_allocated() / GIB if device.type == "cuda" else 0.0
             found[name].append((clock / count, busy / count, peak))
     clocks, processors, peaks = ({name: median(row[column] for row in rows) for name, rows in found.items()}
                                  for column in range(3))
     return {name: (clocks[name], processors[name], peaks[name]) for name in steps}
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def measure(towers: Mapping[Precision, FrozenCLIP], classes: int, arguments: argparse.Namespace) -> None:

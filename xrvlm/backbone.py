@@ -35,6 +35,9 @@ class Features:
         """The same features with `change` applied to each tensor that is there."""
         return Features(**{name: change(value) for name, value in vars(self).items() if value is not None})
 
+    def to(self, device: torch.device) -> "Features":
+        return self.map(lambda value: value.to(device))
+
     def __len__(self) -> int:
         return len(self.pooled)
 

@@ -157,11 +157,10 @@ class _Work:
 
     @cached_property
     def folder(self) -> Path:
-        features = {name: value for name, value in asdict(self.terms.features).items()
-                    if name not in ("cache", "gpu_gb")}
         ids = [item.id for item in self.items]
-        key = [self.clip.fingerprint, self.clip.precision, asdict(self.classes), features, self.terms.seed,
-               self.terms.folds, [[item.id, item.label] for item in self.items], self.dataset.source.fingerprint(ids)]
+        key = [self.clip.fingerprint, self.clip.precision, asdict(self.classes), self.terms.features.identity,
+               self.terms.seed, self.terms.folds, [[item.id, item.label] for item in self.items],
+               self.dataset.source.fingerprint(ids)]
         name = f"compare-{self.dataset.name[:60]}-{digest(key)[:10]}".replace(" ", "_").replace("/", "_")
         return user_path(self.terms.runs) / name
 

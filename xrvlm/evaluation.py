@@ -18,6 +18,6 @@ def probabilities(method: Method, clip: FrozenCLIP, source: FeatureSource,
     class_features = method.class_features(clip)
     rows = []
     for x, _ in source.in_order():
-        logits = method.logits(x.map(lambda value: value.to(clip.device)), class_features)     # (b, c)
+        logits = method.logits(x.to(clip.device), class_features)     # (b, c)
         rows.append((logits if among is None else logits[:, list(among)]).softmax(dim=1))
     return torch.cat(rows).cpu()         # once at the end: a GPU does not wait between batches

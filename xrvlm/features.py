@@ -74,6 +74,11 @@ class FeatureSettings:
         return Augmentation(self.crop_scale, self.flip)
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """The settings that numbers depend on: all but where features lie."""
+        return {name: value for name, value in asdict(self).items() if name not in ("cache", "gpu_gb")}
+
+    @property
     def folder(self) -> Path:
         return user_path(self.cache or os.environ.get("XRVLM_CACHE") or "~/.cache/xrvlm") / "features"
 
@@ -93,11 +98,11 @@ class FeatureSource(Protocol):
         ...
 
 
-def pooled_features(source: FeatureSource) -> tuple[Tensor, Tensor]:
+def pooled_features(source: FeatureSource, device: torch.device) -> tuple[Tensor, Tensor]:
     """(n, d) of unit norm, as the evaluation transform shows the images of `source`, and their labels (n,)."""
     batches = [(x.pooled, y) for x, y in source.in_order()]
-    features, labels = (torch.cat(column) for column in zip(*batches, strict=True))
-    return features, labels.to(features.device)
+    features, labels = (torch.cat(column).to(device) for column in zip(*batches, strict=True))
+    return features, labels
 
 
 def training_order(labels: Tensor, seed: int, epoch: int, batch_size: int, *, balanced: bool = False) -> list[Tensor]:

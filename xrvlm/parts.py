@@ -8,12 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xrvlm.backbone import Features
+from xrvlm.backbone import Features, FrozenCLIP
 from xrvlm.distributed import BatchNorm
+from xrvlm.errors import UserError
 
 SOFTNESS = 0.16                          # of the shares, in squared distance per dimension
 WHOLE = 2.0                              # length of the whole image's feature; all its parts together have 1
 ABSENT = 0.01                            # positions; a part with fewer is not seen
+
+
+def check_positions(clip: FrozenCLIP, method: str, purpose: str) -> None:
+    """UserError where the tower shows none to a method that needs them for its `purpose`, such as "to attend to"."""
+    if not clip.image_width:
+        raise UserError(f"{clip.name} shows no positions {purpose}: {method} needs another backbone, methods on pooled "
+                        "features (zero_shot, linear_probe, coop) work with this one")
 
 
 class ImageParts(nn.Module, ABC):

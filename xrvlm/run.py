@@ -175,12 +175,11 @@ class _Job:
     @property
     def _options(self) -> dict[str, Any]:
         """The setting but the shots: equal over a line of a table whose columns are shots."""
-        features = {name: value for name, value in asdict(self.options.features).items()
-                    if name not in ("cache", "gpu_gb")}
         about = {name: value for name, value in self.about.items() if name != "split"}
         return {"about": about | {"backbone": about["backbone"] | {"loader": None}},
-                "precision": self.clip.precision, "recipe": asdict(self.recipe), "features": features,
-                "selection": self.options.selection, "val": bool(self.split.val), "test": len(self.split.test),
+                "precision": self.clip.precision, "recipe": asdict(self.recipe),
+                "features": self.options.features.identity, "selection": self.options.selection,
+                "val": bool(self.split.val), "test": len(self.split.test),
                 **(self.new.setting if self.new else {})}
 
     @cached_property

@@ -93,5 +93,3 @@ def _made_of(value: Tensor) -> list[nn.Parameter]:
             found.append(parameter)
         waiting += [before for before, _ in node.next_functions]
     return found
-
-

@@ -44,7 +44,7 @@ class CLAP(Method):
         assert support is not None
         self.zero_shot.prepare(clip, None)
         self.prototypes.copy_(self.zero_shot.weights)
-        features, labels = (value.to(clip.device) for value in pooled_features(support))   # (n, d), (n,)
+        features, labels = pooled_features(support, clip.device)                           # (n, d), (n,)
         right = self.zero_shot.logits(Features(features), self.zero_shot.weights).softmax(dim=1)
         right = right.gather(1, labels[:, None]).squeeze(1)                                # (n,)
         counts = labels.bincount(minlength=len(self.multipliers))                          # (c,)

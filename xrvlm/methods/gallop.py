@@ -22,7 +22,7 @@ from xrvlm.backbone import Features, FrozenCLIP
 from xrvlm.context import ContextPrompts
 from xrvlm.errors import UserError
 from xrvlm.method import Method
-from xrvlm.parts import patches
+from xrvlm.parts import check_positions, patches
 from xrvlm.recipe import Recipe
 from xrvlm.text import ClassText
 
@@ -49,9 +49,7 @@ class GalLoP(Method):
         if global_prompts < 1 or local_prompts < 1 or top_k < 1 or not 0 <= dropout < 1:
             raise UserError("method.global_prompts, local_prompts and top_k must be at least 1 and dropout in [0, 1), "
                             f"found {global_prompts}, {local_prompts}, {top_k} and {dropout}")
-        if not clip.image_width:
-            raise UserError(f"{clip.name} shows no positions to choose from: gallop needs another backbone, methods on "
-                            "pooled features (zero_shot, linear_probe, coop) work with this one")
+        check_positions(clip, "gallop", "to choose from")
         self.global_prompts, self.top_k = global_prompts, top_k
         self.kept = max(1, global_prompts - int(dropout * global_prompts))
         self.context = ContextPrompts(clip, classes.names, text_parts=global_prompts + local_prompts,

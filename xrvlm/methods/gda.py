@@ -51,12 +51,12 @@ class GDA(Method):
     def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None) -> None:
         assert support is not None
         self.zero_shot.prepare(clip, None)
-        features, labels = (value.to(clip.device) for value in pooled_features(support))
+        features, labels = pooled_features(support, clip.device)
         weight, bias = gaussians(features, labels, len(self.bias))
         self.weight.copy_(weight)
         self.bias.copy_(bias)
         if val is not None:
-            self.alpha.fill_(self._best_on(*(value.to(clip.device) for value in pooled_features(val))))
+            self.alpha.fill_(self._best_on(*pooled_features(val, clip.device)))
 
     def class_features(self, clip: FrozenCLIP) -> Tensor:
         return self.zero_shot.class_features(clip)                                         # (c, d)

@@ -54,7 +54,7 @@ class LPPlusPlus(Method):
     def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None) -> None:
         assert support is not None
         self.zero_shot.prepare(clip, None)
-        x, y = (value.to(clip.device) for value in pooled_features(support))               # (n, d), (n,)
+        x, y = pooled_features(support, clip.device)                                       # (n, d), (n,)
         targets = F.one_hot(y, len(self.blending)).to(x)                                   # (n, c)
         similar = x @ self.zero_shot.weights.T                                             # (n, c)
         self._start(x, targets, similar)

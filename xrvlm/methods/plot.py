@@ -18,9 +18,8 @@ from torch import Tensor
 
 from xrvlm.backbone import Features, FrozenCLIP, NamePosition
 from xrvlm.context import OWN_PROMPTS, ContextKind, ContextPrompts
-from xrvlm.errors import UserError
 from xrvlm.method import Method
-from xrvlm.parts import patches
+from xrvlm.parts import check_positions, patches
 from xrvlm.recipe import Recipe
 from xrvlm.text import ClassText
 
@@ -54,9 +53,7 @@ class PLOT(Method):
                  context: ContextKind = "shared", shared_length: int | None = None, context_words: str | None = None,
                  name_position: NamePosition = "end"):
         super().__init__(clip, classes)
-        if not clip.image_width:
-            raise UserError(f"{clip.name} shows no positions to move prompts onto: plot needs another backbone, "
-                            "methods on pooled features (zero_shot, linear_probe, coop) work with this one")
+        check_positions(clip, "plot", "to move prompts onto")
         self.context = ContextPrompts(clip, classes.names, text_parts=text_parts, length=context_length,
                                       context=context, shared_length=shared_length, words=context_words,
                                       position=name_position)

@@ -160,7 +160,7 @@ class TransCLIP(Method):
 
 def _on(device: torch.device, source: FeatureSource) -> Iterator[tuple[Features, Tensor]]:
     for x, y in source.in_order():
-        yield x.map(lambda value: value.to(device)), y
+        yield x.to(device), y
 
 
 def _confident(probabilities: Tensor, queries: Tensor) -> Tensor:

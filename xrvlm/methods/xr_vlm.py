@@ -12,7 +12,7 @@ from xrvlm.features import FeatureSource
 from xrvlm.method import Method
 from xrvlm.methods.zero_shot import ZeroShot
 from xrvlm.part_prompts import FreeVectors, NoPrompts, PartPrompts, described_parts
-from xrvlm.parts import PartPooling
+from xrvlm.parts import PartPooling, check_positions
 from xrvlm.recipe import Recipe
 from xrvlm.relations import HIDDEN_WIDTH, Alignment, CrossRelations, PerClassRelations, RelationHead, VisualParts
 from xrvlm.text import ClassText
@@ -125,6 +125,4 @@ def _check(clip: FrozenCLIP, head: Head, image_parts: int, text_parts: int, hidd
             raise UserError(f"method.{name} must be from 1 to {MOST_PARTS}, found {count}")
     if hidden < 1:
         raise UserError(f"method.hidden must be at least 1, found {hidden}")
-    if not clip.image_width:
-        raise UserError(f"{clip.name} shows no positions to attend to: xr_vlm needs another backbone, methods on "
-                        "pooled features (zero_shot, linear_probe, coop) work with this one")
+    check_positions(clip, "xr_vlm", "to attend to")

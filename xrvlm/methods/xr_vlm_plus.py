@@ -22,7 +22,7 @@ from xrvlm.features import FeatureSource
 from xrvlm.method import Method
 from xrvlm.methods.zero_shot import ZeroShot
 from xrvlm.part_prompts import ClassSentences, PartDescriptions
-from xrvlm.parts import FoundParts, patches
+from xrvlm.parts import FoundParts, check_positions, patches
 from xrvlm.recipe import TRAINING_FREE
 from xrvlm.relations import LinearRelations
 from xrvlm.text import ClassText
@@ -62,9 +62,7 @@ class XRVLMPlus(Method):
             raise unknown("method.relate_to", relate_to, get_args(RelateTo))
         if image_parts < 1:
             raise UserError(f"method.image_parts must be at least 1, found {image_parts}")
-        if not clip.image_width:
-            raise UserError(f"{clip.name} shows no positions to find parts in: xr_vlm_plus needs another backbone, "
-                            "methods on pooled features (zero_shot, residual_probe, coop) work with this one")
+        check_positions(clip, "xr_vlm_plus", "to find parts in")
         self.relate_to: RelateTo = relate_to
         self.zero_shot = ZeroShot(clip, classes)
         self.prior_weight: Tensor
@@ -128,7 +126,7 @@ class XRVLMPlus(Method):
         found = KMeans(len(self.pooling.centres), n_init="auto", random_state=0).fit(positions.cpu().numpy())
         self.pooling.centres.copy_(torch.from_numpy(found.cluster_centers_))
         for x, _ in support.in_order():
-            parts.append(self.pooling.of(x.map(lambda value: value.to(clip.device))))      # (b, m, d)
+            parts.append(self.pooling.of(x.to(clip.device)))                               # (b, m, d)
         self.pooling.standardise(torch.cat(parts))
 
     @torch.no_grad()
@@ -136,7 +134,7 @@ class XRVLMPlus(Method):
         """Zero-shot logits (n, c), part features (n, m * d) and labels (n,)."""
         prior, parts = [], []
         for batch, _ in source.in_order():
-            x = batch.map(lambda value: value.to(clip.device))
+            x = batch.to(clip.device)
             prior.append(self.zero_shot.logits(x, self.zero_shot.weights))
             parts.append(self.pooling.of(x).flatten(1))
         return torch.cat(prior), torch.cat(parts), source.labels.to(clip.device)

@@ -54,7 +54,7 @@ class ZPE(Method):
             log.warning("method=zpe weighs templates, and there is one alone: this is zero_shot; give several, such as "
                         "text.templates=ensemble")
         sentences = _encoded(clip, self.classes)                                           # (t, c, d)
-        images = pooled_features(support)[0].to(sentences)                                 # (n, d)
+        images, _ = pooled_features(support, clip.device)                                  # (n, d)
         scores = torch.stack([self._score(images, prompts) for prompts in sentences])      # (t,)
         self.template_weights.copy_((scores / self.temperature).softmax(dim=0))
         self.zero_shot.weights.copy_(self._weighted(sentences))
