@@ -59,7 +59,7 @@ class Photos:
         return self.files[int(item_id) % len(self.files)]
 
     def fingerprint(self, ids: Sequence[str], /) -> str:
-        return f"{len(self.files)} drawn photos"
+        return f"{len(self.files)} drawn photos: {' '.join(ids)}"
 
     def bank(self, clip: FrozenCLIP, count: int, views: int, folder: str, workers: int) -> FeatureBank:
         items = [Item(str(index), label) for index, label in enumerate(some_labels(count, CLASSES).tolist())]
