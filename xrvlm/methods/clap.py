@@ -21,10 +21,12 @@ class CLAP(Method):
     which it then leaves as they are. A class without a training image has lambda_c = 1. There is no validation and
     nothing to choose.
 
-    Where the paper's text has a sum over classes, its program, read for this and for the recipe, has the mean that
-    stands here; the distance is taken of w as it is, the cosine of w of unit norm. The recipe is the paper's: SGD
-    with momentum, 0.1, batches of 256, 300 epochs, cosine, no weight decay; its first epoch at 1e-5 is left out. The
-    paper itself could not be read again.
+    Sources are the authors' program and settings (jusiro/CLAP, trainers/adapters.py, configs/trainers) and the loss as
+    their course writes it (jusiro/PEFT-MedVLMs). Where that loss has sums over images and classes, the program has the
+    means that stand here; the distance is taken of w as it is, the cosine of w of unit norm. The recipe is theirs: SGD
+    with momentum, 0.1, batches of 256, 300 epochs, cosine, no weight decay; the first epoch at 1e-5 is left out. They
+    train on 20 augmented views and take lambda over them; here lambda is that of the evaluation view. In the program t
+    is as long as the tower makes it, here of unit norm: a longer t gives the penalty more weight and lets w turn less.
     """
 
     recipe = Recipe("clap", epochs=300, batch_size=256, learning_rate=0.1, weight_decay=0.0, warmup_epochs=1)

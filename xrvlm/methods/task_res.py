@@ -18,10 +18,12 @@ class TaskRes(Method):
 
     The residual x does not depend on the text features t (c, d), which stay as they are; the logits are cosines with
     t', times the tower's scale. t is the paper's regular base, zero-shot's; its enhanced base, tuned before, is not
-    built. alpha = 0.5 is the paper's for all data sets but Flowers (1). The recipe is the paper's for up to 4 shots:
-    Adam, 2e-3, batches of 256, 100 epochs, cosine; for 8 and 16 shots it trains 200 epochs (recipe.epochs=200), on
-    ImageNet with 2e-4. Its first epoch at 1e-5 and its L2 penalty of 5e-4 within Adam are left out. The recipe was
-    read from the authors' settings; the paper itself could not be read again.
+    built. alpha = 0.5 is the paper's for all data sets but Flowers (1). The recipe is the paper's for up to 4 shots
+    (section 5.2; geekyutao/TaskRes, configs/trainers/TaskRes): Adam, 2e-3, batches of 256, 100 epochs, cosine; for 8
+    and 16 shots it trains 200 epochs (recipe.epochs=200), on ImageNet with 2e-4. Its first epoch at 1e-5 and the L2
+    penalty of 5e-4, which its framework adds within Adam, are left out. In the authors' program t is as long as the
+    tower makes it, here of unit norm, so that alpha means the same for every tower; with a longer t the same alpha
+    turns t' less.
 
     Unlike `residual_probe` it has a scale (alpha times the tower's), unit norm and no bias.
 
