@@ -9,6 +9,8 @@ from functools import partial
 from importlib.metadata import version
 
 import hydra
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -143,6 +145,7 @@ def _task(command: str, main_process: int, mistakes: list[str], config: DictConf
     if not processes().first:
         logging.disable(logging.WARNING)
     try:
+        _check_read(command)
         _check_scalars(config)
         COMMANDS[command](config)
     except (UserError, OmegaConfBaseException) as error:
@@ -151,6 +154,20 @@ def _task(command: str, main_process: int, mistakes: list[str], config: DictConf
         mistakes.append(str(error))
         if os.getpid() != main_process:      # a launcher's process: its engine must see that the job failed
             raise
+
+
+def _check_read(command: str) -> None:
+    """UserError for a key that the command line adds (`+key=`) and nothing reads; groups check their own."""
+    added = [override.lstrip("+").partition("=")[0] for override in HydraConfig.get().overrides.task
+             if override.startswith("+")]
+    for key in added:
+        place, _, name = key.rpartition(".")
+        if key.split(".")[0] in (*GROUPS, "hydra"):
+            continue
+        own = compose(config_name(command))
+        there = OmegaConf.select(own, place) if place else own
+        if not isinstance(there, DictConfig) or name not in list(there.keys()):
+            raise UserError(f"nothing reads {key}: leave it out; `xrvlm {command} --cfg job` shows what there is")
 
 
 def _check_scalars(config: DictConfig) -> None:
