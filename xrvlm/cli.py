@@ -29,7 +29,7 @@ xrvlm adapts a frozen CLIP to fine-grained recognition.
                         [among=data]                ... and mask the classes that these images do not have
   xrvlm predict run=RUNDIR images=FILE_OR_DIR [classes=names.txt] [topk=5] [out=preds.csv]
   xrvlm predict backbone=vit_b16_openai classes=names.txt images=DIR        without a run: zero-shot
-  xrvlm explain run=RUNDIR images=FILE_OR_DIR [against=CLASS] [out=DIR]     what the parts look at, and what decides
+  xrvlm explain run=RUNDIR [images=FILE_OR_DIR] [against=CLASS] [out=DIR]   what the parts look at, and what decides
   xrvlm export run=RUNDIR [format=onnx] [out=FILE]  a model that runs without xrvlm and torch
   xrvlm compare data.root=DIR [budget=10m] [shots=all] [folds=5]            which method should I take?
   xrvlm report runs=DIR [baseline=METHOD]           one page, tables and plots of all runs in a folder
@@ -146,7 +146,7 @@ def _task(command: str, main_process: int, mistakes: list[str], config: DictConf
         logging.disable(logging.WARNING)
     try:
         _check_read(command)
-        _check_scalars(config)
+        _check_scalars(command, config)
         COMMANDS[command](config)
     except (UserError, OmegaConfBaseException) as error:
         if processes().first_to_fail():
@@ -170,12 +170,14 @@ def _check_read(command: str) -> None:
             raise UserError(f"nothing reads {key}: leave it out; `xrvlm {command} --cfg job` shows what there is")
 
 
-def _check_scalars(config: DictConfig) -> None:
+def _check_scalars(command: str, config: DictConfig) -> None:
     """UserError for a value at the top level that is of another kind than the program reads."""
     for name, (kind, words) in SCALARS.items():
         if name not in config or OmegaConf.is_missing(config, name):
             continue
         value = config[name]
+        if name == "images" and value is None and command == "explain":    # those of the run
+            continue
         if type(value) is not kind or (name == "workers" and value < 0):
             raise UserError(f"{name} must be {words}, found {'null' if value is None else repr(value)}")
 

@@ -103,13 +103,15 @@ def predict(config: DictConfig) -> None:
 
 def explain(config: DictConfig) -> None:
     from xrvlm.classifier import Classifier
-    from xrvlm.explanations import explain_images
+    from xrvlm.explanations import Photos, explain_images
 
     run = user_path(config.run)
+    folder = run if run.is_dir() else run.parent
     classifier = Classifier.load(run, device=config.device, precision=config.precision)
-    out = user_path(config.out) if config.out is not None else (run if run.is_dir() else run.parent) / "explain"
-    for line in explain_images(classifier, user_path(config.images), out, against=config.against,
-                               pictures=config.pictures):
+    out = folder / "explain" if config.out is None else user_path(config.out)
+    photos = (Photos.test_part(own_images(folder, None)) if config.images is None
+              else Photos.below(user_path(config.images)))
+    for line in explain_images(classifier, photos, out, against=config.against, pictures=config.pictures):
         print(line)
 
 
