@@ -23,7 +23,7 @@ class TaskRes(Method):
     and 16 shots it trains 200 epochs (recipe.epochs=200), on ImageNet with 2e-4. Its first epoch at 1e-5 and the L2
     penalty of 5e-4, which its framework adds within Adam, are left out. As in the authors' program, t is as long as the
     tower makes it. With t of unit norm the same alpha turns t' far more: on drawn birds, one shot on top of
-    descriptions then costs 11 points, against none.
+    descriptions then costs 3 to 12 points of accuracy (worlds 0 and 3, three seeds) in place of -3 to 0.5.
 
     Unlike `residual_probe` it has a scale (alpha times the tower's), unit norm and no bias.
 
