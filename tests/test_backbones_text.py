@@ -27,9 +27,11 @@ def test_token_ids_are_the_librarys(text_kind):
 
 @torch.no_grad()
 def test_text_features_are_the_librarys(text_kind):
-    expected = F.normalize(text_kind.text(text_kind.tokenize(TEXTS)), dim=-1)
+    features = text_kind.text(text_kind.tokenize(TEXTS))
+    expected = F.normalize(features, dim=-1)
     assert (expected @ expected.T).min() < 0.999, "the texts must look different to the tower"
     assert_close(text_kind.clip.encode_text(TEXTS), expected)
+    assert_close(text_kind.clip.text_lengths(TEXTS), features.norm(dim=-1))
 
 
 @torch.no_grad()

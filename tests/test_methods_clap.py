@@ -11,6 +11,7 @@ from xrvlm.text import class_text
 from xrvlm.train import fit
 
 CLASSES = class_text(("bird", "dog", "cat"))
+SENTENCES = [prompts[0] for prompts in CLASSES.prompts]
 LABELS = torch.arange(3).repeat(8)
 
 
@@ -32,7 +33,8 @@ def prepared(clip, bank, kind=CLAP):
 
 def test_it_starts_as_zero_shot(clip, bank):
     method, zero_shot = prepared(clip, bank), prepared(clip, None, ZeroShot)
-    torch.testing.assert_close(method.prototypes.detach(), zero_shot.weights)
+    torch.testing.assert_close(F.normalize(method.prototypes.detach(), dim=-1), zero_shot.weights)
+    torch.testing.assert_close(method.prototypes.detach().norm(dim=-1), clip.text_lengths(SENTENCES))
     torch.testing.assert_close(probabilities(method, clip, bank), probabilities(zero_shot, clip, bank))
     assert method.penalty().item() == 0
     assert method.prompts == "names"
@@ -51,7 +53,7 @@ def test_a_multiplier_is_what_zero_shot_gives_its_class_on_average(clip):
 def test_the_loss_by_hand(clip, bank):
     method = prepared(clip, bank)
     with torch.no_grad():
-        method.zero_shot.weights.copy_(torch.eye(16)[:3])
+        method.start.copy_(torch.eye(16)[:3])
         method.prototypes.copy_(torch.eye(16)[:3])
         method.prototypes[0, 0] = 3.0                        # two away from where it starts, in the same direction
         method.prototypes[2, 4] = 0.5                        # a half, at a right angle
@@ -75,7 +77,7 @@ def test_what_zero_shot_knows_is_held_and_what_it_confuses_goes(clip):
     recipe = free.recipe
     fit(free, clip, wrong, recipe, seed=1)
     assert (probabilities(free, clip, wrong).argmax(dim=1) == LABELS).float().mean() > 0.9
-    start = free.zero_shot.weights
+    start = free.start
     for _ in range(50):      # plain steps: the recipe's would be too long for so steep a penalty
         held.zero_grad()
         held.loss(features_of(wrong), LABELS, clip).backward()

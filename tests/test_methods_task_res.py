@@ -1,3 +1,4 @@
+from dataclasses import replace
 from math import sqrt
 
 import pytest
@@ -30,7 +31,7 @@ def prepared(clip, kind=TaskRes, **options):
 @torch.no_grad()
 def test_the_formula_by_hand(clip):
     method = prepared(clip, alpha=0.25)
-    method.zero_shot.weights.copy_(torch.eye(16)[:3])
+    method.base.copy_(torch.eye(16)[:3])
     method.residual[0, :2] = torch.tensor([-1.0, 2.0])       # (1, 0) + 0.25 (-1, 2) = (0.75, 0.5)
     method.residual[2, 2:4] = torch.tensor([4.0, 8.0])       # (1, 0) + 0.25 (4, 8) = (2, 2)
     x = torch.zeros(1, 16)
@@ -51,9 +52,16 @@ def test_training_separates_what_zero_shot_confuses(clip):
     method = prepared(clip)
     assert {name: tuple(value.shape) for name, value in method.named_parameters()} == {"residual": (3, 16)}
     assert (probabilities(method, clip, bank).argmax(dim=1) == LABELS).float().mean() < 0.2
-    fit(method, clip, bank, method.recipe, seed=1)
+    fit(method, clip, bank, replace(method.recipe, learning_rate=0.02), seed=1)      # far to go in a step an epoch
     assert (probabilities(method, clip, bank).argmax(dim=1) == LABELS).float().mean() > 0.6
-    assert torch.equal(method.zero_shot.weights, prepared(clip, ZeroShot).weights), "the text stays as it is"
+    assert torch.equal(method.base, prepared(clip).base), "the text stays as it is"
+
+
+def test_the_texts_are_as_long_as_the_tower_makes_them(clip):
+    method = prepared(clip)
+    lengths = clip.text_lengths([prompts[0] for prompts in CLASSES.prompts])
+    assert ((lengths - 1).abs() > 0.1).all()
+    torch.testing.assert_close(method.base, lengths[:, None] * prepared(clip, ZeroShot).weights)
 
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0])

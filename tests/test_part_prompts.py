@@ -8,7 +8,14 @@ from towers import TEXT_KINDS, tiny_vit, words_tokenizer
 from xrvlm import text_tower
 from xrvlm.backbones.tokens import Tokens
 from xrvlm.errors import UserError
-from xrvlm.part_prompts import FreeVectors, LearnedDescriptions, PartDescriptions, described_parts
+from xrvlm.part_prompts import (
+    FreeVectors,
+    LearnedDescriptions,
+    PartDescriptions,
+    described_parts,
+    ensemble,
+    tower_length,
+)
 from xrvlm.text import ClassText, class_text
 
 PARTS = {"cat": {"wing": "a photo of a cat in the house.", "beak": "red cat."},
@@ -29,6 +36,16 @@ def spread(prompts, clip):
     """A loss that every feature has a say in."""
     features = prompts(clip)
     return (features * torch.randn(features.shape, generator=torch.Generator().manual_seed(0))).sum()
+
+
+def test_a_class_is_as_long_as_its_sentences_are_on_average(clip):
+    """The first class has two sentences, the second one."""
+    two = class_text(("cat", "dog"), descriptions={"cat": ["a photo of a cat.", "red cat in the house."],
+                                                   "dog": ["the dog with a blue wing."]})
+    lengths = clip.text_lengths(["a photo of a cat.", "red cat in the house.", "the dog with a blue wing."])
+    found = tower_length(clip, two)
+    torch.testing.assert_close(found.norm(dim=-1), torch.stack([lengths[:2].mean(), lengths[2]]))
+    torch.testing.assert_close(normalize(found, dim=-1), ensemble(clip, two))
 
 
 def test_descriptions_are_encoded_once(clip):

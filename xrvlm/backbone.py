@@ -108,6 +108,10 @@ class FrozenCLIP(nn.Module, ABC):
         """(n, d) unit norm, float32, no gradients. UserError for a text that does not fit the window."""
 
     @abstractmethod
+    def text_lengths(self, texts: Sequence[str]) -> Tensor:
+        """(n,) how long the tower makes their features, which `encode_text` brings to unit norm."""
+
+    @abstractmethod
     def layout(self, names: Sequence[str], length: int, position: NamePosition = "end") -> PromptLayout:
         """`[SOS] v_1 ... v_length Name . [EOS]` for each name (`_` becomes a space), or with the name in front or
         in the middle. UserError that names the class whose prompt does not fit the window."""

@@ -124,9 +124,21 @@ def ensemble(clip: FrozenCLIP, classes: ClassText) -> Tensor:
 
 def sentence_means(clip: FrozenCLIP, classes: ClassText) -> Tensor:
     """(c, d) the mean over the sentences of a class, each of unit norm: the shorter, the less they agree."""
-    sentences = [sentence for prompts in classes.prompts for sentence in prompts]
-    counts = [len(prompts) for prompts in classes.prompts]
+    sentences, counts = _in_a_row(classes)
     return torch.stack([features.mean(dim=0) for features in clip.encode_text(sentences).split(counts)])
+
+
+def tower_length(clip: FrozenCLIP, classes: ClassText) -> Tensor:
+    """(c, d) as `ensemble`, but as long as the tower makes the sentences of a class on average."""
+    sentences, counts = _in_a_row(classes)
+    lengths = torch.stack([part.mean() for part in clip.text_lengths(sentences).split(counts)])        # (c,)
+    return lengths[:, None] * ensemble(clip, classes)
+
+
+def _in_a_row(classes: ClassText) -> tuple[list[str], list[int]]:
+    """The sentences of all classes, and how many each has."""
+    return ([sentence for prompts in classes.prompts for sentence in prompts],
+            [len(prompts) for prompts in classes.prompts])
 
 
 def described_parts(kind: PartPrompts, clip: FrozenCLIP, classes: ClassText) -> ClassPrompts:

@@ -101,11 +101,16 @@ class Tower(FrozenCLIP):
                             "another method such as clip_adapter")
         return found
 
-    @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
+        return F.normalize(self._text_features(texts), dim=-1)
+
+    def text_lengths(self, texts: Sequence[str]) -> Tensor:
+        return self._text_features(texts).norm(dim=-1)                                                 # (n,)
+
+    @torch.no_grad()
+    def _text_features(self, texts: Sequence[str]) -> Tensor:
         tokens, ends = self.tokens.sentences(texts)
-        features = self.text.encode_tokens(tokens, ends)                                               # (n, d)
-        return F.normalize(features.float(), dim=-1)
+        return self.text.encode_tokens(tokens, ends).float()                                           # (n, d)
 
     def layout(self, names: Sequence[str], length: int, position: NamePosition = "end") -> PromptLayout:
         return self.tokens.layout(names, length, position)

@@ -1,7 +1,7 @@
 """CoCoOp (Zhou et al., CVPR 2022, arXiv:2203.05557): a learned context that each image shifts.
 
-Written from the paper's formulas as they are known to the author of this file, who could not read the paper again; its
-released settings were looked up. With the pooled feature x of unit norm and learned vectors v_1 ... v_l:
+Formula and settings are those of the authors' program (KaiyangZhou/CoOp, trainers/cocoop.py, configs/trainers/CoCoOp).
+With the pooled feature x of unit norm and learned vectors v_1 ... v_l:
 
     h(x) = W_2 relu(W_1 x + b_1) + b_2, hidden width d / 16;  prompt of class k: v_1 + h(x) ... v_l + h(x), its name
     logit_k = logit_scale * cos(x, text tower of that prompt)
@@ -38,7 +38,8 @@ class BoundPrompts:
 class CoCoOp(Method):
     """Cosine of the pooled feature with prompts whose context depends on it.
 
-    The recipe is the paper's but for the batch: it takes one image a step, here two are the fewest.
+    The recipe is the authors' but for the batch, one image a step (here two are the fewest), and the first epoch at
+    1e-5, which is left out.
 
     Args:
         context_length: learned vectors in a prompt, where `context_words` is null; ignored otherwise.

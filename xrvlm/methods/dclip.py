@@ -25,8 +25,9 @@ class DCLIP(Method):
     which is the shorter the less a class's sentences agree.
 
     The sentences are `text.descriptions`; without them the templates. `features` says what `zero_shot` says of the
-    same sentences; with one sentence a class all three are the same. The papers' own sentences, which a language model
-    wrote, are not part of this.
+    same sentences; with one sentence a class all three are the same. Both formulas are those of the authors' programs
+    (sachit-menon/classify_by_description_release, load.py; sarahpratt/CuPL, classify_imagenet.py). The papers' own
+    sentences, which a language model wrote, are not part of this.
 
     Args:
         pooling: of what the mean is taken.

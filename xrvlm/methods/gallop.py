@@ -1,17 +1,17 @@
 """GalLoP (Lafon et al., ECCV 2024, arXiv:2407.01400): prompts for the whole image, and prompts for its best positions.
 
-Written from the paper's formulas as they are known to the author of this file, who could not read the paper again;
-numbers of prompts, k, dropout and recipe are those of its released settings. With n global prompts t and m local ones
-u, the pooled feature x and the positions z, all of unit norm:
+Formulas, numbers of prompts, k, dropout and recipe are those of the authors' program (MarcLafon/gallop: gallop/vlprompt
+and scripts). With n global prompts t and m local ones u, the pooled feature x and the positions z, all of unit norm:
 
     global_j = cos(x, t_j);  local_i = mean of the i * k largest cos(A z, u_i) over the positions
     logit = logit_scale * (mean_j global_j + mean_i local_i) / 2
     loss = CE(logit_scale * mean of the global_j that dropout leaves) + mean_i CE(logit_scale * local_i)
 
-A is a linear layer, the identity at first, that brings positions closer to text; the paper's stands before the tower's
-own projection into the joint space, this one behind it, where the features of a bank are. Prompt dropout leaves each
-image of a batch some of the global prompts. Scores for images of no known class are not made here, and the number of
-epochs is one for all shots, where the paper's is 50, 100 or 200 by the shots.
+A is a linear layer, the identity at first, that brings positions closer to text. Prompt dropout leaves each image of a
+batch some of the global prompts. Two things differ, since a bank holds the last block's states, projected: the authors
+let the positions of a ViT attend to nothing but themselves in that block, and their A stands before the projection into
+the joint space. Scores for images of no known class are not made. All their scripts are for 16 shots (ImageNet: 50
+epochs, batches of 128; EuroSAT: batches of 10); how long they train with fewer is not released.
 """
 
 import torch

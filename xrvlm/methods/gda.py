@@ -22,13 +22,13 @@ class GDA(Method):
     `P = d * ((n - 1) S + tr(S) I)^-1`, an empirical-Bayes ridge estimate of its inverse: `w_c = P mu_c`,
     `b_c = -mu_c . P mu_c / 2`. The classes count as equally frequent, so that log pi_c falls away.
 
-    alpha is the best of 1e-4, 1e-3 ... 100 on the validation images where there are any (the smallest of equals), as
-    in the paper; without them it stays as given: the paper has no such value, ours was set on a drawn world. Where all
-    features are their class's mean, as with one image a class, S is nothing: then P is `d / tr` times the identity, tr
-    the trace of their covariance around the mean of all, and the nearest mean wins. The authors take augmented views
-    as further images; here each counts once, as the evaluation transform shows it. A class without an image has no
-    Gaussian: its mean is that of all images. Formula and grid were read from the authors' program and page; the paper
-    itself could not be read again.
+    Estimate (Kubokawa and Srivastava's), frequencies and grid are those of the authors' program (mrflogs/ICLR24,
+    main_few_shots.py): alpha is the best of 1e-4, 1e-3 ... 100 on the validation images where there are any, the
+    smallest of equals. Without them it stays as given: the authors have no such value, ours was set on a drawn world.
+    Where all features are their class's mean, as with one image a class, S is nothing: then P is `d / tr` times the
+    identity, tr the trace of their covariance around the mean of all, and the nearest mean wins. The authors take each
+    image in 10 augmented views as 10 images, which makes n, and with it what alpha means, another; here it counts once,
+    as the evaluation transform shows it. A class without an image has no Gaussian: its mean is that of all images.
 
     Args:
         alpha: weight of the Gaussian logits without validation images.

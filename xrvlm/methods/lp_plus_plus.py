@@ -12,7 +12,7 @@ from xrvlm.methods.zero_shot import ZeroShot
 from xrvlm.recipe import TRAINING_FREE
 from xrvlm.text import ClassText
 
-START = 250.0                            # of the blending: the authors' constant
+START = 250.0                            # of the blending
 PROTOTYPE_STEPS = 10                     # for each step of the blending
 
 
@@ -29,10 +29,12 @@ class LPPlusPlus(Method):
     of the features of class k, alpha_k the same for all: 250 times the mean over classes of `sum_{i in k} x_i . t_k`
     by the images a class. There is no temperature and no bias: alpha and w bring the scale.
 
-    The constants were read from the authors' program, which differs: steps of 4n / lambda_max with momentum 0.9 and of
-    n / (4 max_k ...), a bias, and the epoch that is best on validation images; here the last step counts and no
-    validation image is read. The paper itself could not be read again. `residual_probe` is in its line: zero-shot
-    logits at their fixed scale and a linear layer by AdamW over augmented views.
+    Logits, start, 300 steps and 10 are those of the authors' program (FereshteShakeri/FewShot-CLIP-Strong-Baseline,
+    methods/linear_probe_p2.py), which descends otherwise: steps of 4n / lambda_max, twice what the bound allows, with
+    momentum 0.9, and of n / (4 max_k ...); a bias; and the epoch that is best on validation images. Here the last step
+    counts and no validation image is read. (On drawn birds their steps reach a lower loss and the same accuracy, give
+    or take a point.) `residual_probe` is in its line: zero-shot logits at their fixed scale and a linear layer by AdamW
+    over augmented views.
 
     Args:
         steps: of the prototypes, in all.

@@ -1,15 +1,15 @@
 """PLOT (Chen et al., ICLR 2023, arXiv:2210.01253): several prompts a class, moved onto the positions of an image.
 
-Written from the paper's formulas as they are known to the author of this file, who could not read the paper again;
-softness, steps and tolerance are those of its released settings. Between the p positions v of an image and the g
-prompts t of a class, all of unit norm and equal weight, the distance is that of optimal transport:
+Formula, softness, steps and tolerance are those of the authors' program (CHENGY12/PLOT, plot-coop/trainers/plot.py).
+Between the p positions v of an image and the g prompts t of a class, all of unit norm and equal weight, the distance is
+that of optimal transport:
 
     cost C_ij = 1 - cos(v_i, t_j);  plan T = diag(r) exp(-C / 0.1) diag(s), rows summing to 1 / p, columns to 1 / g
     logit = logit_scale * (1 - sum_ij T_ij C_ij)
 
 Sinkhorn's iterations find r and s: the paper's inner loop, which no gradient passes through. Each pair of image and
-class stops on its own where r moves by less than 0.01 on average (the paper's released code looks at the mean over the
-whole batch, which would let an image's logits depend on the others), or behind 100 iterations.
+class stops on its own where r moves by less than 0.01 on average (the authors look at the mean over the whole
+batch, which would let an image's logits depend on the others), or behind 100 iterations.
 """
 
 import torch
@@ -31,8 +31,12 @@ CLASSES_AT_ONCE = 64                     # bounds the memory of (b, c, p, g)
 class PLOT(Method):
     """`logit_scale * (1 - transport distance)` between the positions of an image and the prompts of a class.
 
-    The positions are those of the last block's grid, projected; a class token is left out. Recipe and context are
-    CoOp's, as in the paper.
+    The positions are those of the last block's grid, projected; a class token is left out. The authors' PLOT is for
+    ResNets alone, whose attention pool they ask once for each position, where here each position stands for itself; for
+    ViTs they have PLOT++, which learns prompts in the image tower too. On ImageNet they add CoOp's logit, here never.
+
+    4 prompts and the shared context of 16 vectors are theirs. The recipe is CoOp's, for comparison with it: their
+    settings (configs/trainers/PLOT/rn50.yaml) differ in 50 epochs of batches of 128.
 
     Args:
         text_parts: g, learned prompts of a class.

@@ -20,10 +20,11 @@ class ProLIP(Method):
     `cross-entropy + lambda * ||W - W_0||_F^2` with lambda = strength / shots, shots the training images a class on
     average. The bias b, which ResNets have, stays as it is. The tower itself is not touched: the model holds its own W.
 
-    strength = 1 is the paper's choice where nothing is validated. The recipe is its: all images at once, Adam, 1e-5,
-    300 epochs, cosine, each epoch on other augmented views (of the 8 in the bank; the authors keep 300). Adam's
-    epsilon of 1e-4 is left at 1e-8. The recipe was read from the authors' settings; of the paper, its abstract alone
-    could be read again.
+    Loss and recipe are those of the authors' program and settings (astra-vision/ProLIP, methods/ProLIP.py,
+    configs/base.yaml): all images at once, Adam, 1e-5, 300 epochs, cosine, each epoch on other augmented views (of the
+    8 in the bank; they keep 300), and strength = 1. Without validation they also report lambda = 1 / shots^2 and rates
+    up to 1e-2; with it they choose rate and lambda, which is not done here. Their epsilon of Adam, 1e-4, is left at
+    1e-8: on drawn birds it changes nothing.
 
     Towers that end in no linear map (SigLIP, MLP heads) are refused.
 

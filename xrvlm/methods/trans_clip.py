@@ -1,18 +1,18 @@
 """TransCLIP (Zanella et al., NeurIPS 2024, arXiv:2406.01837): the unlabelled test images say where the classes lie.
 
-Written from the paper's formulas as they are known to the author of this file, who could not read the paper again; the
-constants (1/50, 1/6, 3 neighbours, 10 rounds, lambda, gamma) and the first classes are those of its released settings.
-With unit-norm features f, the test images Q, the shots S, zero-shot probabilities y and class shares z (the labels, for
-a shot), these steps repeat:
+Formulas, constants (1/50, 1/6, 3 neighbours, 10 rounds, lambda, gamma) and the first classes are those of the authors'
+program (MaxZanella/transduction-for-vlms, TransCLIP_solver). With unit-norm features f, the test images Q, the shots S,
+zero-shot probabilities y and class shares z (the labels, for a shot), these steps repeat:
 
     z_i  ~  y_i ** lambda * exp(log N(f_i; mu_k, Sigma) / 50 + sum over j of (w_ij + w_ji) z_j / 6)    test images alone
     mu_k ~  mean over Q of z_ik f_i  +  gamma * mean over S of z_ik f_i        brought to unit norm
     Sigma = (mean over Q of sum_k z_ik (f_i - mu_k)**2  +  gamma * the same over S) / (1 + gamma)      diagonal, shared
 
-w_ij is the cosine of i with j where j is one of the 3 images of Q and S nearest to i, else 0 (in the released code a
-shot has neighbours and is none). y comes from the ensemble of a class's sentences, as `zero_shot` says it. The paper
-draws the gamma of each data set from four values by validation images; here that is so where there are any, else gamma
-is 1: all the shots weigh as much as all test images.
+w_ij is the cosine of i with j where j is one of the 3 images of Q and S nearest to i, else 0. (In the program a shot
+has neighbours and is none, and the rows of w have the shots first where z has them last.) y comes from the ensemble of
+a class's sentences, as `zero_shot` says it; the program takes the first template. It draws the gamma of each data set
+from four values by validation images, each classified as the test image nearest to it. Here they are assigned as new
+images are, where there are any; else gamma is 1: all the shots weigh as much as all test images.
 """
 
 from collections.abc import Iterator

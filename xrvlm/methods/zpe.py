@@ -3,7 +3,6 @@
 import logging
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from xrvlm.backbone import Features, FrozenCLIP
@@ -20,16 +19,17 @@ log = logging.getLogger(__name__)
 class ZPE(Method):
     """Zero-shot whose templates count by how sure they are of images without labels.
 
-    With the logits l(i, p, c) of image i, template p and class c: `s_p = mean over i of max over c of
-    (l(i, p, c) - mean over i of l(i, p, c))`, the paper's max-logit score. Taking away each prompt's mean corrects for
-    words that are near to all images. The weights are `softmax(s / temperature)`; a class feature is the weighted mean
-    of its sentences' features, of unit norm again.
+    With the logits l(i, p, c) of image i, template p and class c, at the tower's scale: `s_p = mean over i of max over
+    c of (l(i, p, c) - mean over i of l(i, p, c))`, the max-logit score. Taking away each prompt's mean corrects for
+    words that are near to all images. The weights are `softmax(s / temperature)`. The logit of a class is the weighted
+    mean of its logits in the templates, so that its feature is the weighted mean of its sentences' features, which is
+    not brought to unit norm.
 
-    The paper takes half of that mean over images of pre-training; there are none here, so that all of it is over the
-    images at hand. These are the training images: their labels are not read, though they were drawn by class and the
-    record counts them as labels. (On the test images it would be transductive.) The paper's own choice of scale is not
-    known here for sure: l are the tower's logits, its scale included, at temperature 1. The paper itself could not be
-    read again.
+    Score, scale, temperature 1 and the mean of logits are those of the authors' notebook (google/uncertainty-baselines,
+    experimental/multimodal). There the means that are taken away are half over all test images, half over 20,000
+    images of LAION-400M; here they are over the training images alone. Their labels are not read, though they were
+    drawn by class and the record counts them as labels. (On the test images it would be transductive.) The authors'
+    second way, which keeps the templates that stand out and leaves the others, is not built.
 
     It needs several templates, text.templates=ensemble for one: with a single one it is zero-shot, and says so.
 
@@ -77,8 +77,8 @@ class ZPE(Method):
         return (logits - logits.mean(dim=0)).amax(dim=1).mean()
 
     def _weighted(self, sentences: Tensor) -> Tensor:
-        """(c, d) unit norm from (t, c, d)."""
-        return F.normalize(torch.einsum("t,tcd->cd", self.template_weights, sentences), dim=-1)
+        """(c, d) from (t, c, d) unit norm: the shorter, the less the sentences of a class agree."""
+        return torch.einsum("t,tcd->cd", self.template_weights, sentences)
 
 
 def _templates(classes: ClassText) -> int:
