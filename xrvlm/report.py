@@ -18,6 +18,7 @@ from xrvlm.reporting.album import Album
 from xrvlm.reporting.latex import latex_tables
 from xrvlm.reporting.page import html_page
 from xrvlm.reporting.places import Place, read_place, shots_in_words
+from xrvlm.reporting.published import source
 from xrvlm.reporting.sections import Picture, Section, read_section
 from xrvlm.tables import escape, markdown, markdown_table, tables
 
@@ -42,7 +43,7 @@ def write_report(runs: Path, out: Path | None = None, *, all_shots: bool = False
     out = out or root / "report"
     places = [read_place(table, baseline, root, out) for table in tables(records)]
     named = {row: f"{name}, {shots_in_words(row.first.shots)}" for place in places for row, name in place.told.items()}
-    if baseline is not None and not any(place.baseline for place in places):
+    if baseline is not None and not any(place.baseline.settings for place in places):
         raise unknown("baseline", baseline, {name for place in places for name in place.told.values()})
     shown = [(place, row) for place in places for row in (place.whole.rows if all_shots else place.shown)]
     album = Album(source_of)
@@ -74,10 +75,12 @@ def _overview(place: Place, out: Path) -> str:
         parts.append(markdown_table(place.over_shots))
     parts += [_picture(picture, out) for picture in place.pictures]
     parts += ["### All metrics" if place.over_shots else "", markdown_table(place.whole)]
-    if place.reported:
-        rows = [[method, f"{score:.1f}"] for method, score in place.reported.items()]
-        parts += ["### Published by others", "Top-1 % for this data set and tower at 16 shots (zero-shot without); not "
-                  "run here.", markdown(["Method", "Top-1 %"], rows, numbers=1)]
+    if place.published.top1:
+        rows = [[method, f"{score:.1f}"] for method, score in place.published.top1.items()]
+        parts += ["### Published by others", "Top-1 % for this data set with as many classes and test images, this "
+                  f"tower and 16 shots (zero-shot without); not run here. Source: {source()}.",
+                  markdown(["Method", "Top-1 %"], rows, numbers=1)]
+    parts.append(escape(place.published.mismatch))
     return "\n\n".join(part.strip() for part in parts if part)
 
 
