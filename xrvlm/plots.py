@@ -50,10 +50,11 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def _in_few_colours(image: Image.Image) -> Image.Image:
-    """With a palette, by the fast way, whose mean over the lightest shades is made white again."""
+    """With a palette, by the fast way; it greys the white, which it takes together with the lightest shades."""
     few = image.quantize(256, Image.Quantize.FASTOCTREE)
-    palette, ground = few.getpalette() or [], 3 * few.tobytes()[0]          # the corner is always white
-    few.putpalette([*palette[:ground], 255, 255, 255, *palette[ground + 3:]])
+    if image.getpixel((0, 0)) == (255, 255, 255):
+        palette, ground = few.getpalette() or [], 3 * few.tobytes()[0]
+        few.putpalette([*palette[:ground], 255, 255, 255, *palette[ground + 3:]])
     return few
 
 

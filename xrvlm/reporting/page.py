@@ -12,14 +12,16 @@ from urllib.parse import quote
 from jinja2 import Environment, StrictUndefined, Template
 from PIL import Image
 
+from xrvlm.reporting.across import Across
 from xrvlm.reporting.paired import COVERAGE
-from xrvlm.reporting.places import Place
+from xrvlm.reporting.places import Place, shots_in_words
 from xrvlm.reporting.published import source
 from xrvlm.reporting.sections import Picture
 from xrvlm.settings import Setting, by_series
 from xrvlm.tables import Table
 
 PIXELS_A_POINT = 1.5            # pictures are drawn finer than a page shows them
+MANY = 12                       # rows; of a longer table the intervals are shown when asked for
 COSTS = ("Labels", "Time s", "Learned")
 UNSAID = ("-", "own")           # of what a method does not have, and its own recipe
 
@@ -50,12 +52,14 @@ class Image64:
     alternative: str
 
 
-def html_page(places: Sequence[Place], out: Path, *, runs: int, left: int, pictures: Sequence[Picture]) -> str:
+def html_page(across: Sequence[Across], places: Sequence[Place], out: Path, *, runs: int, left: int,
+              pictures: Sequence[Picture]) -> str:
     """The page of `places`, which will lie in `out`; `left` settings were left out of the sections."""
     return _template().render(
-        places=places, runs=runs, left=left, pictures=pictures, lead=_lead, whole=_whole, embedded=_embedded,
+        across=across, means=_means, shots_in_words=shots_in_words, places=places, runs=runs, left=left,
+        pictures=pictures, lead=_lead, whole=_whole, embedded=_embedded,
         coverage=f"{COVERAGE:.0%}", source=source(), link=lambda folder: _relative(folder, out),
-        percent=lambda share: f"{100 * share:.1f}")
+        percent=lambda share: f"{100 * share:.1f}", many=MANY)
 
 
 @cache
@@ -103,6 +107,17 @@ def _whole(place: Place) -> Grid:
     return Grid(_header(table), rows, table.caption)
 
 
+def _means(table: Table) -> Grid:
+    """A table of means over data sets, in each column the highest shaded but for zero-shot."""
+    columns = list(zip(*table.cells, strict=True))[1:]
+    trained = [place for place, row in enumerate(table.rows) if row.first.shots != 0 and not row.first.transductive]
+    best = [max((place for place in trained if column[place] != "-"), default=None,
+                key=lambda place, column=column: float(column[place].split()[0])) for column in columns]
+    return Grid(_header(table), [[Cell(cells[0], number=False), *(Cell(text, best=best[i] == place)
+                                                                  for i, text in enumerate(cells[1:]))]
+                                 for place, cells in enumerate(table.cells)], table.caption)
+
+
 def _score(text: str, setting: Setting | None, place: Place, best: set[Setting]) -> Cell:
     if setting is None or setting not in place.differences:
         known = setting in place.baseline.settings
@@ -117,10 +132,10 @@ def _costs(row: Setting, whole: Table) -> list[Cell]:
 
 
 def _best(rows: Iterable[Setting]) -> set[Setting]:
-    """The highest mean of each shot count, zero-shot left out."""
+    """The highest mean of each shot count; zero-shot and what saw the test images are left out."""
     highest: dict[object, Setting] = {}
     for row in rows:
-        if row.first.shots == 0:
+        if row.first.shots == 0 or row.first.transductive:
             continue
         other = highest.get(row.first.shots)
         if other is None or row.percent(row.headline)[0] > other.percent(other.headline)[0]:
