@@ -151,6 +151,17 @@ def test_mean_and_sample_deviation_over_seeds():
     assert (row["Labels"], row["Time s"], row["Learned"]) == ("800", "12.5", "123,456")
 
 
+def test_zero_shot_has_no_deviation_over_seeds_that_agree(tmp_path):
+    for seed in (1, 2):
+        append_record(tmp_path, record(f"z{seed}", seed=seed, label="CLIP", shots=0, top1=0.4))
+        append_record(tmp_path, record(f"v{seed}", seed=seed, label="free", shots=0, top1=0.4 + seed / 10))
+        for shots in (1, 4):
+            append_record(tmp_path, record(f"c{seed}{shots}", seed=seed, label="CoOp", shots=shots))
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    rows = {row["Method"]: row for row in table_rows(text) if "4" in row}
+    assert (rows["CLIP"]["0"], rows["free"]["0"], rows["CoOp"]["4"]) == ("40.0", "55.0 ± 7.1", "50.0 ± 0.0")
+
+
 def test_rows_by_shots_then_top1_and_one_seed_without_deviation():
     rows = table_rows(long_tables(SWEEP))
     assert [row["Method"] for row in rows] == ["CLIP", "CoOp", "XR-VLM", r"Trans\|CLIP †"]

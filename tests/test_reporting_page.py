@@ -19,6 +19,7 @@ from xrvlm.data_folder import image_folder
 from xrvlm.errors import UserError
 from xrvlm.records import append_record
 from xrvlm.report import write_report
+from xrvlm.reporting import page as page_module
 from xrvlm.reporting import published
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -145,6 +146,15 @@ def test_without_photos_the_page_says_so(sweep, tmp_path):
         text = write_report(sweep[0], tmp_path, source_of=source).with_suffix(".html").read_text(encoding="utf-8")
         assert told in text
         assert "data:image/jpeg" not in text
+
+
+def test_a_long_table_shows_intervals_when_asked_for(sweep, tmp_path, monkeypatch):
+    for most, checked in ((3, True), (2, False)):        # three methods
+        monkeypatch.setattr(page_module, "MANY", most)
+        text = write_report(sweep[0], tmp_path).with_suffix(".html").read_text(encoding="utf-8")
+        box, = [attributes for tag, attributes in Reader(text).tags if tag == "input"]
+        assert ("checked" in box) == checked
+        assert text.count('<small class="interval ') == 4                    # two methods at two numbers of shots
 
 
 def test_another_baseline(sweep, tmp_path):

@@ -1,7 +1,7 @@
 """All that compares the methods of one data set, world, protocol and backbone."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -52,7 +52,7 @@ def read_place(table: Table, wanted: str | None, root: Path, out: Path) -> Place
         cells = ["-" if (score := others.of(row)) is None else f"{score:.1f}" for row in table.rows]
         table = with_column(table, "Published", cells, "published: top-1 that others report for the method at as many "
                             f"shots on a test part of as many images, not run here ({source()})")
-    return Place(table, over_shots, told, baseline, differences, others, _pictures(table, told, out))
+    return Place(table, over_shots, told, baseline, differences, others, _pictures(table, told, baseline, out))
 
 
 def shots_in_words(shots: Shots) -> str:
@@ -88,18 +88,22 @@ def _compared(row: Setting, baseline: Baseline, differences: Mapping[Setting, Di
     return "baseline" if row in baseline.settings else "-"
 
 
-def _pictures(table: Table, told: dict[Setting, str], out: Path) -> list[Picture]:
+def _pictures(table: Table, told: dict[Setting, str], baseline: Baseline, out: Path) -> list[Picture]:
     place = table.rows[0].place
     slug = slugged(place, files.digest(place)[:8])                           # the digest keeps "a b" and "a-b" apart
-    curves = [_curves(table.rows, told, out / f"{slug}-shots.png")] if len(shot_counts(table.rows)) > 1 else []
+    coloured = {told[row] for row in baseline.settings}
+    curves = ([_curves(table.rows, told, coloured, out / f"{slug}-shots.png")] if len(shot_counts(table.rows)) > 1
+              else [])
     return [*curves, *_bars(table.rows, told, out, slug)]
 
 
-def _curves(rows: list[Setting], told: dict[Setting, str], path: Path) -> Picture:
+def _curves(rows: list[Setting], told: dict[Setting, str], coloured: Collection[str], path: Path) -> Picture:
     series = {told[next(iter(points.values()))]: {shots: row.percent(row.headline) for shots, row in points.items()}
               for points in by_series(rows)}
     measure = HEADLINES[rows[0].headline]
-    plots.save(plots_report.accuracy_over_shots(series, shot_counts(rows), title=rows[0].place, measure=measure), path)
+    figure = plots_report.accuracy_over_shots(series, shot_counts(rows), title=rows[0].place, measure=measure,
+                                              coloured=coloured)
+    plots.save(figure, path)
     return Picture(path, f"{measure} over shots, {rows[0].place}")
 
 
