@@ -1,6 +1,7 @@
 """What a report is made of: the outcomes of images, photos of them, figures of others, LaTeX."""
 
 import base64
+import json
 import re
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +18,7 @@ from xrvlm.errors import UserError
 from xrvlm.reporting.album import SIDE, Album
 from xrvlm.reporting.latex import latex_tables, latex_text
 from xrvlm.reporting.outcomes import read_outcomes
-from xrvlm.reporting.published import reported, reported_of
+from xrvlm.reporting.published import published
 from xrvlm.settings import Setting
 from xrvlm.tables import tables
 
@@ -104,13 +105,34 @@ def test_photos_that_are_not_to_be_had_say_why(tmp_path):
 TOWER = "ViT-B-16-quickgelu/openai"
 
 
-def test_published_figures_where_data_tower_and_shots_match():
-    run = record(data="FGVC-Aircraft", backbone=TOWER, label="CoOp", shots=16)
-    assert list(reported(run)) == ["CLIP zero-shot", "CoOp", "Tip-Adapter-F", "linear probe", "PLOT++", "PromptSRC",
-                                   "CLIP-LoRA", "GalLoP"]
-    assert reported_of(Setting((run,))) == 43.4
-    free = record(data="dtd", backbone=TOWER, label="CLIP zero-shot", shots=0, prompts="names")
-    assert reported_of(Setting((free,))) == 43.6
+def row_on(root: Path, classes: int, images: int, **changes) -> Setting:
+    """A setting of one run whose split.json tells of so many classes and test images."""
+    run = record(f"{classes}-{images}", split=f"{classes}-{images}", **({"backbone": TOWER, "shots": 16} | changes))
+    (root / run.run).mkdir(parents=True, exist_ok=True)
+    (root / run.run / "split.json").write_text(json.dumps({"classes": ["x"] * classes, "test": [{}] * images}))
+    return Setting((run,))
+
+
+def test_published_figures_where_data_test_part_tower_and_shots_match(tmp_path):
+    row = row_on(tmp_path, 100, 3333, data="FGVC-Aircraft", label="CoOp")
+    found = published([row], tmp_path)
+    assert list(found.top1) == ["CLIP zero-shot", "CoOp", "Tip-Adapter-F", "linear probe", "PLOT++", "PromptSRC",
+                                "CLIP-LoRA", "GalLoP"]
+    assert (found.of(row), found.mismatch) == (43.4, "")
+    free = row_on(tmp_path, 47, 1692, data="dtd", label="CLIP zero-shot", shots=0, prompts="names")
+    assert published([free], tmp_path).of(free) == 43.6
+
+
+def test_no_published_figure_beside_another_test_part(tmp_path):
+    """DTD's official split, and a folder of that name, have other test images than what the figures are of."""
+    official, theirs = (row_on(tmp_path, 47, images, data="dtd", label="CoOp") for images in (1880, 1692))
+    found = published([official], tmp_path)
+    assert found.top1 == {}
+    assert found.mismatch == ("What others report for dtd is left out: theirs is of a test part of 1,692 images of 47 "
+                              "classes, which is CoOp's, and here it is 1,880 of 47.")
+    assert "here it is 1,692 of 47 and 1,880 of 47." in published([official, theirs], tmp_path).mismatch
+    (tmp_path / official.first.run / "split.json").write_text("{}")
+    assert "here it is not told by its split.json." in published([official], tmp_path).mismatch
 
 
 @pytest.mark.parametrize("change", [
@@ -118,22 +140,24 @@ def test_published_figures_where_data_tower_and_shots_match():
     {"shots": 8}, {"shots": 0}, {"label": "XR-VLM"},
     {"protocol": "base_to_new", "metrics": record().metrics | {"new_top1": 0.4, "all_top1": 0.3, "harmonic_mean": 0.4}},
 ])
-def test_no_published_figure_where_one_differs(change):
-    run = record(**({"data": "cars", "backbone": TOWER, "label": "CoOp", "shots": 16} | change))
-    assert reported_of(Setting((run,))) is None
+def test_no_published_figure_where_one_differs(tmp_path, change):
+    row = row_on(tmp_path, 196, 8041, **({"data": "cars", "label": "CoOp"} | change))
+    found = published([row], tmp_path)
+    assert (found.of(row), found.mismatch) == (None, "")
 
 
-def test_zero_shot_by_descriptions_is_not_what_others_report():
-    about = {"data": "cars", "backbone": TOWER, "label": "CLIP zero-shot"}
-    assert reported_of(Setting((record(shots=0, prompts="descriptions", **about),))) is None
-    assert reported_of(Setting((record(shots=16, prompts="names", **about),))) is None
+def test_zero_shot_by_descriptions_is_not_what_others_report(tmp_path):
+    for shots, prompts in ((0, "descriptions"), (16, "names")):
+        row = row_on(tmp_path, 196, 8041, data="cars", label="CLIP zero-shot", shots=shots, prompts=prompts)
+        assert published([row], tmp_path).of(row) is None
 
 
-def test_means_of_the_published_figures():
+def test_means_of_the_published_figures(tmp_path):
     """The table that they are from ends in each method's mean over the eleven data sets."""
-    names = ("imagenet", "caltech101", "pets", "cars", "flowers", "food101", "aircraft", "sun397", "dtd", "eurosat",
-             "ucf101")
-    rows = [reported(record(data=name, backbone=TOWER)) for name in names]
+    parts = {"imagenet": (1000, 50_000), "caltech101": (100, 2465), "pets": (37, 3669), "cars": (196, 8041),
+             "flowers": (102, 2463), "food101": (101, 30_300), "aircraft": (100, 3333), "sun397": (397, 19_850),
+             "dtd": (47, 1692), "eurosat": (10, 8100), "ucf101": (101, 3783)}
+    rows = [published([row_on(tmp_path, *part, data=name)], tmp_path).top1 for name, part in parts.items()]
     means = {method: sum(row[method] for row in rows) / len(rows) for method in rows[0]}
     expected = {"CLIP zero-shot": 65.1, "linear probe": 78.8, "CoOp": 79.9, "Tip-Adapter-F": 80.7, "PLOT++": 82.1,
                 "PromptSRC": 82.9, "CLIP-LoRA": 83.0, "GalLoP": 84.4}

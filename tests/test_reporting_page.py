@@ -19,6 +19,8 @@ from xrvlm.data_folder import image_folder
 from xrvlm.errors import UserError
 from xrvlm.records import append_record
 from xrvlm.report import write_report
+from xrvlm.reporting import page as page_module
+from xrvlm.reporting import published
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 CLASSES = ("a <b>bold</b> & \"quoted\" jay", "kite's", "<script>alert(1)</script>")
@@ -78,7 +80,9 @@ def write_run(folder: Path, split: Split, wrong: int, source) -> None:
 def page(sweep, tmp_path_factory) -> Path:
     runs, source = sweep
     out = tmp_path_factory.mktemp("report")
-    return write_report(runs, out, source_of=lambda _: source).with_suffix(".html")
+    with pytest.MonkeyPatch.context() as patch:          # their test part is not that of DTD
+        patch.setattr(published, "_test_part", lambda _: (47, 1692))
+        return write_report(runs, out, source_of=lambda _: source).with_suffix(".html")
 
 
 def test_the_page_stands_alone(page):
@@ -144,6 +148,15 @@ def test_without_photos_the_page_says_so(sweep, tmp_path):
         assert "data:image/jpeg" not in text
 
 
+def test_a_long_table_shows_intervals_when_asked_for(sweep, tmp_path, monkeypatch):
+    for most, checked in ((3, True), (2, False)):        # three methods
+        monkeypatch.setattr(page_module, "MANY", most)
+        text = write_report(sweep[0], tmp_path).with_suffix(".html").read_text(encoding="utf-8")
+        box, = [attributes for tag, attributes in Reader(text).tags if tag == "input"]
+        assert ("checked" in box) == checked
+        assert text.count('<small class="interval ') == 4                    # two methods at two numbers of shots
+
+
 def test_another_baseline(sweep, tmp_path):
     out = write_report(sweep[0], tmp_path, baseline="CoOp")
     text = Reader(out.with_suffix(".html").read_text(encoding="utf-8")).text
@@ -151,17 +164,19 @@ def test_another_baseline(sweep, tmp_path):
     row = text.split("XR-VLM <i>", 1)[1]
     assert re.search(r"^[^%]*70\.8 ± 5\.9 \+16\.7 \[", row)
     markdown = out.read_text(encoding="utf-8")
-    assert "| Difference | Published |" in markdown
+    assert "| Difference |" in markdown
     assert "| baseline |" in markdown
+    assert "What others report for dtd is left out" in markdown
+    assert "Published" not in markdown
     with pytest.raises(UserError, match="unknown baseline 'Coop'.*did you mean 'CoOp'"):
         write_report(sweep[0], tmp_path, baseline="Coop")
 
 
 def test_the_same_runs_make_the_same_page(sweep, page, tmp_path):
     runs, source = sweep
-    out = page.parent.parent / "again"                   # as deep, for links to the runs are relative
-    again = write_report(runs, out, source_of=lambda _: source).with_suffix(".html")
-    assert again.read_bytes() == page.read_bytes()
+    first, again = (write_report(runs, page.parent.parent / name, source_of=lambda _: source).with_suffix(".html")
+                    for name in ("once", "more"))        # as deep, for links to the runs are relative
+    assert again.read_bytes() == first.read_bytes()
 
 
 def test_the_command_names_the_page_and_checks_its_options(sweep, tmp_path, monkeypatch, capsys):

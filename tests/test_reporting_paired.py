@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from results import record
 
-from xrvlm.errors import UserError
 from xrvlm.metrics import harmonic_mean
 from xrvlm.reporting import paired
-from xrvlm.reporting.paired import Difference, baseline_of, interval, paired_difference
-from xrvlm.settings import Setting, settings
+from xrvlm.reporting.paired import Difference, interval, paired_difference
+from xrvlm.settings import Setting
 
 
 def predictions(path: Path, right: str) -> None:
@@ -117,21 +116,3 @@ def test_a_difference_in_words_and_its_sign():
     assert Difference(3.14, 1.2, 5.06, 3).told == ("+3.1", "[+1.2, +5.1]")
     assert Difference(-0.01, -2.0, 0.04, 3).told == ("+0.0", "[-2.0, +0.0]")
     assert [Difference(0, low, high, 1).sign for low, high in ((0.1, 2), (-2, -0.1), (-1, 1), (0, 1))] == [1, -1, 0, 0]
-
-
-ROWS = settings([
-    record("p", label="CLIP", method="zero_shot", prompts="descriptions", shots=0, top1=0.4),
-    record("n", label="CLIP", method="zero_shot", prompts="names", shots=0, top1=0.6),
-    *(record(f"c{shots}", label="CoOp", method="coop", shots=shots) for shots in (1, 4)),
-])
-
-
-def test_the_baseline_is_the_best_zero_shot_or_what_is_asked_for():
-    assert [(shots, row.first.run) for shots, row in baseline_of(ROWS, None).items()] == [(0, "n")]
-    assert baseline_of([row for row in ROWS if row.first.shots], None) == {}
-    for name in ("CoOp", "coop"):
-        assert {shots: row.first.run for shots, row in baseline_of(ROWS, name).items()} == {1: "c1", 4: "c4"}
-    assert baseline_of(ROWS, "CLIP, descriptions")[0].first.run == "p"
-    assert baseline_of(ROWS, "MaPLe") == {}
-    with pytest.raises(UserError, match="may be any of: CLIP, .*; CLIP, .*; give one of these names whole"):
-        baseline_of(ROWS, "zero_shot")

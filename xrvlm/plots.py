@@ -3,7 +3,6 @@ its global state: every function returns a Figure of its own, which `save` write
 eyes.
 """
 
-import statistics
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,102 +11,51 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
-from PIL import Image
+from PIL import Image, ImageChops
 from torch import Tensor
 
 from xrvlm import files
 
 # Okabe and Ito, "Color Universal Design" (2008); yellow, which vanishes on white, left out
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vPX*<>"
-STROKES = ("-", "-.", ":")                # lengths without a common divisor with the two above: 210 different lines
-DASHES = ((0, (6, 3)), (0, (2, 2)), (0, (10, 3)), (0, (4, 2, 1, 2)))
 HEAT = "inferno"
 NAMED_CLASSES = 40              # more class names than these are not readable along an axis
 COUNTED_CLASSES = 15            # up to these the cells of a confusion matrix hold their counts
 PHOTO_SIDE = 480                # pixels; photos are drawn small
 DOTS_PER_INCH = 150
-
-Score = tuple[float, float | None]      # mean and standard deviation in %; None for a single run
+EDGE = 15                       # white pixels left around a picture
+DRAWN_COLOURS = 20_000          # at most, with the shades of its edges; a photo has more
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the figure as a PNG, whole or not at all."""
+    """Write the figure as a PNG without its white border, whole or not at all; a drawing in few colours."""
+    figure.set_dpi(DOTS_PER_INCH)
+    canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
         # DejaVu Sans has no Chinese, say: such names become boxes, which is no reason to stop or to flood the screen
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        files.write_atomically(path, lambda temporary: figure.savefig(
-            temporary, dpi=DOTS_PER_INCH, format="png", bbox_inches="tight", facecolor="white"))
+        canvas.draw()
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    left, top, right, bottom = ImageChops.invert(image).getbbox() or (0, 0, *image.size)
+    image = image.crop((max(left - EDGE, 0), max(top - EDGE, 0),
+                        min(right + EDGE, image.width), min(bottom + EDGE, image.height)))
+    if image.getcolors(DRAWN_COLOURS):
+        image = _in_few_colours(image)
+    files.write_atomically(path, lambda temporary: image.save(temporary, "PNG"))
 
 
-def accuracy_over_shots(series: Mapping[str, Mapping[int | str, Score]], shots: Sequence[int | str], *,
-                        title: str = "", measure: str = "top-1") -> Figure:
-    """The `measure` in % over the shots, a line a method: {method: {shots: (mean, standard deviation or None)}}.
-
-    `shots` orders the axis, evenly spaced ("all" may be last). What a method reaches with 0 shots is a dashed line.
-    Marker and stroke tell the lines apart without colours; the legend stands in the order in which the lines end.
-    """
-    figure, axes = _figure(9 if len(series) > 1 else 7, 4.5 + 0.12 * max(0, len(series) - 12))
-    curves, flats, ends = 0, 0, {}
-    for name, points in series.items():
-        shown = wrapped(name, 36)
-        if 0 in points:
-            flat = axes.axhline(points[0][0], linestyle=DASHES[flats % len(DASHES)], color="dimgrey", linewidth=1.2)
-            ends[shown] = (points[0][0], flat)
-            flats += 1
-        places = [place for place, count in enumerate(shots) if count in points]
-        if places:
-            scores = [points[shots[place]] for place in places]
-            bars = axes.errorbar(places, [mean for mean, _ in scores], yerr=[deviation or 0 for _, deviation in scores],
-                                 color=COLOURS[curves % len(COLOURS)], capsize=2, elinewidth=0.8, markersize=6,
-                                 marker=MARKERS[curves % len(MARKERS)], linestyle=STROKES[curves % len(STROKES)])
-            for faint in (*bars.lines[1], *bars.lines[2]):
-                faint.set_alpha(0.35)
-            ends[shown] = (scores[-1][0], bars)
-            curves += 1
-    axes.set_xticks(range(len(shots)), [str(count) for count in shots])
-    axes.margins(x=0.05)
-    axes.grid(axis="y", alpha=0.25)
-    label(axes, "labelled images a class (shots)", f"{measure} accuracy in %", title)
-    if len(ends) > 1:
-        ordered = sorted(ends, key=lambda name: -ends[name][0])
-        figure.legend([ends[name][1] for name in ordered], ordered, loc="outside right upper", fontsize=9,
-                      handlelength=3.2)
-    return figure
-
-
-def bars(rows: Mapping[str, Sequence[float]], *, flat: Mapping[str, float] | None = None, title: str = "",
-         measure: str = "top-1") -> Figure:
-    """A bar a row to the mean of its values in %, the highest on top, with one standard deviation and a dot a value.
-
-    `flat` are scores to compare with, such as those of zero-shot: dashed lines across all bars.
-    """
-    ordered = sorted(rows, key=lambda name: statistics.fmean(rows[name]))
-    names = [wrapped(name, 52) for name in ordered]
-    lines = sum(name.count("\n") + 1 for name in names)
-    figure, axes = _figure(9.5, 1.4 + 0.27 * lines + 0.3 * bool(flat))
-    means = [statistics.fmean(rows[name]) for name in ordered]
-    spreads = [statistics.stdev(rows[name]) if len(rows[name]) > 1 else 0 for name in ordered]
-    axes.barh(range(len(ordered)), means, xerr=spreads, color="#9ecae1", edgecolor="#0072B2", linewidth=0.8,
-              height=0.72, error_kw={"elinewidth": 1.2, "capsize": 3})
-    for place, (name, mean, spread) in enumerate(zip(ordered, means, spreads, strict=True)):
-        axes.plot(rows[name], [place] * len(rows[name]), ".", color="black", markersize=4, alpha=0.7)
-        axes.text(1.01, place, f"{mean:.1f}" + (f" ± {spread:.1f}" if len(rows[name]) > 1 else ""), va="center",
-                  fontsize=9, transform=axes.get_yaxis_transform())
-    for i, (name, score) in enumerate((flat or {}).items()):
-        axes.axvline(score, linestyle=DASHES[i % len(DASHES)], color="black", linewidth=1.2,
-                     label=f"{wrapped(name, 60)}: {score:.1f}")
-    axes.set_xlim(left=0)
-    axes.set_ylim(-0.6, len(ordered) - 0.4)
-    axes.set_yticks(range(len(ordered)), names, fontsize=9)
-    label(axes, f"{measure} accuracy in %", "", title)
-    if flat:
-        figure.legend(loc="outside lower right", fontsize=9, handlelength=3.2)
-    return figure
+def _in_few_colours(image: Image.Image) -> Image.Image:
+    """With a palette, by the fast way; it greys the white, which it takes together with the lightest shades."""
+    few = image.quantize(256, Image.Quantize.FASTOCTREE)
+    if image.getpixel((0, 0)) == (255, 255, 255):
+        palette, ground = few.getpalette() or [], 3 * few.tobytes()[0]
+        few.putpalette([*palette[:ground], 255, 255, 255, *palette[ground + 3:]])
+    return few
 
 
 def confusion(matrix: Tensor, classes: Sequence[str], *, title: str = "") -> Figure:
@@ -115,16 +63,23 @@ def confusion(matrix: Tensor, classes: Sequence[str], *, title: str = "") -> Fig
     counts = matrix.cpu().numpy()
     images = counts.sum(1, keepdims=True)
     shares = np.where(images > 0, 100 * counts / np.maximum(images, 1), np.nan)
-    side = 5 + 0.2 * len(classes) if len(classes) <= NAMED_CLASSES else 9
-    figure, axes = _figure(side + 1, side, constrained=False)                 # slow with many names, and `save` trims
+    side = 4 + 0.1 * len(classes) if len(classes) <= NAMED_CLASSES else 9
+    # fixed margins, wide enough for the names: a layout that measures them takes long, and `save` trims
+    figure, axes = figure_of(side + 4, side + 3, constrained=False)
+    figure.subplots_adjust(left=3.2 / (side + 4), bottom=3.2 / (side + 3), right=1 - 0.2 / (side + 4),
+                           top=1 - 0.5 / (side + 3))
     axes.set_facecolor("lightgrey")
     # shades by the square root: the few errors among hundreds of classes would else look like none
     picture = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=100))
     figure.colorbar(picture, ax=axes, label="% of the images of the true class", shrink=0.8)
     if len(classes) <= NAMED_CLASSES:
+        axes.set(xticks=[], yticks=[])                   # a tick a class takes many times as long to draw as its name
         names = [shortened(name) for name in classes]
-        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
-        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.xaxis.labelpad = axes.yaxis.labelpad = 8 + 4.4 * max(map(len, names))
+        for place, name in enumerate(names):
+            axes.text(place, -0.008, name, rotation=90, ha="center", va="top", fontsize=7,
+                      transform=axes.get_xaxis_transform())
+            axes.text(-0.008, place, name, ha="right", va="center", fontsize=7, transform=axes.get_yaxis_transform())
     else:
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
@@ -142,7 +97,7 @@ def losses(series: Mapping[str, Sequence[Mapping[str, float]]], *, title: str = 
 
     Validation accuracy, where a row has it, is drawn dashed against an axis of its own.
     """
-    figure, axes = _figure(7, 4)
+    figure, axes = figure_of(7, 4)
     accuracy = axes.twinx() if any("val_top1" in row for rows in series.values() for row in rows) else None
     for i, (name, rows) in enumerate(series.items()):
         colour, marker = COLOURS[i % len(COLOURS)], "." if len(rows) <= 30 else ""
@@ -225,7 +180,7 @@ def draw_photos(axes: Sequence[Axes], image: Image.Image, heats: np.ndarray, tit
             place.set_title(titles[i], fontsize=9)
 
 
-def _figure(width: float, height: float, *, constrained: bool = True) -> tuple[Figure, Axes]:
+def figure_of(width: float, height: float, *, constrained: bool = True) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained" if constrained else None)
     return figure, figure.subplots()
 

@@ -14,10 +14,13 @@ from xrvlm import files
 from xrvlm.data import ImageSource
 from xrvlm.errors import unknown
 from xrvlm.records import read_records
+from xrvlm.reporting.across import Across, across_data
 from xrvlm.reporting.album import Album
+from xrvlm.reporting.configs import told_apart
 from xrvlm.reporting.latex import latex_tables
 from xrvlm.reporting.page import html_page
 from xrvlm.reporting.places import Place, read_place, shots_in_words
+from xrvlm.reporting.published import source
 from xrvlm.reporting.sections import Picture, Section, read_section
 from xrvlm.tables import escape, markdown, markdown_table, tables
 
@@ -37,27 +40,32 @@ def write_report(runs: Path, out: Path | None = None, *, all_shots: bool = False
     Raises:
         UserError: there are no runs, a line of results.jsonl is damaged, or the baseline is unknown or one of several.
     """
-    records = read_records(runs)
     root = runs if runs.is_dir() else runs.parent
+    records = told_apart(read_records(runs), root)
     out = out or root / "report"
     places = [read_place(table, baseline, root, out) for table in tables(records)]
     named = {row: f"{name}, {shots_in_words(row.first.shots)}" for place in places for row, name in place.told.items()}
-    if baseline is not None and not any(place.baseline for place in places):
+    if baseline is not None and not any(place.baseline.settings for place in places):
         raise unknown("baseline", baseline, {name for place in places for name in place.told.values()})
     shown = [(place, row) for place in places for row in (place.whole.rows if all_shots else place.shown)]
     album = Album(source_of)
     for place, row in tqdm(shown, desc="report", leave=False, disable=None):
         place.sections.append(read_section(row, named[row], root, out, album))
     left = len(named) - len(shown)
-    files.write_text(out / "report.md", _markdown(places, out, len(records), left, pictures))
-    files.write_text(out / "report.html", html_page(places, out, runs=len(records), left=left, pictures=pictures))
-    files.write_text(out / "tables.tex", latex_tables([table for place in places
-                                                       for table in (place.over_shots, place.whole) if table]))
+    across = across_data([row for place in places for row in place.whole.rows])
+    files.write_text(out / "report.md", _markdown(across, places, out, len(records), left, pictures))
+    files.write_text(out / "report.html", html_page(across, places, out, runs=len(records), left=left,
+                                                    pictures=pictures))
+    files.write_text(out / "tables.tex", latex_tables([
+        *(table for one in across for table in one.tables),
+        *(table for place in places for table in (place.over_shots, place.whole) if table)]))
     return out / "report.md"
 
 
-def _markdown(places: Sequence[Place], out: Path, runs: int, left: int, pictures: Sequence[Picture]) -> str:
-    parts = [f"# Results\n\n{runs} runs.", *(_overview(place, out) for place in places), "## Each method"]
+def _markdown(across: Sequence[Across], places: Sequence[Place], out: Path, runs: int, left: int,
+              pictures: Sequence[Picture]) -> str:
+    means = ["\n\n".join([f"## {escape(one.title)}", *map(markdown_table, one.tables)]) for one in across]
+    parts = [f"# Results\n\n{runs} runs.", *means, *(_overview(place, out) for place in places), "## Each method"]
     if left:
         parts.append(f"Each method with the most shots that it was run with; {left} setting{'s' * (left > 1)} with "
                      "fewer shots left out here: `xrvlm report all_shots=true` shows every one.")
@@ -74,10 +82,12 @@ def _overview(place: Place, out: Path) -> str:
         parts.append(markdown_table(place.over_shots))
     parts += [_picture(picture, out) for picture in place.pictures]
     parts += ["### All metrics" if place.over_shots else "", markdown_table(place.whole)]
-    if place.reported:
-        rows = [[method, f"{score:.1f}"] for method, score in place.reported.items()]
-        parts += ["### Published by others", "Top-1 % for this data set and tower at 16 shots (zero-shot without); not "
-                  "run here.", markdown(["Method", "Top-1 %"], rows, numbers=1)]
+    if place.published.top1:
+        rows = [[method, f"{score:.1f}"] for method, score in place.published.top1.items()]
+        parts += ["### Published by others", "Top-1 % for this data set with as many classes and test images, this "
+                  f"tower and 16 shots (zero-shot without); not run here. Source: {source()}.",
+                  markdown(["Method", "Top-1 %"], rows, numbers=1)]
+    parts.append(escape(place.published.mismatch))
     return "\n\n".join(part.strip() for part in parts if part)
 
 

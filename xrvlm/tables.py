@@ -60,7 +60,7 @@ def table_over_shots(table: Table) -> Table | None:
     seeds = Counter(row.seeds for row in table.rows if row.first.shots != 0)
     usual = max(seeds, key=lambda number: (seeds[number], number))
     columns = [*([0] if any(0 in points for points in series) else []), *counts]
-    cells = [[*_words(row, variants), *(_cell(points.get(count), usual) for count in columns)]
+    cells = [[*_words(row, variants), *(score_cell(points.get(count), usual) for count in columns)]
              for row, points in zip(rows, series, strict=True)]
     spread = "mean ± sample standard deviation over " if max(seeds) > 1 else ""
     caption = [*_shared(rows, variants), f"{HEADLINES[rows[0].headline]} in % by the shots",
@@ -88,12 +88,14 @@ def _rank(points: dict[Shots, Setting]) -> tuple[float, float]:
     return shots_order(last.first.shots), last.percent(last.headline)[0]
 
 
-def _cell(row: Setting | None, usual: int) -> str:
+def score_cell(row: Setting | None, usual: int) -> str:
+    """The headline metric; with the number of seeds where that is not the usual one."""
     if row is None:
         return "-"
     mean, deviation = row.percent(row.headline)
     marked = f" ({row.seeds})" if row.first.shots != 0 and row.seeds != usual else ""
-    return f"{mean:.1f}{'' if deviation is None else f' ± {deviation:.1f}'}{marked}"
+    told = deviation is not None and (deviation > 0 or row.first.shots != 0)     # zero-shot depends on no seed
+    return f"{mean:.1f}{f' ± {deviation:.1f}' if told else ''}{marked}"
 
 
 def _words(row: Setting, variants: Sequence[str]) -> list[str]:

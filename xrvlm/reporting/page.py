@@ -12,16 +12,16 @@ from urllib.parse import quote
 from jinja2 import Environment, StrictUndefined, Template
 from PIL import Image
 
+from xrvlm.reporting.across import Across
 from xrvlm.reporting.paired import COVERAGE
-from xrvlm.reporting.places import Place
-from xrvlm.reporting.published import reported_of, source
+from xrvlm.reporting.places import Place, shots_in_words
+from xrvlm.reporting.published import source
 from xrvlm.reporting.sections import Picture
 from xrvlm.settings import Setting, by_series
 from xrvlm.tables import Table
 
-COLOURS = 64                    # of a drawing within the page: a quarter of the bytes, and no eye sees it
-DRAWN_COLOURS = 20_000          # at most, with the shades of its edges; a photo has more
 PIXELS_A_POINT = 1.5            # pictures are drawn finer than a page shows them
+MANY = 12                       # rows; of a longer table the intervals are shown when asked for
 COSTS = ("Labels", "Time s", "Learned")
 UNSAID = ("-", "own")           # of what a method does not have, and its own recipe
 
@@ -52,12 +52,14 @@ class Image64:
     alternative: str
 
 
-def html_page(places: Sequence[Place], out: Path, *, runs: int, left: int, pictures: Sequence[Picture]) -> str:
+def html_page(across: Sequence[Across], places: Sequence[Place], out: Path, *, runs: int, left: int,
+              pictures: Sequence[Picture]) -> str:
     """The page of `places`, which will lie in `out`; `left` settings were left out of the sections."""
     return _template().render(
-        places=places, runs=runs, left=left, pictures=pictures, lead=_lead, whole=_whole, embedded=_embedded,
+        across=across, means=_means, shots_in_words=shots_in_words, places=places, runs=runs, left=left,
+        pictures=pictures, lead=_lead, whole=_whole, embedded=_embedded,
         coverage=f"{COVERAGE:.0%}", source=source(), link=lambda folder: _relative(folder, out),
-        percent=lambda share: f"{100 * share:.1f}")
+        percent=lambda share: f"{100 * share:.1f}", many=MANY)
 
 
 @cache
@@ -82,10 +84,11 @@ def _lead(place: Place) -> Grid:
                   for heading, text in zip(_split(table, table.header)[1], numbers, strict=True)]
         rows.append([_method(table, words), *scores, *_costs(row, place.whole)])
     header = [*_header(table), *map(Cell, COSTS)]
-    if any(reported_of(row) is not None for row in place.whole.rows):
+    if any(place.published.of(row) is not None for row in place.whole.rows):
         header.append(Cell("Published", ("by others, 16 shots",)))
         for cells, row in zip(rows, table.rows, strict=True):
-            theirs = [score for setting in points[row.series].values() if (score := reported_of(setting)) is not None]
+            theirs = [score for setting in points[row.series].values()
+                      if (score := place.published.of(setting)) is not None]
             cells.append(Cell(f"{theirs[0]:.1f}" if theirs else "-"))
     return Grid(header, rows, f"{table.caption} Labels, time and learned parameters are those of the most shots.")
 
@@ -104,9 +107,20 @@ def _whole(place: Place) -> Grid:
     return Grid(_header(table), rows, table.caption)
 
 
+def _means(table: Table) -> Grid:
+    """A table of means over data sets, in each column the highest shaded but for zero-shot."""
+    columns = list(zip(*table.cells, strict=True))[1:]
+    trained = [place for place, row in enumerate(table.rows) if row.first.shots != 0 and not row.first.transductive]
+    best = [max((place for place in trained if column[place] != "-"), default=None,
+                key=lambda place, column=column: float(column[place].split()[0])) for column in columns]
+    return Grid(_header(table), [[Cell(cells[0], number=False), *(Cell(text, best=best[i] == place)
+                                                                  for i, text in enumerate(cells[1:]))]
+                                 for place, cells in enumerate(table.cells)], table.caption)
+
+
 def _score(text: str, setting: Setting | None, place: Place, best: set[Setting]) -> Cell:
     if setting is None or setting not in place.differences:
-        known = setting is not None and place.told[setting] == place.baseline
+        known = setting in place.baseline.settings
         return Cell(text, ("baseline",) if known else (), best=setting in best)
     found = place.differences[setting]
     return Cell(text, found.told, sign=found.sign, best=setting in best)
@@ -118,10 +132,10 @@ def _costs(row: Setting, whole: Table) -> list[Cell]:
 
 
 def _best(rows: Iterable[Setting]) -> set[Setting]:
-    """The highest mean of each shot count, zero-shot left out."""
+    """The highest mean of each shot count; zero-shot and what saw the test images are left out."""
     highest: dict[object, Setting] = {}
     for row in rows:
-        if row.first.shots == 0:
+        if row.first.shots == 0 or row.first.transductive:
             continue
         other = highest.get(row.first.shots)
         if other is None or row.percent(row.headline)[0] > other.percent(other.headline)[0]:
@@ -146,17 +160,17 @@ def _split(table: Table, cells: Sequence[str]) -> tuple[Sequence[str], Sequence[
 
 
 def _embedded(picture: Picture) -> Image64:
+    with Image.open(picture.path) as image:
+        width, height = (round(side / PIXELS_A_POINT) for side in image.size)
+        kind, content = ("png", picture.path.read_bytes()) if image.mode == "P" else ("jpeg", _jpeg(image))
+    return Image64(f"data:image/{kind};base64,{base64.b64encode(content).decode()}", width, height, picture.alternative)
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    """Of a picture that holds photos: `plots.save` draws all others in few colours."""
     file = BytesIO()
-    with Image.open(picture.path) as opened:
-        image = opened.convert("RGB")
-    kind = "png" if image.getcolors(DRAWN_COLOURS) else "jpeg"               # None where there are more: photos
-    if kind == "png":
-        image.quantize(COLOURS).save(file, "PNG", optimize=True)
-    else:
-        image.save(file, "JPEG", quality=85)
-    width, height = (round(side / PIXELS_A_POINT) for side in image.size)
-    uri = f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
-    return Image64(uri, width, height, picture.alternative)
+    image.convert("RGB").save(file, "JPEG", quality=85)
+    return file.getvalue()
 
 
 def _relative(folder: Path, out: Path) -> str:

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from xrvlm.errors import UserError
 from xrvlm.records import PREDICTIONS, RunRecord
 from xrvlm.reporting.outcomes import read_outcomes
-from xrvlm.settings import Setting, Shots, names
+from xrvlm.settings import Setting
 
 REPLICATES, AT_ONCE = 10_000, 1_000      # resamples of the test images; so many of them at a time, for the memory
 COVERAGE = 0.95
@@ -46,40 +45,24 @@ class Difference:
         return int(self.low > 0) - int(self.high < 0)
 
 
-def baseline_of(rows: Sequence[Setting], wanted: str | None) -> dict[Shots, Setting]:
-    """The baseline's settings by their shots, of one table's rows; empty where the table has no such method.
-
-    `wanted` is a name of `settings.names`, a label or a method's name; None: zero-shot, the best of it where there are
-    several, for no method should look good beside a weak one. Raises UserError where `wanted` fits several.
-    """
-    told = names(rows)
-    if wanted is None:
-        free = [row for row in rows if row.first.shots == 0]
-        found = sorted(free, key=lambda row: row.percent(row.headline)[0])[-1:]
-    else:
-        fits = ([row for row in rows if wanted == told[row]], [row for row in rows if wanted == row.label],
-                [row for row in rows if wanted == row.first.method])
-        found = next(filter(None, fits), [])
-    if len(several := dict.fromkeys(told[row] for row in found)) > 1:
-        raise UserError(f"baseline={wanted} may be any of: {'; '.join(several)}; give one of these names whole")
-    return {row.first.shots: row for row in found}
-
-
-def paired_difference(row: Setting, baseline: Setting, root: Path) -> Difference:
+def paired_difference(row: Setting, baseline: Setting, root: Path,
+                      read: Callable[[Path], Right] | None = None) -> Difference:
     """Of the headline metric: the mean over the runs of `row`, each against the baseline's run of the same seed.
 
-    A zero-shot baseline has one result for every seed. `root` is the folder that the runs' paths are relative to.
-    Raises ValueError, which says why, where the two cannot be paired.
+    A zero-shot baseline has one result for every seed. `root` is the folder that the runs' paths are relative to,
+    `read` is `recognised`, or what keeps its results for the next call. Raises ValueError, which says why, where the
+    two cannot be paired.
     """
+    read = read or recognised
     pairs = [(run, other) for run in row.runs if (other := _partner(run, baseline)) is not None]
     if not pairs:
         raise ValueError("no seed in common with the baseline")
     groups = []
     for file in FILES[row.headline]:
-        read = {run.run: _right(root / run.run / file) for pair in pairs for run in pair}
-        if len({images for images, _ in read.values()}) > 1:
+        runs = {run.run: read(root / run.run / file) for pair in pairs for run in pair}
+        if len({images for images, _ in runs.values()}) > 1:
             raise ValueError("tested on other images than the baseline, or on others with each seed")
-        groups.append(np.stack([read[run.run][1] for pair in zip(*pairs, strict=True) for run in pair]))    # (2 s, n)
+        groups.append(np.stack([runs[run.run][1] for pair in zip(*pairs, strict=True) for run in pair]))    # (2 s, n)
     score = _harmonic_mean if row.headline == "harmonic_mean" else _accuracy
     low, high = interval(groups, score)
     mean = score(*(right.mean(1, keepdims=True).T for right in groups)).item()
@@ -120,7 +103,8 @@ def _partner(run: RunRecord, baseline: Setting) -> RunRecord | None:
     return baseline.first if same is None and baseline.first.shots == 0 else same
 
 
-def _right(path: Path) -> Right:
+def recognised(path: Path) -> Right:
+    """Of a predictions.csv, the images in the order of their names; ValueError, which says why, where it is none."""
     try:
         outcomes = read_outcomes(path)
     except FileNotFoundError as error:

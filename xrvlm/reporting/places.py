@@ -1,13 +1,15 @@
 """All that compares the methods of one data set, world, protocol and backbone."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
-from xrvlm import files, plots
-from xrvlm.reporting.paired import COVERAGE, Difference, baseline_of, paired_difference
-from xrvlm.reporting.published import reported, reported_of, source
+from xrvlm import files, plots, plots_report
+from xrvlm.reporting.baseline import Baseline, baseline_of
+from xrvlm.reporting.paired import COVERAGE, Difference, paired_difference, recognised
+from xrvlm.reporting.published import Published, published, source
 from xrvlm.reporting.sections import Picture, Section, slugged
 from xrvlm.settings import Setting, Shots, by_series, names, shot_counts, shots_order
 from xrvlm.tables import HEADLINES, Table, table_over_shots, with_column
@@ -22,9 +24,9 @@ class Place:
     whole: Table                         # all metrics, the differences and what others report
     over_shots: Table | None
     told: dict[Setting, str]             # the names of its rows
-    baseline: str                        # the name of what the others are compared with; "" for none
+    baseline: Baseline                   # what the others are compared with
     differences: dict[Setting, Difference]
-    reported: dict[str, float]           # by others, at 16 shots: method and top-1 in %
+    published: Published                 # by others
     pictures: list[Picture]
     sections: list[Section] = field(default_factory=list)
 
@@ -42,68 +44,66 @@ def read_place(table: Table, wanted: str | None, root: Path, out: Path) -> Place
     """`wanted` is the baseline as `baseline_of` takes it; runs lie below `root`, pictures go to `out`."""
     told, baseline, over_shots = names(table.rows), baseline_of(table.rows, wanted), table_over_shots(table)
     differences, unpaired = _differences(table, baseline, root)
-    title = next((told[row] for row in baseline.values()), "")
-    if title:
-        note = _about_differences(title, HEADLINES[table.rows[0].headline], unpaired)
+    if baseline.settings:
+        note = _about_differences(baseline.title, HEADLINES[table.rows[0].headline], unpaired)
         table = with_column(table, "Difference", [_compared(row, baseline, differences) for row in table.rows], note)
-    others = {row: reported_of(row) for row in table.rows}
-    if any(score is not None for score in others.values()):
-        cells = ["-" if score is None else f"{score:.1f}" for score in others.values()]
+    others = published(table.rows, root)
+    if any(others.of(row) is not None for row in table.rows):
+        cells = ["-" if (score := others.of(row)) is None else f"{score:.1f}" for row in table.rows]
         table = with_column(table, "Published", cells, "published: top-1 that others report for the method at as many "
-                            f"shots, by the name of the data set, not run here ({source()})")
-    return Place(table, over_shots, told, title, differences, _beside(table), _pictures(table, told, out))
+                            f"shots on a test part of as many images, not run here ({source()})")
+    return Place(table, over_shots, told, baseline, differences, others, _pictures(table, told, baseline, out))
 
 
 def shots_in_words(shots: Shots) -> str:
     return {0: "zero-shot", 1: "1 shot", "all": "all shots"}.get(shots, f"{shots} shots")
 
 
-def _differences(table: Table, baseline: Mapping[Shots, Setting],
-                 root: Path) -> tuple[dict[Setting, Difference], dict[str, int]]:
-    """What can be paired, and how many rows could not, by the reason. A baseline without shots is that of all."""
+def _differences(table: Table, baseline: Baseline, root: Path) -> tuple[dict[Setting, Difference], dict[str, int]]:
+    """What can be paired, and how many rows could not, by the reason."""
     found, unpaired = {}, Counter()
+    read = lru_cache(maxsize=16)(recognised)         # the runs of a baseline are those of many rows
     for row in table.rows:
-        other = baseline.get(row.first.shots, baseline.get(0))
-        if other is None or row in baseline.values():
+        other = baseline.of(row)
+        if other is None:
             continue
         try:
-            found[row] = paired_difference(row, other, root)
+            found[row] = paired_difference(row, other, root, read)
         except ValueError as error:
             unpaired[str(error)] += 1
     return found, unpaired
 
 
 def _about_differences(baseline: str, measure: str, unpaired: Mapping[str, int]) -> str:
-    note = (f"difference: points of {measure} above '{baseline}' on the same test images, mean over the seeds, in "
+    note = (f"difference: points of {measure} above {baseline} on the same test images, mean over the seeds, in "
             f"brackets the {COVERAGE:.0%} interval of a bootstrap over the test images; it does not cover the draw of "
             "the shots")
     return "; ".join([note, *(f"no difference in {count} rows: {reason}" for reason, count in unpaired.items())])
 
 
-def _compared(row: Setting, baseline: Mapping[Shots, Setting], differences: Mapping[Setting, Difference]) -> str:
+def _compared(row: Setting, baseline: Baseline, differences: Mapping[Setting, Difference]) -> str:
     if row in differences:
         found = differences[row]
         return " ".join(found.told) + (f" ({found.seeds} seeds)" if found.seeds != row.seeds else "")
-    return "baseline" if row in baseline.values() else "-"
+    return "baseline" if row in baseline.settings else "-"
 
 
-def _beside(table: Table) -> dict[str, float]:
-    """What others report, where the table has a row of as many shots."""
-    return reported(table.rows[0].first) if any(row.first.shots == 16 for row in table.rows) else {}
-
-
-def _pictures(table: Table, told: dict[Setting, str], out: Path) -> list[Picture]:
+def _pictures(table: Table, told: dict[Setting, str], baseline: Baseline, out: Path) -> list[Picture]:
     place = table.rows[0].place
     slug = slugged(place, files.digest(place)[:8])                           # the digest keeps "a b" and "a-b" apart
-    curves = [_curves(table.rows, told, out / f"{slug}-shots.png")] if len(shot_counts(table.rows)) > 1 else []
+    coloured = {told[row] for row in baseline.settings}
+    curves = ([_curves(table.rows, told, coloured, out / f"{slug}-shots.png")] if len(shot_counts(table.rows)) > 1
+              else [])
     return [*curves, *_bars(table.rows, told, out, slug)]
 
 
-def _curves(rows: list[Setting], told: dict[Setting, str], path: Path) -> Picture:
+def _curves(rows: list[Setting], told: dict[Setting, str], coloured: Collection[str], path: Path) -> Picture:
     series = {told[next(iter(points.values()))]: {shots: row.percent(row.headline) for shots, row in points.items()}
               for points in by_series(rows)}
     measure = HEADLINES[rows[0].headline]
-    plots.save(plots.accuracy_over_shots(series, shot_counts(rows), title=rows[0].place, measure=measure), path)
+    figure = plots_report.accuracy_over_shots(series, shot_counts(rows), title=rows[0].place, measure=measure,
+                                              coloured=coloured)
+    plots.save(figure, path)
     return Picture(path, f"{measure} over shots, {rows[0].place}")
 
 
@@ -116,7 +116,7 @@ def _bars(rows: list[Setting], told: dict[Setting, str], out: Path, slug: str) -
     compared = [row for row in rows if row.first.shots == shots]
     flat = {told[row]: row.percent(row.headline)[0] for row in rows if row.first.shots == 0}
     measure, title = HEADLINES[rows[0].headline], f"{rows[0].place}, {shots_in_words(shots)}"
-    figure = plots.bars({told[row]: row.values(row.headline) for row in compared}, flat=flat, title=title,
+    figure = plots_report.bars({told[row]: row.values(row.headline) for row in compared}, flat=flat, title=title,
                         measure=measure)
     path = out / f"{slug}-{shots}shots-bars.png"
     plots.save(figure, path)
