@@ -178,7 +178,7 @@ def _check_scalars(command: str, config: DictConfig) -> None:
         value = config[name]
         if name == "images" and value is None and command == "explain":    # those of the run
             continue
-        if type(value) is not kind or (name == "workers" and value < 0):
+        if type(value) is not kind or (isinstance(value, int) and name == "workers" and value < 0):
             raise UserError(f"{name} must be {words}, found {'null' if value is None else repr(value)}")
 
 

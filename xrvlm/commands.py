@@ -138,10 +138,11 @@ def export(config: DictConfig) -> None:
 def report(config: DictConfig) -> None:
     from xrvlm.records import read_records
     from xrvlm.report import write_report
+    from xrvlm.reporting.configs import told_apart
     from xrvlm.tables import terminal_table
 
     runs = user_path(config.runs)
-    print(terminal_table(read_records(runs)))
+    print(terminal_table(told_apart(read_records(runs), runs if runs.is_dir() else runs.parent)))
     report = write_report(runs, None if config.out is None else user_path(config.out), all_shots=config.all_shots,
                           baseline=None if config.baseline is None else str(config.baseline),
                           source_of=source_of if config.photos else None)

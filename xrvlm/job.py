@@ -94,17 +94,6 @@ class Job:
                 "val": bool(self.split.val), "test": len(self.split.test),
                 **own_code(type(self.method)), **(self.new.setting if self.new else {})}
 
-    @property
-    def _choices(self) -> dict[str, Any]:
-        """What tells two lines of a table apart beside the method's own options, by the names of the command line."""
-        recipe = {f"recipe.{name}": value for name, value in asdict(self.recipe).items() if name != "name"}
-        features = {f"features.{name}": value for name, value in self.options.features.identity.items()}
-        image_size = self.about["backbone"]["image_size"]
-        found = {"precision": self.clip.precision, "backbone.image_size": image_size, "val": bool(self.split.val),
-                 "sentences": max(map(len, self.about["classes"]["prompts"])),
-                 **(recipe if self.recipe.epochs else {}), **(features if self.method.learns else {})}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
-
     @cached_property
     def identity(self) -> str:
         """A hash of all that the result depends on: the setting, the seed, which images and what is in them."""
@@ -224,7 +213,7 @@ class Job:
             learned_parameters=sum(parameter.numel() for parameter in method.parameters()),
             features=features, versions=versions(), run=self.folder.name,
             setting=self.setting[:16], series=digest(self._options)[:16], options=changed_options(self.about["method"]),
-            choices=self._choices, protocol="base_to_new" if self.new else "few_shot")
+            protocol="base_to_new" if self.new else "few_shot")
 
     @property
     def _recipe_name(self) -> str:
