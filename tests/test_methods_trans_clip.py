@@ -150,6 +150,19 @@ def test_what_is_said_of_a_test_image_is_its_share(clip, labelled):
     assert moved > 0.05, "zero-shot says something else"
 
 
+def test_equally_near_images_all_count_in_whatever_order_they_stand(clip):
+    """Five images that are the same but for their shares: three of them would be the choice of a runtime."""
+    method = prepared(clip)
+    method.seen, method.reach = wide([[0.6, 0.8]] * 5 + [[1.0, 0.0]], clip), torch.ones(6)
+    method.shares = torch.eye(3)[[0, 0, 1, 2, 2, 1]]
+    x = Features(wide([[0.0, 1.0]], clip))
+    log_prior = method.zero_shot.logits(x, method.zero_shot.weights).log_softmax(dim=1)
+    expected = method._log_shares(method.text_weight * log_prior, x.pooled, 0.8 * torch.tensor([[2.0, 1.0, 2.0]]))
+    torch.testing.assert_close(method.logits(x, method.zero_shot.weights), expected)
+    method.seen, method.shares = method.seen.flip(0), method.shares.flip(0)
+    torch.testing.assert_close(method.logits(x, method.zero_shot.weights), expected)
+
+
 @pytest.mark.parametrize("labelled", [True, False])
 def test_unlabelled_images_help_themselves_and_new_ones_which_move_nothing(clip, labelled):
     (test, support), (new, _) = clusters(clip, 30), clusters(clip, 30, seed=7)
