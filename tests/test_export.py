@@ -197,9 +197,7 @@ def test_limits_and_packages_are_told(clip, tmp_path, monkeypatch):
         export_onnx(model, tmp_path / "model.onnx")
 
 
-def test_the_command(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XRVLM_CACHE", str(tmp_path / "cache"))
+def test_the_command(at_home, tmp_path, capsys):
     photos = photo_folder(tmp_path / "photos", images=4)
     assert main(["adapt", f"data.root={photos}", *FAST]) == 0
     (folder,) = (path.parent for path in (tmp_path / "runs").rglob("record.json"))

@@ -69,11 +69,6 @@ SHORT = Recipe("short", epochs=2, batch_size=6, warmup_epochs=1)
 
 
 @pytest.fixture(scope="module")
-def clip():
-    return tiny_vit()
-
-
-@pytest.fixture(scope="module")
 def bank(clip) -> FeatureBank:
     """16 images of 4 classes in three views, made of noise around a centre for each class."""
     with seeded("bank"):

@@ -2,7 +2,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from banks import features_of, made_bank
-from towers import tiny_vit
 
 from xrvlm.backbone import Features
 from xrvlm.errors import UserError
@@ -10,11 +9,6 @@ from xrvlm.methods import GalLoP
 from xrvlm.text import class_text
 
 CLASSES = class_text(("bird", "dog"))
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return tiny_vit()
 
 
 def axis(clip, *parts) -> torch.Tensor:
