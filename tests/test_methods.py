@@ -212,6 +212,17 @@ def test_two_classes_work(case, clip, bank):
     assert probabilities(method, clip, binary).shape == (16, 2)
 
 
+@pytest.mark.parametrize("case", ["zero_shot", "dclip", "coop", "cocoop", "plot", "gallop"])
+def test_a_bias_of_the_tower_is_part_of_every_logit(case, clip, bank):
+    """As SigLIP's is: no softmax notices, what a logit means does."""
+    method = factory(case)(clip, classes())
+    method.prepare(clip, bank)
+    x, class_features = some(bank), method.class_features(clip)
+    before = method.logits(x, class_features)
+    method.logit_bias = torch.tensor(-12.5)
+    torch.testing.assert_close(method.logits(x, class_features), before - 12.5)
+
+
 def with_prior(clip, bank, **options) -> XRVLM:
     """Method with a prior and the same head whatever the options, prepared."""
     with seeded(1, "initial weights"):

@@ -52,6 +52,8 @@ def test_the_loss_is_that_of_the_global_prompts_and_the_mean_of_the_local_ones(b
     first, second = (F.cross_entropy(scale * torch.tensor([row]), y) for row in LOCAL)
     expected = F.cross_entropy(scale * torch.tensor([[0.8, 0.6]]), y) + (first + second) / 2
     torch.testing.assert_close(method.loss(x, y, clip), expected)
+    parts = [F.cross_entropy(scale * torch.tensor([row]), y, label_smoothing=0.2) for row in ([0.8, 0.6], *LOCAL)]
+    torch.testing.assert_close(method.loss(x, y, clip, label_smoothing=0.2), parts[0] + (parts[1] + parts[2]) / 2)
 
 
 def test_the_layer_aligns_positions_alone_and_starts_as_the_identity(by_hand, clip):

@@ -50,6 +50,8 @@ def test_the_loss_by_hand(clip, bank):
     pulled = 0.15 * (2.0 ** 2 + 3.0 ** 2 + 0.5 ** 2)
     expected = F.cross_entropy(logits, torch.tensor([1])).item() + pulled
     assert method.loss(x, torch.tensor([1]), clip).item() == pytest.approx(expected, rel=1e-5)
+    smoothed = F.cross_entropy(logits, torch.tensor([1]), label_smoothing=0.2).item() + pulled
+    assert method.loss(x, torch.tensor([1]), clip, label_smoothing=0.2).item() == pytest.approx(smoothed, rel=1e-5)
 
 
 def test_the_projection_alone_is_learned_and_the_pull_holds_it(clip, bank):
