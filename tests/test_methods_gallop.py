@@ -56,6 +56,15 @@ def test_the_loss_is_that_of_the_global_prompts_and_the_mean_of_the_local_ones(b
     torch.testing.assert_close(method.loss(x, y, clip, label_smoothing=0.2), parts[0] + (parts[1] + parts[2]) / 2)
 
 
+def test_the_loss_of_a_batch_is_the_mean_over_its_images(by_hand, clip, monkeypatch):
+    method, x, prompts = by_hand
+    monkeypatch.setattr(GalLoP, "class_features", lambda self, clip: prompts)
+    other = Features(axis(clip, 0.6, -0.8)[None], x.tokens.roll(1, dims=-1))
+    both = Features(torch.cat([x.pooled, other.pooled]), torch.cat([x.tokens, other.tokens]))
+    losses = [method.loss(x, torch.tensor([1]), clip), method.loss(other, torch.tensor([0]), clip)]
+    torch.testing.assert_close(method.loss(both, torch.tensor([1, 0]), clip), sum(losses) / 2)
+
+
 def test_the_layer_aligns_positions_alone_and_starts_as_the_identity(by_hand, clip):
     method, x, prompts = by_hand
     assert torch.equal(method.align.weight, torch.eye(clip.embed_dim))
