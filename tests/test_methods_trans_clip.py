@@ -13,7 +13,7 @@ from xrvlm.classifier import Classifier, describe
 from xrvlm.errors import UserError
 from xrvlm.evaluation import probabilities
 from xrvlm.features import FeatureSettings, without_labels
-from xrvlm.methods import TransCLIP
+from xrvlm.methods import TransCLIP, trans_clip
 from xrvlm.run import RunOptions, adapt
 from xrvlm.tables import terminal_table
 
@@ -76,7 +76,14 @@ def test_shares_by_hand(clip):
     torch.testing.assert_close(shares, torch.tensor([[weight / sum(weights) for weight in weights]]))
 
 
-def reference(method, queries, shots, labels, power, gamma):
+def test_similarity_is_the_positive_cosine_with_other_images(clip):
+    method = prepared(TransCLIP, clip)
+    method.seen = wide([[1.0, 0.0], [-1.0, 0.0], [0.6, 0.8]], clip)
+    found = method._similarity(wide([[1.0, 0.0], [0.0, -1.0]], clip))
+    torch.testing.assert_close(found, torch.tensor([[0.0, 0.0, 0.6], [0.0, 0.0, 0.0]]))
+
+
+def reference(method, queries, shots, labels, power, gamma, rounds=10, steps=5):
     """The paper's updates image by image, in double precision."""
     f = [row.double() for row in (*queries, *shots)]
     q, n, c = len(queries), len(queries) + len(shots), method.shares.shape[1]
@@ -93,30 +100,39 @@ def reference(method, queries, shots, labels, power, gamma):
         mu = [sum(y[i, k] * f[i] for i in y[:, k].argsort(descending=True)[:8].tolist()) for k in range(c)]
     mu, sigma = [m / m.norm() for m in mu], torch.ones(len(f[0])).double() / len(f[0])
     weight = [1 / q] * q + [gamma / max(1, n - q)] * (n - q)
-    for turn in range(11):
-        for _ in range(5):
+    for turn in range(rounds + 1):
+        for _ in range(steps):
             new = []
             for i in range(q):
                 gauss = torch.stack([-0.5 * ((f[i] - m) ** 2 / sigma).sum() for m in mu])
                 heard = sum((w[i, j] + w[j, i]) * z[j] for j in range(n))
                 new.append((power * y[i].log() + gauss / 50 + heard / 6).softmax(dim=0))
             z[:q] = new
-        if turn < 10:
+        if turn < rounds:
             mu = [sum(weight[i] * z[i][k] * f[i] for i in range(n)) for k in range(c)]
             mu = [m / m.norm() for m in mu]
             sigma = sum(weight[i] * z[i][k] * (f[i] - mu[k]) ** 2 for i in range(n) for k in range(c)) / sum(weight)
     return torch.stack(z[:q]), torch.stack(mu), sigma
 
 
+@pytest.mark.parametrize("rounds", [10, 1])
 @pytest.mark.parametrize("labelled", [True, False])
-def test_the_whole_is_the_papers_updates_one_image_after_another(clip, labelled):
+def test_the_whole_is_the_papers_updates_one_image_after_another(clip, labelled, rounds, monkeypatch):
+    """All of them, and so few that the first classes still show."""
+    if rounds == 1:
+        monkeypatch.setattr(trans_clip, "ROUNDS", 1)
+        monkeypatch.setattr(trans_clip, "SHARE_STEPS", 1)
+    steps = 5 if rounds == 10 else 1
+    taken, take = [], TransCLIP._log_shares
+    monkeypatch.setattr(TransCLIP, "_log_shares", lambda self, *given: taken.append(1) or take(self, *given))
     test, support = clusters(clip, 4, spread=0.3)
     method = prepared(TransCLIP, clip, labelled=labelled)
     x = features_of(test)
     method.transduce(clip, x, support if labelled else None)
     shots = features_of(support).pooled if labelled else x.pooled[:0]
     shares, centres, variance = reference(method, x.pooled, shots, support.labels if labelled else support.labels[:0],
-                                          0.5 if labelled else 1.0, 1.0)
+                                          0.5 if labelled else 1.0, 1.0, rounds, steps)
+    assert len(taken) == (rounds + 1) * steps
     torch.testing.assert_close(method.shares[:12].double(), shares, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(method.centres.double(), centres, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(method.variance.double(), variance, rtol=1e-3, atol=1e-5)
