@@ -7,8 +7,14 @@ SHOTS := shots=1,2,4,8,16,all seed=1,2,3
 DESCRIBED := text.descriptions=descriptions.json text.parts=parts.json
 B2N := $(BIN)/xrvlm adapt -m experiment=base_to_new seed=1,2,3
 FIXED := method=xr_vlm method.part_prompts=descriptions method.image_parts=6
+METHODS := $(BIN)/xrvlm adapt -m experiment=results runs=runs/methods seed=1,2,3
+FEW := $(METHODS) data.world=2 shots=1,2,4,8,16
+HEADS := tip_adapter,tip_adapter_f,residual_probe,task_res,clip_adapter,clap,lp_plus_plus,gda,prolip,trans_clip
+PROMPTS := coop,cocoop,plot,gallop,xr_vlm
+ONE_VIEW := features.views=0 method=tip_adapter_f,residual_probe,task_res,clip_adapter,clap,prolip
+PHOTOS ?=
 
-.PHONY: demo test lint results ablation base_to_new setup clean
+.PHONY: demo test lint results methods bench ablation base_to_new setup clean
 
 demo: $(READY)          ## the main job on the embedded default, offline, in a few minutes
 	$(BIN)/xrvlm demo
@@ -33,6 +39,30 @@ results: $(READY)       ## the tables of the README and of docs/plus.md: 3 seeds
 	$(RESULTS) data.world=0,2,3 $(SHOTS) method=xr_vlm method.part_prompts=descriptions text.parts=parts.json
 	$(RESULTS) data.world=0,2 $(SHOTS) method=coop,xr_vlm
 	$(BIN)/xrvlm report runs=runs/results
+
+# with PHOTOS="DIR1 DIR2", folders of photos with a split.csv (path, class, split), these too, at 16 shots
+methods: $(READY)       ## docs/methods.md: all methods, 1 to 16 shots, 3 seeds; about two hours
+	$(METHODS) data.world=2 method=zero_shot,trans_clip_zero_shot
+	$(METHODS) data.world=2 method=zero_shot text.templates=ensemble
+	$(METHODS) data.world=2 method=zero_shot,dclip,trans_clip_zero_shot text.descriptions=descriptions.json
+	$(FEW) method=zpe text.templates=ensemble
+	$(FEW) method=linear_probe,xr_vlm_plus,$(HEADS),$(PROMPTS)
+	$(FEW) method=$(HEADS) text.descriptions=descriptions.json
+	$(FEW) method=xr_vlm_plus $(DESCRIBED)
+	$(FEW) method=xr_vlm method.part_prompts=descriptions text.parts=parts.json
+	$(FEW) $(ONE_VIEW)
+	$(FEW) $(ONE_VIEW) text.descriptions=descriptions.json
+	for place in $(PHOTOS); do \
+		photos="$(METHODS) data=table data.file=split.csv data.root=$$place"; \
+		$$photos method=zero_shot,trans_clip_zero_shot && $$photos method=zero_shot text.templates=ensemble && \
+		$$photos shots=16 method=zpe text.templates=ensemble && $$photos shots=16 $(ONE_VIEW) && \
+		$$photos shots=16 method=linear_probe,xr_vlm_plus,$(HEADS),$(PROMPTS) || exit 1; \
+	done
+	$(BIN)/xrvlm report runs=runs/methods
+
+bench: $(READY)         ## the two speeds that matter most, against a baseline in the same run; minutes
+	$(BIN)/python benchmarks/train_step.py --classes 100 --turns 3
+	$(BIN)/python benchmarks/predict.py --only memory
 
 ablation: $(READY)      ## docs/ablation.md: 25 settings, 3 seeds; an hour and a half
 	$(BIN)/xrvlm adapt -m experiment=ablation

@@ -160,11 +160,18 @@ def test_a_method_of_ones_own(photos, tmp_path, monkeypatch, capsys):
     (tmp_path / "my_conf" / "method").mkdir(parents=True)
     (tmp_path / "my_conf" / "method" / "mine.yaml").write_text("_target_: mine.Mine\n_partial_: true\npower: 2.0\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert main(["adapt", "--config-dir", str(tmp_path / "my_conf"), "method=mine", "method.power=3.0",
-                 f"data.root={photos}", "shots=1", *TINY]) == 0
+    command = ["adapt", "--config-dir", str(tmp_path / "my_conf"), "method=mine", "method.power=3.0",
+               f"data.root={photos}", "shots=1", *TINY]
+    assert main(command) == 0
     record = json.loads((tmp_path / "runs" / "results.jsonl").read_text())
     assert (record["method"], record["label"], record["recipe"]) == ("mine", "mine", "mine")
     assert main(["predict", f"run=runs/{record['run']}", f"images={photos}", "device=cpu", "workers=0"]) == 0
+    assert main(command) == 0
+    assert len(list((tmp_path / "runs").glob("mine-*"))) == 1
+    with (tmp_path / "mine.py").open("a") as file:          # what it computes may be another thing now
+        file.write("        # changed\n")
+    assert main(command) == 0
+    assert len(list((tmp_path / "runs").glob("mine-*"))) == 2
 
 
 @pytest.mark.parametrize("value", [
@@ -246,6 +253,8 @@ def test_shipped_part_descriptions_by_name(tmp_path, name, classes, part_prompts
     (("method.shared_length=1",), "shared_length=1 is read with method.context=shared_then_specific alone"),
     (("recipe=null",), "recipe=null names no configuration: leave recipe= out"),
     (("recipe=adamww",), "unknown recipe 'adamww'; available: .*adamw.*; did you mean 'adamw'"),
+    (("+shot=4",), "nothing reads shot: leave it out; `xrvlm adapt --cfg job` shows what there is"),
+    (("+text.template=birds",), "nothing reads text.template: leave it out"),
     (("+method.clip=x",), "unknown option 'method.clip'; available: method.context, method.context_length"),
     (("method.context_length=90",), "the prompt of class .* shorten the name or the context by"),
     (("backbone=openclip", "backbone.model=ViT-Z", "backbone.pretrained=openai"), "unknown model of open_clip 'ViT-Z'"),
@@ -375,7 +384,7 @@ def test_a_damaged_cache_is_healed(photos, tmp_path, capsys, caplog):
 
 def test_a_damaged_checkpoint_is_told_and_force_starts_again(photos, tmp_path, capsys, monkeypatch):
     arguments = ["adapt", f"data.root={photos}", *FAST]
-    monkeypatch.setattr("xrvlm.run.probabilities", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("xrvlm.job.probabilities", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert main(arguments) == 130
     assert "the same command goes on" in capsys.readouterr().err
     monkeypatch.undo()

@@ -1,9 +1,11 @@
 """`xrvlm explain` as a user types it."""
 
+import csv
 import json
 import shutil
 
 import pytest
+import torch
 from photos import CLASSES, photo_folder, write_photo
 
 from xrvlm.cli import main, quote
@@ -60,6 +62,12 @@ def test_a_folder(photos, run, capsys):
         == sorted(row["image"] for row in found["images"])
     assert found["steps"] >= 64
     assert found["summary"]["parts"] == 24
+    terms = torch.tensor([row["logit"]["contributions"] for row in found["images"]]).abs()    # (n, g, m)
+    whole = terms.sum(dim=(1, 2))
+    for name, axis in (("logit_by_prompt", 2), ("logit_by_part", 1)):
+        expected = (terms.sum(dim=axis) / whole[:, None]).mean(dim=0)
+        assert found["summary"][name] == pytest.approx(expected.tolist(), rel=1e-3)
+    assert found["summary"]["logit_by_prompt"] != found["summary"]["logit_by_part"]
     for row in found["images"]:
         assert ("margin" in row) == (row["prediction"] != CLASSES[1])
         assert row["logit"]["gap"] < 1e-3
@@ -67,6 +75,14 @@ def test_a_folder(photos, run, capsys):
         assert len(row["logit"]["strongest"][0]) == 4
     assert set(found["words"]) == set(predictions(run).values())
     assert len(found["words"][found["images"][0]["prediction"]][0]) == 2
+
+
+def test_without_images_the_test_part_of_the_run(run, tmp_path, capsys):
+    assert main(["explain", f"run={run}", f"out={tmp_path / 'out'}", "pictures=false", "device=cpu"]) == 0
+    rows = json.loads((tmp_path / "out" / "explanations.json").read_text())["images"]
+    with (run / "predictions.csv").open(newline="") as file:
+        assert [(row["image"], row["prediction"]) for row in rows] == [
+            (row["image"], row["prediction"]) for row in csv.DictReader(file)]
 
 
 def test_one_file_numbers_alone(photos, run, tmp_path, capsys):

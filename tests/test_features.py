@@ -194,8 +194,8 @@ def test_an_interrupted_bank_goes_on_where_it_was(clip, dataset, settings, monke
 
 
 def test_one_set_of_workers_makes_all_shards(clip, dataset, settings, monkeypatch, a_shard_an_image):
-    load, loaders = features._load, []
-    monkeypatch.setattr(features, "_load", lambda *arguments: loaders.append(1) or load(*arguments))
+    load, loaders = features.load_images, []
+    monkeypatch.setattr(features, "load_images", lambda *arguments: loaders.append(1) or load(*arguments))
     bank = extract(clip, dataset.source, dataset.split.train, settings, needs=ALL, views=2)
     assert len(bank.shards) == len(dataset.split.train)
     assert len(loaders) == 1

@@ -106,7 +106,7 @@ def test_two_processes_do_not_share_a_run(clip, photos, tmp_path, straight):
             short_run(clip, photos, tmp_path, force=True)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("xrvlm.run.write_losses", again)
+        patch.setattr("xrvlm.job.write_losses", again)
         short_run(clip, photos, tmp_path)
 
 

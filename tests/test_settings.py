@@ -55,6 +55,21 @@ def test_a_name_tells_variants_only_where_options_do_not_and_options_only_where_
     assert set(found) == {"XR-VLM, names", "XR-VLM, part", "XR-VLM, part (image_parts=1)", "Tip"}
 
 
+def test_rows_alike_in_all_columns_are_told_apart_by_what_else_they_chose():
+    long, short = {"recipe.epochs": 200, "recipe.momentum": 0.9}, {"recipe.epochs": 20, "recipe.momentum": 0.9}
+    rows = [record("a", setting="a", series="a", choices=long), record("b", setting="b", series="b", choices=short),
+            record("c", setting="c", series="b", shots=16, choices=short)]
+    assert named(*rows) == {"XR-VLM (recipe.epochs=200)": [4], "XR-VLM (recipe.epochs=20)": [4, 16]}
+    assert named(rows[0]) == {"XR-VLM": [4]}
+
+
+@pytest.mark.parametrize("choices", [[{}, {}], [{"val": True}, {"val": True}], [{}, {"val": True}]])
+def test_a_code_tells_rows_apart_where_their_choices_do_not(choices):
+    found = named(*(record(name, setting=name * 6, series=name * 6, choices=chosen)
+                    for name, chosen in zip("ab", choices, strict=True)))
+    assert set(found) == {"XR-VLM [aaaaaa]", "XR-VLM [bbbbbb]"}
+
+
 def test_an_option_that_a_column_shows_is_no_mark():
     rows = settings([record("a"), record("b", prompts="vectors", options={"part_prompts": "vectors"}),
                      record("c", prompts="vectors", options={"image_parts": 1, "part_prompts": "vectors"})])

@@ -40,9 +40,10 @@ def training_seconds(method: Method, clip: FrozenCLIP, support: FeatureBank, rec
     prepared = time.perf_counter() - start
     count = min(len(support.labels), max(PILOT_BATCHES, recipe.text_every) * recipe.batch_size)
     some = support.take(torch.arange(count))
-    short = replace(recipe, epochs=1, average_last=min(1, recipe.average_last))
+    short = replace(recipe, epochs=1, average_last=0, reestimate=False)
     fit(method, clip, some, short, seed=seed)                                  # the first steps are slower
-    return prepared + fit(method, clip, some, short, seed=seed).seconds * recipe.epochs * len(support.labels) / count
+    epochs = recipe.epochs + (recipe.reestimate or recipe.averaged > 1)        # the pass behind the last is no longer
+    return prepared + fit(method, clip, some, short, seed=seed).seconds * epochs * len(support.labels) / count
 
 
 def seconds_an_image(clip: FrozenCLIP, needs: Collection[Need]) -> float:

@@ -1,5 +1,6 @@
 """An adapted tower that labels images, and its file: what was learned plus all that is needed to use it again."""
 
+import contextlib
 import importlib
 import inspect
 import json
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from xrvlm.backbone import Features, FrozenCLIP
 from xrvlm.errors import UserError
-from xrvlm.files import user_path, write_atomically
+from xrvlm.files import digest, user_path, write_atomically
 from xrvlm.images import read_image
 from xrvlm.method import Method
 from xrvlm.text import ClassText
@@ -126,6 +127,19 @@ def method_spec(factory: MethodFactory) -> dict[str, Any]:
     if not (isinstance(target, type) and issubclass(target, Method)):
         raise UserError(f"a method is a subclass of xrvlm.Method or a functools.partial of one, found {factory!r}")
     return {"target": f"{target.__module__}.{target.__qualname__}", "arguments": _defaults(target) | given}
+
+
+def own_code(method: type[Method]) -> dict[str, str]:
+    """A hash of the source file of `method` and of its bases where these are none of xrvlm's, by the module's name.
+
+    Nothing for a class that has no file.
+    """
+    found = {}
+    for base in method.__mro__:
+        if base not in Method.__mro__ and not base.__module__.startswith("xrvlm."):
+            with contextlib.suppress(OSError, TypeError):    # how `inspect` says that there is no file
+                found[base.__module__] = digest(Path(inspect.getfile(base)).read_text(encoding="utf-8"))
+    return found
 
 
 def changed_options(spec: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from functools import partial
 from importlib.metadata import version
 
 import hydra
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -27,7 +29,7 @@ xrvlm adapts a frozen CLIP to fine-grained recognition.
                         [among=data]                ... and mask the classes that these images do not have
   xrvlm predict run=RUNDIR images=FILE_OR_DIR [classes=names.txt] [topk=5] [out=preds.csv]
   xrvlm predict backbone=vit_b16_openai classes=names.txt images=DIR        without a run: zero-shot
-  xrvlm explain run=RUNDIR images=FILE_OR_DIR [against=CLASS] [out=DIR]     what the parts look at, and what decides
+  xrvlm explain run=RUNDIR [images=FILE_OR_DIR] [against=CLASS] [out=DIR]   what the parts look at, and what decides
   xrvlm export run=RUNDIR [format=onnx] [out=FILE]  a model that runs without xrvlm and torch
   xrvlm compare data.root=DIR [budget=10m] [shots=all] [folds=5]            which method should I take?
   xrvlm report runs=DIR [baseline=METHOD]           one page, tables and plots of all runs in a folder
@@ -143,7 +145,8 @@ def _task(command: str, main_process: int, mistakes: list[str], config: DictConf
     if not processes().first:
         logging.disable(logging.WARNING)
     try:
-        _check_scalars(config)
+        _check_read(command)
+        _check_scalars(command, config)
         COMMANDS[command](config)
     except (UserError, OmegaConfBaseException) as error:
         if processes().first_to_fail():
@@ -153,12 +156,28 @@ def _task(command: str, main_process: int, mistakes: list[str], config: DictConf
             raise
 
 
-def _check_scalars(config: DictConfig) -> None:
+def _check_read(command: str) -> None:
+    """UserError for a key that the command line adds (`+key=`) and nothing reads; groups check their own."""
+    added = [override.lstrip("+").partition("=")[0] for override in HydraConfig.get().overrides.task
+             if override.startswith("+")]
+    for key in added:
+        place, _, name = key.rpartition(".")
+        if key.split(".")[0] in (*GROUPS, "hydra"):
+            continue
+        own = compose(config_name(command))
+        there = OmegaConf.select(own, place) if place else own
+        if not isinstance(there, DictConfig) or name not in list(there.keys()):
+            raise UserError(f"nothing reads {key}: leave it out; `xrvlm {command} --cfg job` shows what there is")
+
+
+def _check_scalars(command: str, config: DictConfig) -> None:
     """UserError for a value at the top level that is of another kind than the program reads."""
     for name, (kind, words) in SCALARS.items():
         if name not in config or OmegaConf.is_missing(config, name):
             continue
         value = config[name]
+        if name == "images" and value is None and command == "explain":    # those of the run
+            continue
         if type(value) is not kind or (name == "workers" and value < 0):
             raise UserError(f"{name} must be {words}, found {'null' if value is None else repr(value)}")
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from xrvlm.backbone import FrozenCLIP, Need
 from xrvlm.bank import FeatureBank
 from xrvlm.budget import in_words, seconds_an_image, training_seconds
-from xrvlm.classifier import MethodFactory, method_spec
+from xrvlm.classifier import MethodFactory, method_spec, own_code
 from xrvlm.data import Dataset, Item, sample_shots, with_test_part
 from xrvlm.draws import seeded
 from xrvlm.errors import UserError
@@ -24,6 +24,7 @@ from xrvlm.evaluation import probabilities
 from xrvlm.features import FeatureSettings, bank_bytes, feature_source, images_to_encode, without_labels
 from xrvlm.files import alone, digest, read_json, user_path, write_json, write_text
 from xrvlm.folds import folds_of
+from xrvlm.job import BUSY
 from xrvlm.method import Method
 from xrvlm.metrics import predicted
 from xrvlm.recipe import Recipe
@@ -37,7 +38,7 @@ from xrvlm.recommend import (
     recommend,
     standard_error,
 )
-from xrvlm.run import BUSY, TextMaker, fitting_recipe
+from xrvlm.run import TextMaker, fitting_recipe
 from xrvlm.tables import Table, aligned_table
 from xrvlm.text import ClassText, class_text, few
 from xrvlm.train import fit
@@ -124,10 +125,11 @@ class _Plan:
     label: str
     needs: frozenset[Need]
     views: int
+    code: dict[str, str]
 
     @property
     def file(self) -> str:
-        return f"{digest([method_spec(self.candidate.method), asdict(self.recipe)])[:12]}.json"
+        return f"{digest([method_spec(self.candidate.method), self.code, asdict(self.recipe)])[:12]}.json"
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,7 @@ class _Work:
             return str(error)
         views = self.terms.features.views if recipe.epochs else 0
         self.needs[views] = self.needs.get(views, frozenset()) | method.needs
-        return _Plan(candidate, recipe, method.label, method.needs, views)
+        return _Plan(candidate, recipe, method.label, method.needs, views, own_code(type(method)))
 
     def _score(self, plan: _Plan, progress: Callable[[int], Any], *, must: bool) -> Score | str:
         """The score, or the reason why there is none. The first candidate that has one need not fit in the budget."""

@@ -1,7 +1,8 @@
 """What a method with image parts looks at, and which relations of parts and prompts its decision is made of."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,12 +112,12 @@ def explain(classifier: Classifier, images: Sequence[Photo], against: str | None
     return explanations
 
 
-def explained(classifier: Classifier, images: Sequence[Photo], against: str | None = None) -> Iterator[Explanation]:
+def explained(classifier: Classifier, images: Iterable[Photo], against: str | None = None) -> Iterator[Explanation]:
     """As `explain`, a few images at a time; those that are predicted as `against` have no `margin`."""
     pooling, head = parts_and_relations(classifier.method)
     rival = None if against is None else class_called(against, classifier.names)
-    for first in range(0, len(images), IMAGES_AT_ONCE):
-        photos = [read_image(image) for image in images[first:first + IMAGES_AT_ONCE]]
+    left = iter(images)
+    while photos := [read_image(image) for image in islice(left, IMAGES_AT_ONCE)]:
         yield from _explained(classifier, pooling, head, photos, rival)
 
 

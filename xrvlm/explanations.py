@@ -3,7 +3,7 @@
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,32 +12,65 @@ from tqdm import tqdm
 
 from xrvlm import plots, plots_explain
 from xrvlm.classifier import Classifier
+from xrvlm.data import Dataset
 from xrvlm.data_folder import image_files
 from xrvlm.errors import UserError
-from xrvlm.explain import STEPS, Attribution, Explanation, Words, explained, part_names, prompt_names, prompt_words
+from xrvlm.explain import (
+    STEPS,
+    Attribution,
+    Explanation,
+    Photo,
+    Words,
+    explained,
+    part_names,
+    prompt_names,
+    prompt_words,
+)
 from xrvlm.files import write_json
+from xrvlm.images import decode
 
 log = logging.getLogger(__name__)
 BARS, LISTED = 8, 20                     # strongest relations in a picture, and in the file
 
 
-def explain_images(classifier: Classifier, images: Path, out: Path, *, against: str | None = None,
-                   pictures: bool = True) -> Iterator[str]:
-    """Explain a file, or every image below a folder; yields a line of text for each, then about all of them.
+@dataclass(frozen=True)
+class Photos:
+    """Images with their names; `root` is the folder below which these are paths, where there is one."""
 
-    Writes `out`/explanations.json and, with `pictures`, a PNG for each image, at its path below `images`.
+    names: Sequence[str]
+    images: Iterable[Photo]
+    root: Path | None = None
+
+    @classmethod
+    def below(cls, path: Path) -> "Photos":
+        """A file, or every image below a folder."""
+        root, names = image_files(path)
+        return cls(names, [root / name for name in names], root)
+
+    @classmethod
+    def test_part(cls, dataset: Dataset) -> "Photos":
+        """Read one after the other."""
+        source, names = dataset.source, [item.id for item in dataset.split.test]
+        return cls(names, (decode(source.read(name), name) for name in names), getattr(source, "root", None))
+
+
+def explain_images(classifier: Classifier, photos: Photos, out: Path, *, against: str | None = None,
+                   pictures: bool = True) -> Iterator[str]:
+    """Explain `photos`; yields a line of text for each, then about all of them.
+
+    Writes `out`/explanations.json and, with `pictures`, a PNG for each image, called as it is.
 
     Raises:
         UserError: see `explain`; or a picture would replace an image. What is predicted as `against` has nothing to
             be held against; that is an error only where it is so for every image.
     """
-    root, names = image_files(images)
+    names, root = photos.names, photos.root
     places = _picture_places(names)
-    if pictures and any((out / place).resolve() == root / name for place in places for name in names):
+    drawn = {(out / place).resolve() for place in places} if pictures else set()
+    if root is not None and any(root / name in drawn for name in names):
         raise UserError(f"the pictures would replace the images in {root}; name another folder with out=DIR")
     rows, words = [], {}
-    found = tqdm(explained(classifier, [root / name for name in names], against), total=len(names), disable=None,
-                 leave=False)
+    found = tqdm(explained(classifier, photos.images, against), total=len(names), disable=None, leave=False)
     for name, place, explanation in zip(names, places, found, strict=True):
         called = _Names(part_names(classifier, len(explanation.maps)), prompt_names(classifier, explanation),
                         classifier.names)
@@ -149,7 +182,16 @@ def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "parts": len(rows) * len(by_part), "dead_parts": dead, "dead_everywhere": sum(map(all, by_part)),
             "class_token": [_rounded(sum(shares) / len(rows)) for shares in
                             zip(*(row["class_token"] for row in rows), strict=True)],
+            "logit_by_part": _shares([zip(*row["logit"]["contributions"], strict=True) for row in rows]),
+            "logit_by_prompt": _shares([row["logit"]["contributions"] for row in rows]),
             "largest_gap": max(row["logit"]["gap"] for row in rows)}
+
+
+def _shares(images: Sequence[Iterable[Sequence[float]]]) -> list[float]:
+    """The share of each of an image's groups in the sum of all absolute contributions, as the mean over the images."""
+    sums = [[sum(map(abs, group)) for group in groups] for groups in images]
+    shares = [[value / (sum(values) or 1) for value in values] for values in sums]
+    return [_rounded(sum(column) / len(images)) for column in zip(*shares, strict=True)]
 
 
 def _picture_places(names: Sequence[str]) -> list[Path]:

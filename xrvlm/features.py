@@ -8,19 +8,18 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
-from xrvlm.backbone import Features, FrozenCLIP, ImageTransform, Need
+from xrvlm.backbone import Features, FrozenCLIP, Need
 from xrvlm.bank import IN_FULL, FeatureBank, Store, open_bank
-from xrvlm.data import ImageDataset, ImageSource, Item
+from xrvlm.data import ImageSource, Item
 from xrvlm.distributed import together
 from xrvlm.draws import generator
 from xrvlm.errors import UserError, unknown
 from xrvlm.files import digest, user_path
-from xrvlm.views import Augmentation, augmented_view, evaluation_view
+from xrvlm.loading import AugmentedViews, BankViews, EvaluationViews, load_images
+from xrvlm.views import Augmentation
 
 log = logging.getLogger(__name__)
 EXTRACTION_BATCH = 64                    # views encoded at once; fixed, since rounding depends on it
@@ -137,16 +136,17 @@ class OnlineFeatures:
         self.labels = torch.tensor([item.label for item in self.items])                    # (n,)
 
     def batches(self, order: Sequence[Tensor], epoch: int) -> Iterator[tuple[Features, Tensor]]:
-        view = _AugmentedViews(self.clip.transform, self.augmentation, self.ids, self.seed, epoch)
+        view = AugmentedViews(self.clip.transform, self.augmentation, self.ids, self.seed, epoch)
         return self._encode(order, view)
 
     def in_order(self, batch_size: int = 256) -> Iterator[tuple[Features, Tensor]]:
         batches = torch.arange(len(self.items)).split(min(batch_size, EXTRACTION_BATCH))
-        return self._encode(batches, _EvaluationViews(self.clip.transform))
+        return self._encode(batches, EvaluationViews(self.clip.transform))
 
     def _encode(self, order: Sequence[Tensor], view: Callable) -> Iterator[tuple[Features, Tensor]]:
         device = self.clip.device
-        for rows, images in _load(self.items, self.source, view, order, self.workers, device):    # (b,), (b, 3, s, s)
+        loaded = load_images(self.items, self.source, view, order, self.workers, device)
+        for rows, images in loaded:                                                        # (b,), (b, 3, s, s)
             yield self.clip.encode_image(images, self.needs), self.labels[rows]
 
 
@@ -159,13 +159,14 @@ def extract(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item], settin
     beside it (tests/test_features.py; CPUs. Kernels of a GPU may choose otherwise).
     """
     ids = tuple(item.id for item in items)
-    view = _BankViews(clip.transform, settings.augmentation, ids, seed, views)
+    view = BankViews(clip.transform, settings.augmentation, ids, seed, views)
     store = _store(clip, settings, needs, views, seed)
     size = store.batch
 
     def encode(shards: Sequence[Sequence[int]]) -> Iterable[Features]:
         batches = [batch for rows in shards for batch in torch.tensor(rows).split(size)]
-        for chosen, images in _load(items, source, view, batches, workers, clip.device):    # (b,), (b, v + 1, 3, s, s)
+        loaded = load_images(items, source, view, batches, workers, clip.device)
+        for chosen, images in loaded:                                                      # (b,), (b, v + 1, 3, s, s)
             empty = images.new_zeros(size - len(images), *images.shape[1:])
             features = clip.encode_image(torch.cat([images, empty]).flatten(0, 1), needs)
             yield features.map(lambda value: value.unflatten(0, (size, views + 1))[:len(chosen)])    # noqa: B023
@@ -187,7 +188,7 @@ def evaluation_batches(clip: FrozenCLIP, source: ImageSource, items: Sequence[It
                        workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     """(b,) rows of `items` and (b, 3, s, s) their images as the evaluation transform shows them, in order."""
     order = torch.arange(len(items)).split(EXTRACTION_BATCH)
-    return _load(items, source, _EvaluationViews(clip.transform), order, workers, clip.device)
+    return load_images(items, source, EvaluationViews(clip.transform), order, workers, clip.device)
 
 
 def bank_bytes(clip: FrozenCLIP, count: int, settings: FeatureSettings, needs: Collection[Need], views: int) -> int:
@@ -229,68 +230,6 @@ def stays_on(device: torch.device, size: int, settings: FeatureSettings) -> bool
     room = settings.gpu_gb * 1e9 if settings.gpu_gb is not None else (
         GPU_SHARE * torch.cuda.get_device_properties(device).total_memory)
     return size <= room
-
-
-@dataclass(frozen=True)
-class _EvaluationViews:
-    transform: ImageTransform
-
-    def __call__(self, image: Image.Image, index: int) -> Tensor:
-        return evaluation_view(image, self.transform)                                      # (3, s, s)
-
-
-@dataclass(frozen=True)
-class _AugmentedViews:
-    transform: ImageTransform
-    augmentation: Augmentation
-    ids: tuple[str, ...]
-    seed: int
-    epoch: int
-
-    def __call__(self, image: Image.Image, index: int) -> Tensor:
-        key = self.seed, "online", self.epoch, self.ids[index]
-        return augmented_view(image, self.transform, self.augmentation, *key)          # (3, s, s)
-
-
-@dataclass(frozen=True)
-class _BankViews:
-    transform: ImageTransform
-    augmentation: Augmentation
-    ids: tuple[str, ...]
-    seed: int
-    views: int
-
-    def __call__(self, image: Image.Image, index: int) -> Tensor:
-        augmented = [augmented_view(image, self.transform, self.augmentation, self.seed, "view", view, self.ids[index])
-                     for view in range(self.views)]
-        return torch.stack([evaluation_view(image, self.transform), *augmented])           # (v + 1, 3, s, s)
-
-
-class _Guarded(ImageDataset):
-    """Hands a mistake over to the main process, where it is told in one line."""
-
-    def __getitem__(self, index: int) -> Any:
-        try:
-            return super().__getitem__(index)
-        except UserError as error:
-            return error
-
-
-def _load(items: Sequence[Item], source: ImageSource, view: Callable, order: Iterable[Tensor],
-          workers: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """(b,) rows and their images on `device`, batch by batch of `order`."""
-    pinned = device.type == "cuda"       # then the copy runs beside the tower
-    loader = DataLoader(_Guarded(items, source, view), batch_sampler=[batch.tolist() for batch in order],
-                        num_workers=workers, collate_fn=_collate, pin_memory=pinned)
-    for loaded in loader:
-        if isinstance(loaded, UserError):
-            raise loaded
-        rows, images = loaded
-        yield rows, images.to(device, non_blocking=pinned)
-
-
-def _collate(batch: list[Any]) -> Any:
-    return next((entry for entry in batch if isinstance(entry, UserError)), None) or default_collate(batch)
 
 
 def _row_shapes(clip: FrozenCLIP, needs: Collection[Need], views: int) -> dict[str, torch.Size]:

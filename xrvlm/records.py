@@ -50,6 +50,7 @@ class RunRecord:
     setting: str = ""           # hash of all options but the seed: what may be averaged over seeds
     series: str = ""            # hash of all options but the seed and the shots: what may be joined over shots
     options: dict = field(default_factory=dict)    # of the method, where they are not its defaults
+    choices: dict = field(default_factory=dict)    # flat, what else may tell two rows apart: "recipe.epochs" ...
     protocol: str = "few_shot"  # or "base_to_new": METRICS are of the base classes; or "transfer": of other data
     trained_on: str = ""        # of a transfer: the data set that the run learned from
 
@@ -119,7 +120,8 @@ def _parse(line: bytes, where: str) -> RunRecord:
         known: dict[str, Any] = {field.name: value.get(field.name) for field in fields(RunRecord)}
         known |= {"setting": known["setting"] or "", "series": known["series"] or "",
                   "protocol": known["protocol"] or "few_shot", "trained_on": known["trained_on"] or "",
-                  "options": {} if known["options"] is None else known["options"]}    # older lines
+                  "options": {} if known["options"] is None else known["options"],
+                  "choices": {} if known["choices"] is None else known["choices"]}    # older lines
         return RunRecord(**known)
     except ValueError as error:
         raise UserError(f"{where} is damaged ({error}); delete that line, then give the `xrvlm adapt` command of its "

@@ -26,7 +26,7 @@ class Setting:
     runs: tuple[RunRecord, ...]
     series: Hashable = ()                # equal for the settings that differ in nothing but the shots
     mark: str = ""                       # the options that tell the row from another that is alike in every column
-    code: str = ""                       # tells it from one that is alike in its options too
+    code: str = ""                       # tells it from one that is alike in its options too, by its other choices
 
     @property
     def first(self) -> RunRecord:
@@ -82,11 +82,22 @@ def _marked(alike: list[Setting]) -> list[Setting]:
         mark = _options(rows[0].first) if len(groups) > 1 else ""
         codes = {row: max(run.series for run in row.runs) for row in rows}           # older lines have none
         clear = len({row.first.shots for row in rows}) == len(rows) and len({*codes.values()} - {""}) < 2
+        words = {} if clear else _chosen({codes[row]: row.first.choices for row in rows})
         for row in rows:
             code = "" if clear else codes[row] or row.first.setting
             series = (*_fields(row.first, COLUMNS), repr(sorted(row.first.options.items())), code)
-            marked.append(replace(row, series=series, mark=mark, code=f" [{code[:6]}]" if code else ""))
+            told = words.get(code, f" [{code[:6]}]") if code else ""
+            marked.append(replace(row, series=series, mark=mark, code=told))
     return marked
+
+
+def _chosen(choices: dict[str, dict]) -> dict[str, str]:
+    """What each series chose and others did not: " (recipe.epochs=20)". Nothing where that tells no two apart."""
+    every = {name for chosen in choices.values() for name in chosen}
+    differ = sorted(name for name in every if len({repr(chosen.get(name)) for chosen in choices.values()}) > 1)
+    words = {series: _told({name: chosen[name] for name in differ if name in chosen})
+             for series, chosen in choices.items()}
+    return words if len({*words.values()} - {""}) == len(words) else {}
 
 
 def _options(record: RunRecord) -> str:

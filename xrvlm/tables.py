@@ -126,7 +126,7 @@ def _notes(rows: list[Setting]) -> list[str]:
     notes = {
         "† transductive: saw the test images, without labels": any(row.first.transductive for row in rows),
         "[...] tells rows apart that differ in options which no column shows: compare their config.yaml":
-            any(row.code for row in rows),
+            any(row.code.startswith(" [") for row in rows),
         "a row of more runs than seeds mixes runs that differ in what no column shows":
             any(row.seeds < len(row.runs) for row in rows),
     }
