@@ -1,14 +1,19 @@
 """Feature banks of made-up numbers: what a method makes of them can be told beforehand."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from xrvlm.backbone import Features, FrozenCLIP
 from xrvlm.bank import FeatureBank
+from xrvlm.method import Method
 from xrvlm.part_prompts import ensemble
-from xrvlm.text import ClassText
+from xrvlm.text import ClassText, class_text
 
+CLASSES = class_text(("bird", "dog", "cat"))
+LABELS = torch.arange(3).repeat(8)       # of 24 images
 CELLS = 16                               # of the grid; a class token stands before it
 
 
@@ -45,3 +50,11 @@ def made_bank(clip: FrozenCLIP, classes: ClassText, labels: Tensor, *, text: flo
     cells = cells + 0.3 * torch.randn(cells.shape, generator=draws)
     tokens = torch.cat([torch.full((count, 1, width), 50.0), cells], dim=1)    # a class token that stands far off
     return bank_of(Features(pooled, tokens), labels)
+
+
+def prepared(kind: type[Method], clip: FrozenCLIP, support: FeatureBank | None = None, val: FeatureBank | None = None,
+             *, classes: ClassText = CLASSES, **options: Any) -> Any:
+    """A method of `kind` that has seen `support` and `val`, and is not trained."""
+    method = kind(clip, classes, **options)
+    method.prepare(clip, support, val=val)
+    return method

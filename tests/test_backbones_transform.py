@@ -85,9 +85,7 @@ def test_a_saved_run_is_loaded_with_its_transform_and_no_other(tmp_path):
         Classifier.load(chosen.folder, load_tiny_clip(device="cpu"))
 
 
-def test_the_command_line_scores_a_saved_run_as_it_was_measured(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XRVLM_CACHE", str(tmp_path / "cache"))
+def test_the_command_line_scores_a_saved_run_as_it_was_measured(at_home, tmp_path, capsys):
     photo_folder(tmp_path / "birds", images=5)
     here = ["device=cpu", "workers=0"]
     chosen = ["backbone=tiny", "backbone.resize_to=80", "backbone.interpolation=bilinear"]

@@ -18,16 +18,10 @@ from towers import openclip_model
 from xrvlm import bank, cli, files
 from xrvlm.cli import main, quote
 
+pytestmark = pytest.mark.usefixtures("at_home")
 FAST = ("backbone=tiny", "device=cpu", "workers=0", "shots=2", "recipe.epochs=1", "method.image_parts=2",
         "method.text_parts=2", "method.context_length=2", "method.hidden=8", "features.views=1")
 TINY = ("backbone=tiny", "device=cpu", "workers=0")
-
-
-@pytest.fixture(autouse=True)
-def at_home(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XRVLM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HOME", str(tmp_path))
 
 
 @pytest.fixture(scope="module")

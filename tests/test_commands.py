@@ -10,18 +10,12 @@ from test_cli import TINY, told
 
 from xrvlm.cli import main
 
+pytestmark = pytest.mark.usefixtures("at_home")
 BIRDS, OTHERS = ("blue tit", "Sarkel's finch", "wren"), ("emu", "Sarkel's finch", "hoopoe", "kite")
 SHORT = ("shots=2", "recipe.epochs=1", "features.views=1")
 CONTEXT = ("method.context_length=2",)
 PARTS = ("method=xr_vlm", "method.head=per_class", "method.part_prompts=descriptions", "method.image_parts=2",
          "text.parts=parts.json")
-
-
-@pytest.fixture(autouse=True)
-def at_home(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XRVLM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HOME", str(tmp_path))
 
 
 def described(root, names, parts=("beak", "wing")):

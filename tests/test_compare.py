@@ -10,7 +10,6 @@ import pytest
 import torch
 from photos import photo_folder
 from test_cli import TINY, told
-from towers import tiny_vit
 
 from xrvlm import bank, compare
 from xrvlm.cli import main
@@ -23,20 +22,10 @@ from xrvlm.features import FeatureSettings
 from xrvlm.methods import CoOp, LinearProbe, ResidualProbe, TipAdapter, TransCLIP, ZeroShot
 from xrvlm.recipe import Recipe
 
+pytestmark = pytest.mark.usefixtures("at_home")
 SHORT = Recipe("short", epochs=2, batch_size=8)
 PROBE = Candidate("residual_probe", ResidualProbe, SHORT)
 CANDIDATES = (Candidate("zero_shot", ZeroShot), Candidate("linear_probe", LinearProbe), PROBE)
-
-
-@pytest.fixture(autouse=True)
-def at_home(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XRVLM_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return tiny_vit()
 
 
 @pytest.fixture(scope="module")

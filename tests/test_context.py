@@ -2,17 +2,11 @@
 
 import pytest
 import torch
-from towers import tiny_vit
 
 from xrvlm.context import ContextPrompts
 from xrvlm.errors import UserError
 
 NAMES = ("dog", "Baird's_Sparrow", "cat")
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return tiny_vit()
 
 
 def shapes(prompts):

@@ -20,7 +20,7 @@ from photos import photo_folder
 from torch import nn
 from towers import tiny_vit
 
-from xrvlm import bank, features
+from xrvlm import bank, features, methods
 from xrvlm.backbone import Features
 from xrvlm.cli import main
 from xrvlm.data_folder import image_folder
@@ -28,7 +28,20 @@ from xrvlm.distributed import Group, PeerFailedError, joined, processes, togethe
 from xrvlm.draws import seeded
 from xrvlm.errors import UserError
 from xrvlm.features import FeatureSettings
-from xrvlm.methods import PLOT, XRVLM, CoOp, LinearProbe, ResidualProbe
+from xrvlm.methods import (
+    CLAP,
+    PLOT,
+    XRVLM,
+    ClipAdapter,
+    CoCoOp,
+    CoOp,
+    GalLoP,
+    LinearProbe,
+    ProLIP,
+    ResidualProbe,
+    TaskRes,
+    TipAdapter,
+)
 from xrvlm.recipe import Recipe
 from xrvlm.records import read_records
 from xrvlm.run import RunOptions, adapt
@@ -52,12 +65,17 @@ METHODS = {
     "coop specific": partial(CoOp, context_length=3, context="specific"),
     "plot": partial(PLOT, text_parts=2, context_length=3),
     "residual_probe": ResidualProbe,
+    "task_res": TaskRes,
+    "clap": CLAP,
+    "clip_adapter": ClipAdapter,
+    "prolip": ProLIP,
+    "tip_adapter_f": partial(TipAdapter, trainable=True),
 }
 # 13 images in batches of 7 and 6: shares of 4 and 3; five classes: shares of 3 and 2. Smaller batches normalise by so
 # few rows that rounding alone grows by six orders of magnitude over the run, in one process as in two
 RECIPE = Recipe("test", epochs=3, batch_size=7, learning_rate=0.01, warmup_epochs=1, label_smoothing=0.1, grad_clip=5.0)
 MEAN = replace(RECIPE, text_every=2, average_last=2, soup=(0.5, 1.0))
-FOR_THREE = ("cross", "per_class", "coop")
+FOR_THREE = ("cross", "per_class", "coop", "clap", "prolip")
 AVERAGED = ("cross", "coop")
 THREE = Recipe("three", epochs=1, batch_size=6, learning_rate=0.01)      # 8 images: at the end two for three processes
 
@@ -114,7 +132,8 @@ def source(count: int = 13):
     draws = torch.Generator().manual_seed(3)
     labels = torch.arange(count) % len(NAMES)
     x = Features(nn.functional.normalize(torch.randn(count, 16, generator=draws), dim=1),
-                 torch.randn(count, 9, 16, generator=draws), torch.randn(count, 9, 32, generator=draws))
+                 torch.randn(count, 9, 16, generator=draws), torch.randn(count, 9, 32, generator=draws),
+                 torch.randn(count, 32, generator=draws))
     return bank_of(x.map(lambda value: value + 0.1 * labels.view(-1, *[1] * (value.ndim - 1))), labels)
 
 
@@ -206,6 +225,11 @@ def ends(tmp_path_factory):
     return place, alone, resumed
 
 
+def test_every_method_that_splits_batches_is_tried():
+    made = {getattr(make, "func", make) for make in METHODS.values()}
+    assert made == {getattr(methods, name) for name in methods.__all__ if getattr(methods, name).splits_batches}
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_two_processes_end_where_one_does(ends, name):
     place, alone, _ = ends
@@ -273,6 +297,10 @@ def test_torchrun_adapts_as_one_process_does(tmp_path, capfd):
     assert files_of(tmp_path / "one" / "features") == files_of(tmp_path / "two" / "features")
 
 
+# one that splits its batches, one without steps, two that the first process trains while the other waits
+ADAPTED = {"coop": METHODS["coop"], "linear_probe": LinearProbe, "gallop": GalLoP, "cocoop": CoCoOp}
+
+
 def adapted(place, method, **options):
     settings = FeatureSettings(cache=str(place / "cache"), views=1)
     with seeded("adapt"):
@@ -287,7 +315,7 @@ def runs_of_two(place):
     keep = bank._write
     bank._write = lambda path, *rest: written.append(str(path)) or keep(path, *rest)
     with joined() as group:
-        made = {"coop": adapted(place, METHODS["coop"]), "linear_probe": adapted(place, LinearProbe)}
+        made = {name: adapted(place, method) for name, method in ADAPTED.items()}
         again = adapted(place, METHODS["coop"])
         forced = adapted(place, METHODS["coop"], force=True)
         assert again.record == made["coop"].record
@@ -305,15 +333,14 @@ def test_all_processes_have_the_run_and_write_their_share_of_the_features(tmp_pa
     children = start(f"runs_of_two(Path({str(tmp_path / 'two')!r}))")
     monkeypatch.setattr(bank, "SHARD_BYTES", 1)
     monkeypatch.setattr(features, "CPU_BATCH", 1)
-    made = {"coop": adapted(tmp_path / "one", METHODS["coop"]),
-            "linear_probe": adapted(tmp_path / "one", LinearProbe)}
+    made = {name: adapted(tmp_path / "one", method) for name, method in ADAPTED.items()}
     assert_ended(children)
     assert files_of(tmp_path / "one" / "cache") == files_of(tmp_path / "two" / "cache")
     for rank in range(2):
         states = torch.load(tmp_path / "two" / f"state-{rank}.pt")
         for name, run in made.items():
             torch.testing.assert_close(states[name], dict(run.classifier.method.state_dict()), rtol=1e-4, atol=1e-6)
-    assert len(read_records(tmp_path / "two" / "runs")) == 2
+    assert len(read_records(tmp_path / "two" / "runs")) == len(ADAPTED)
     shares = [(tmp_path / "two" / f"written-{rank}").read_text().split("\n") for rank in range(2)]
     assert not set(shares[0]) & set(shares[1])
 

@@ -10,15 +10,10 @@ from photos import CLASSES, photo_folder, write_photo
 
 from xrvlm.cli import main, quote
 
+pytestmark = pytest.mark.usefixtures("at_home")
 FAST = ("backbone=tiny", "device=cpu", "workers=0", "shots=2", "features.views=1")
 XR_VLM = ("method.image_parts=2", "method.text_parts=2", "method.context_length=2", "method.hidden=8",
           "recipe.epochs=1")
-
-
-@pytest.fixture(autouse=True)
-def at_home(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XRVLM_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")

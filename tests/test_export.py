@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -10,7 +11,7 @@ import torch
 from onnxruntime import InferenceSession
 from photos import CLASSES, photo_folder
 from test_cli import FAST, told
-from test_methods import CASES, NAMES, classes, factory
+from test_methods import CASES, METHODS, NAMES, classes, factory
 from torch import Tensor, nn
 from towers import IMAGE_KINDS, VIT, images, openclip
 
@@ -20,10 +21,14 @@ from xrvlm.bank import FeatureBank
 from xrvlm.classifier import describe
 from xrvlm.cli import main
 from xrvlm.draws import seeded
+from xrvlm.features import without_labels
 from xrvlm.images import read_image
+from xrvlm.methods import plot
 from xrvlm.views import evaluation_view
 
 SHORT = {"xr_vlm": {"context_length": 2}}    # some towers have a short text window
+EXPORTED = sorted({*METHODS, "linear_probe pooled+mid", "xr_vlm diagonal", "xr_vlm alignment",
+                   "xr_vlm per_class shared text prior"} - {"cocoop", "plot"})    # these two have tests of their own
 
 
 @pytest.fixture(scope="module")
@@ -33,20 +38,27 @@ def clip() -> FrozenCLIP:
 
 
 def classifier(clip: FrozenCLIP, case: str) -> Classifier:
-    """Not trained, but with statistics that are drawn, so that no normalisation is an identity."""
-    x = clip.encode_image(images(12, clip.transform.image_size), {"pooled", "tokens", "mid_tokens"})
+    """Not trained, but what is learned and the statistics are drawn, so that no step is an identity.
+
+    A transductive method has seen the support images twice, as test images and as shots: such ties must not matter.
+    """
+    needs = {"pooled", "tokens", "mid_tokens"} | factory(case).func.needs
+    x = clip.encode_image(images(12, clip.transform.image_size), needs)
     shard = {name: value[:, None] for name, value in vars(x).items() if value is not None}
     support = FeatureBank([shard], 12, tuple(map(str, range(12))), torch.arange(4).repeat(3), views=0, seed=1)
-    make = factory(case)
-    make.keywords.update(SHORT.get(CASES[case][0], {}))
-    with seeded(1, "initial weights"):
+    make = partial(factory(case), **SHORT.get(CASES[case][0], {}))
+    with seeded(1, "initial weights"), torch.no_grad():
         method = make(clip, classes())
         method.prepare(clip, support)
+        for parameter in method.parameters():
+            parameter += 0.5 * torch.randn(parameter.shape)
         for name, value in method.state_dict().items():
             if name.endswith("running_var"):
                 value.uniform_(0.5, 2.0)
             elif name.endswith("running_mean"):
                 value.normal_(0.0, 0.1)
+    if method.transductive:
+        method.transduce(clip, without_labels(support), support if method.learns else None)
     return Classifier(clip, method, describe(clip, make, classes()))
 
 
@@ -67,12 +79,24 @@ def check(model: Classifier, path: Path) -> None:
         torch.testing.assert_close(logits.softmax(dim=1), expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("case", ["tip_adapter", "clip_adapter", "gda", "prolip", "gallop",
-                                  "linear_probe pooled+mid", "xr_vlm_plus", "xr_vlm diagonal",
-                                  "xr_vlm per_class shared text prior", "xr_vlm alignment"])
+@pytest.mark.parametrize("case", EXPORTED)
 def test_methods(tmp_path, clip, case):
     model = classifier(clip, case)
     check(model, export_onnx(model, tmp_path / "model.onnx"))
+
+
+def test_an_exported_plan_takes_as_many_steps_as_it_needs(tmp_path, clip, monkeypatch):
+    """A plan so sharp that it takes more than 15 steps; a file with fewer of them than torch takes is refused."""
+    monkeypatch.setattr(plot, "SOFTNESS", 0.025)
+    model = classifier(clip, "plot")
+    check(model, export_onnx(model, tmp_path / "model.onnx"))
+    batch, expected = images(7, seed=7), model.probabilities(images(7, seed=7))
+    monkeypatch.setattr(plot, "STEPS", 15)
+    assert (model.probabilities(batch) - expected).abs().max() > 1e-4, "fewer steps say something else"
+    monkeypatch.setattr(plot, "EXPORTED_STEPS", 2)
+    with pytest.raises(UserError, match="the exported graph differs from torch by .* of the largest logit"):
+        export_onnx(model, tmp_path / "short.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
 def test_class_features_of_every_image_are_refused(tmp_path, clip):
@@ -173,9 +197,7 @@ def test_limits_and_packages_are_told(clip, tmp_path, monkeypatch):
         export_onnx(model, tmp_path / "model.onnx")
 
 
-def test_the_command(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XRVLM_CACHE", str(tmp_path / "cache"))
+def test_the_command(at_home, tmp_path, capsys):
     photos = photo_folder(tmp_path / "photos", images=4)
     assert main(["adapt", f"data.root={photos}", *FAST]) == 0
     (folder,) = (path.parent for path in (tmp_path / "runs").rglob("record.json"))

@@ -7,7 +7,6 @@ import pytest
 import torch
 from photos import photo_folder
 from safetensors.torch import load_file
-from towers import tiny_vit
 
 from xrvlm import bank as bank_module
 from xrvlm import features
@@ -27,11 +26,6 @@ from xrvlm.images import read_image
 from xrvlm.views import Augmentation, augmented_view, evaluation_view
 
 ALL = frozenset({"pooled", "tokens", "mid_tokens"})
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return tiny_vit()
 
 
 @pytest.fixture

@@ -69,11 +69,6 @@ SHORT = Recipe("short", epochs=2, batch_size=6, warmup_epochs=1)
 
 
 @pytest.fixture(scope="module")
-def clip():
-    return tiny_vit()
-
-
-@pytest.fixture(scope="module")
 def bank(clip) -> FeatureBank:
     """16 images of 4 classes in three views, made of noise around a centre for each class."""
     with seeded("bank"):
@@ -215,6 +210,17 @@ def test_two_classes_work(case, clip, bank):
     binary = FeatureBank(bank.shards, 16, bank.ids, bank.labels % 2, views=2, seed=1)
     method = trained(case, clip, binary, classes(NAMES[:2]))
     assert probabilities(method, clip, binary).shape == (16, 2)
+
+
+@pytest.mark.parametrize("case", ["zero_shot", "dclip", "coop", "cocoop", "plot", "gallop"])
+def test_a_bias_of_the_tower_is_part_of_every_logit(case, clip, bank):
+    """As SigLIP's is: no softmax notices, what a logit means does."""
+    method = factory(case)(clip, classes())
+    method.prepare(clip, bank)
+    x, class_features = some(bank), method.class_features(clip)
+    before = method.logits(x, class_features)
+    method.logit_bias = torch.tensor(-12.5)
+    torch.testing.assert_close(method.logits(x, class_features), before - 12.5)
 
 
 def with_prior(clip, bank, **options) -> XRVLM:

@@ -3,35 +3,19 @@ from math import sqrt
 
 import pytest
 import torch
-from banks import bank_of, features_of, made_bank
-from towers import tiny_vit
+from banks import CLASSES, LABELS, bank_of, features_of, made_bank, prepared
 
 from xrvlm.backbone import Features
 from xrvlm.errors import UserError
 from xrvlm.evaluation import probabilities
 from xrvlm.methods import ClipAdapter, ZeroShot
-from xrvlm.text import class_text
 from xrvlm.train import fit
-
-CLASSES = class_text(("bird", "dog", "cat"))
-LABELS = torch.arange(3).repeat(8)
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return tiny_vit()
-
-
-def prepared(clip, kind=ClipAdapter, **options):
-    method = kind(clip, CLASSES, **options)
-    method.prepare(clip, None)
-    return method
 
 
 @torch.no_grad()
 def test_the_formula_by_hand(clip):
     """Features along three axes, a bottleneck of four of which two are read, class features along two axes."""
-    method = prepared(clip, alpha=0.25)
+    method = prepared(ClipAdapter, clip, alpha=0.25)
     assert (method.down.weight.shape, method.up.weight.shape) == ((4, 16), (16, 4))
     method.down.weight.zero_()
     method.up.weight.zero_()
@@ -53,8 +37,8 @@ def test_the_formula_by_hand(clip):
 
 @torch.no_grad()
 def test_without_weight_it_is_zero_shot(clip):
-    x, zero_shot = features_of(made_bank(clip, CLASSES, LABELS)), prepared(clip, ZeroShot)
-    method = prepared(clip, alpha=0.0)
+    x, zero_shot = features_of(made_bank(clip, CLASSES, LABELS)), prepared(ZeroShot, clip)
+    method = prepared(ClipAdapter, clip, alpha=0.0)
     torch.testing.assert_close(method.logits(x, method.class_features(clip)), zero_shot.logits(x, zero_shot.weights))
     assert method.prompts == zero_shot.prompts == "names"
 
@@ -62,23 +46,23 @@ def test_without_weight_it_is_zero_shot(clip):
 @torch.no_grad()
 def test_the_length_of_a_feature_does_not_matter(clip):
     """So that it is the paper's, which adapts features as long as the tower makes them."""
-    x, method = features_of(made_bank(clip, CLASSES, LABELS)), prepared(clip, alpha=0.5)
+    x, method = features_of(made_bank(clip, CLASSES, LABELS)), prepared(ClipAdapter, clip, alpha=0.5)
     logits = method.logits(x, method.class_features(clip))
     torch.testing.assert_close(method.logits(Features(9.7 * x.pooled), method.class_features(clip)), logits)
 
 
 def test_the_network_alone_is_learned(clip):
-    method = prepared(clip)
+    method = prepared(ClipAdapter, clip)
     assert {name for name, value in method.named_parameters() if value.requires_grad} == {"down.weight", "up.weight"}
     shown = features_of(made_bank(clip, CLASSES, (LABELS + 1) % 3, text=4.0))    # each class shows the next one's text
     bank = bank_of(shown, LABELS)
-    method = prepared(clip, alpha=0.8)
+    method = prepared(ClipAdapter, clip, alpha=0.8)
     before = probabilities(method, clip, bank)
     losses = fit(method, clip, bank, replace(method.recipe, learning_rate=0.1), seed=1).losses
     after = probabilities(method, clip, bank)
     assert losses[-1]["loss"] < 0.9 * losses[0]["loss"]
     assert (after.argmax(dim=1) == LABELS).sum() > (before.argmax(dim=1) == LABELS).sum()
-    assert torch.equal(method.zero_shot.weights, prepared(clip, ZeroShot).weights), "the text stays as it is"
+    assert torch.equal(method.zero_shot.weights, prepared(ZeroShot, clip).weights), "the text stays as it is"
 
 
 @pytest.mark.parametrize("options", [{"alpha": -0.1}, {"alpha": 1.1}, {"reduction": 0}, {"reduction": 17}])

@@ -2,9 +2,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from banks import features_of, made_bank
+from banks import CLASSES, features_of, made_bank
 from test_methods import SHORT
-from towers import tiny_vit
 
 from xrvlm.backbone import Features
 from xrvlm.classifier import Classifier, describe
@@ -15,13 +14,6 @@ from xrvlm.explain import explain
 from xrvlm.methods import CoCoOp, CoOp
 from xrvlm.text import class_text
 from xrvlm.train import fit
-
-CLASSES = class_text(("bird", "dog", "cat"))
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return tiny_vit()
 
 
 def made(clip, **options) -> CoCoOp:

@@ -2,7 +2,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from banks import features_of, made_bank
-from towers import tiny_vit
 
 from xrvlm.backbone import Features
 from xrvlm.errors import UserError
@@ -10,11 +9,6 @@ from xrvlm.methods import GalLoP
 from xrvlm.text import class_text
 
 CLASSES = class_text(("bird", "dog"))
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return tiny_vit()
 
 
 def axis(clip, *parts) -> torch.Tensor:
@@ -58,6 +52,17 @@ def test_the_loss_is_that_of_the_global_prompts_and_the_mean_of_the_local_ones(b
     first, second = (F.cross_entropy(scale * torch.tensor([row]), y) for row in LOCAL)
     expected = F.cross_entropy(scale * torch.tensor([[0.8, 0.6]]), y) + (first + second) / 2
     torch.testing.assert_close(method.loss(x, y, clip), expected)
+    parts = [F.cross_entropy(scale * torch.tensor([row]), y, label_smoothing=0.2) for row in ([0.8, 0.6], *LOCAL)]
+    torch.testing.assert_close(method.loss(x, y, clip, label_smoothing=0.2), parts[0] + (parts[1] + parts[2]) / 2)
+
+
+def test_the_loss_of_a_batch_is_the_mean_over_its_images(by_hand, clip, monkeypatch):
+    method, x, prompts = by_hand
+    monkeypatch.setattr(GalLoP, "class_features", lambda self, clip: prompts)
+    other = Features(axis(clip, 0.6, -0.8)[None], x.tokens.roll(1, dims=-1))
+    both = Features(torch.cat([x.pooled, other.pooled]), torch.cat([x.tokens, other.tokens]))
+    losses = [method.loss(x, torch.tensor([1]), clip), method.loss(other, torch.tensor([0]), clip)]
+    torch.testing.assert_close(method.loss(both, torch.tensor([1, 0]), clip), sum(losses) / 2)
 
 
 def test_the_layer_aligns_positions_alone_and_starts_as_the_identity(by_hand, clip):

@@ -1,34 +1,17 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from banks import bank_of, features_of, made_bank
-from towers import tiny_vit
+from banks import CLASSES, LABELS, bank_of, features_of, made_bank, prepared
 
 from xrvlm.backbone import Features
 from xrvlm.errors import UserError
 from xrvlm.methods import GDA, ZeroShot
 from xrvlm.methods.gda import WEIGHTS, gaussians
-from xrvlm.text import class_text
-
-CLASSES = class_text(("bird", "dog", "cat"))
-LABELS = torch.arange(3).repeat(8)
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return tiny_vit()
-
-
-def prepared(clip, bank, val=None, **options) -> GDA:
-    method = GDA(clip, CLASSES, **options)
-    method.prepare(clip, bank, val)
-    return method
 
 
 def added(method, clip, x: Features) -> torch.Tensor:
     """What the Gaussians add to zero-shot."""
-    zero_shot = ZeroShot(clip, CLASSES)
-    zero_shot.prepare(clip, None)
+    zero_shot = prepared(ZeroShot, clip)
     return method.logits(x, method.class_features(clip)) - zero_shot.logits(x, zero_shot.weights)
 
 
@@ -70,16 +53,16 @@ def test_the_logits_are_zero_shots_and_a_share_of_the_gaussians(clip):
     weight, bias = gaussians(features_of(bank).pooled, LABELS, 3)
     x = features_of(made_bank(clip, CLASSES, LABELS, seed=5))
     expected = 0.25 * (x.pooled.double() @ weight.T + bias)
-    found = added(prepared(clip, bank, alpha=0.25), clip, x)
+    found = added(prepared(GDA, clip, bank, alpha=0.25), clip, x)
     torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-3)
-    assert added(prepared(clip, bank, alpha=0.0), clip, x).abs().max() == 0
+    assert added(prepared(GDA, clip, bank, alpha=0.0), clip, x).abs().max() == 0
 
 
 def test_with_one_image_a_class_the_nearest_one_wins(clip):
     bank = made_bank(clip, CLASSES, torch.arange(3), text=1.0)
     images = features_of(bank).pooled
     x = Features(F.normalize(images + 0.1 * torch.randn(3, 16, generator=torch.Generator().manual_seed(0)), dim=-1))
-    gaussian = added(prepared(clip, bank, alpha=1.0), clip, x)
+    gaussian = added(prepared(GDA, clip, bank, alpha=1.0), clip, x)
     distance = torch.cdist(x.pooled, images).square()                                      # (b, c)
     spread = (images - images.mean(dim=0)).square().sum() / 2
     differences = gaussian - gaussian[:, :1]
@@ -103,11 +86,11 @@ def test_the_weight_is_chosen_on_validation_images(clip):
         return bank_of(features_of(made_bank(clip, CLASSES, (LABELS + 1) % 3, text=4.0, seed=seed)), LABELS)
 
     right = made_bank(clip, CLASSES, LABELS, text=4.0)
-    assert prepared(clip, wrong(0)).alpha == pytest.approx(0.1)
-    chosen = prepared(clip, wrong(0), wrong(1)).alpha.item()
+    assert prepared(GDA, clip, wrong(0)).alpha == pytest.approx(0.1)
+    chosen = prepared(GDA, clip, wrong(0), wrong(1)).alpha.item()
     assert chosen > 0.001
     assert any(chosen == pytest.approx(weight) for weight in WEIGHTS)
-    assert prepared(clip, wrong(0), right).alpha.item() == pytest.approx(1e-4), "the smallest of equals"
+    assert prepared(GDA, clip, wrong(0), right).alpha.item() == pytest.approx(1e-4), "the smallest of equals"
 
 
 def test_bad_options_are_told(clip):

@@ -3,34 +3,16 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from banks import bank_of, features_of, made_bank
-from towers import tiny_vit
+from banks import CLASSES, LABELS, bank_of, features_of, made_bank, prepared
 
 from xrvlm.backbone import Features
 from xrvlm.errors import UserError
 from xrvlm.evaluation import probabilities
 from xrvlm.methods import LPPlusPlus, ZeroShot
-from xrvlm.text import class_text
-
-CLASSES = class_text(("bird", "dog", "cat"))
-LABELS = torch.arange(3).repeat(8)
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return tiny_vit()
-
-
-def prepared(clip, bank, **options) -> LPPlusPlus:
-    method = LPPlusPlus(clip, CLASSES, **options)
-    method.prepare(clip, bank)
-    return method
 
 
 def texts(clip):
-    zero_shot = ZeroShot(clip, CLASSES)
-    zero_shot.prepare(clip, None)
-    return zero_shot.weights
+    return prepared(ZeroShot, clip).weights
 
 
 def loss(method, clip, bank):
@@ -40,7 +22,7 @@ def loss(method, clip, bank):
 def test_the_start_by_hand(clip):
     """Four images along the axes, of classes 0, 0, 1 and 2."""
     labels = torch.tensor([0, 0, 1, 2])
-    method, t = prepared(clip, bank_of(Features(torch.eye(16)[:4]), labels), steps=0), texts(clip)
+    method, t = prepared(LPPlusPlus, clip, bank_of(Features(torch.eye(16)[:4]), labels), steps=0), texts(clip)
     expected = torch.zeros(3, 16)
     expected[0, 0] = expected[0, 1] = expected[1, 2] = expected[2, 3] = 1.0
     assert torch.equal(method.prototypes, expected)
@@ -59,7 +41,7 @@ def test_ten_steps_of_the_prototypes_then_one_of_the_blending(clip):
     """Against the loss's own gradient and step sizes written out in their definition."""
     bank = made_bank(clip, CLASSES, LABELS, text=1.0)
     x, t = features_of(bank).pooled.double(), texts(clip).double()
-    start = prepared(clip, bank, steps=0)
+    start = prepared(LPPlusPlus, clip, bank, steps=0)
     w, alpha = (value.double().clone().requires_grad_() for value in (start.prototypes, start.blending))
     w_step = 2 * 24 / torch.linalg.eigvalsh(x.T @ x).max()
     alpha_step = 2 * 24 / max(sum((x[i] @ t[k]) ** 2 for i in range(24)) for k in range(3))
@@ -69,7 +51,7 @@ def test_ten_steps_of_the_prototypes_then_one_of_the_blending(clip):
         if step % 10 == 0:
             gradient, = torch.autograd.grad(F.cross_entropy(x @ w.T + alpha * (x @ t.T), LABELS), alpha)
             alpha = (alpha - alpha_step * gradient).detach().requires_grad_()
-    method = prepared(clip, bank, steps=20)
+    method = prepared(LPPlusPlus, clip, bank, steps=20)
     torch.testing.assert_close(method.prototypes.double(), w.detach(), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(method.blending.double(), alpha.detach(), rtol=1e-4, atol=1e-4)
     assert method.blending.unique().numel() == 3, "one for each class"
@@ -77,10 +59,10 @@ def test_ten_steps_of_the_prototypes_then_one_of_the_blending(clip):
 
 def test_no_step_raises_the_loss(clip):
     bank = bank_of(features_of(made_bank(clip, CLASSES, (LABELS + 1) % 3, text=4.0)), LABELS)    # shows another's text
-    losses = [loss(prepared(clip, bank, steps=steps), clip, bank) for steps in (*range(25), 300)]
+    losses = [loss(prepared(LPPlusPlus, clip, bank, steps=steps), clip, bank) for steps in (*range(25), 300)]
     assert all(after < before for before, after in pairwise(losses))
     assert losses[-1] < 0.3 * losses[0]
-    method = prepared(clip, bank)
+    method = prepared(LPPlusPlus, clip, bank)
     assert (probabilities(method, clip, bank).argmax(dim=1) == LABELS).float().mean() > 0.9
     assert torch.equal(method.zero_shot.weights, texts(clip)), "the text stays as it is"
 

@@ -1,22 +1,14 @@
 from math import exp
 
-import pytest
 import torch
 import torch.nn.functional as F
-from towers import tiny_resnet, tiny_vit
+from banks import CLASSES
+from towers import tiny_resnet
 
 from xrvlm.backbone import Features
 from xrvlm.draws import seeded
 from xrvlm.methods import PLOT, CoOp
 from xrvlm.methods.plot import plan, transported_cosine
-from xrvlm.text import class_text
-
-CLASSES = class_text(("bird", "dog", "cat"))
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return tiny_vit()
 
 
 def made(clip, **options) -> PLOT:

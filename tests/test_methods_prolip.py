@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from banks import bank_of
+from banks import CLASSES, bank_of, prepared
 from towers import IMAGE_KINDS, images, tiny_resnet, tiny_vit
 
 from xrvlm.backbone import Features
@@ -9,10 +9,8 @@ from xrvlm.classifier import Classifier, describe
 from xrvlm.errors import UserError
 from xrvlm.evaluation import probabilities
 from xrvlm.methods import ProLIP, ZeroShot
-from xrvlm.text import class_text
 from xrvlm.train import fit
 
-CLASSES = class_text(("bird", "dog", "cat"))
 LABELS = torch.arange(3).repeat(4)
 
 
@@ -26,14 +24,8 @@ def bank(clip):
     return bank_of(clip.encode_image(images(12, clip.transform.image_size), {"pooled", "unprojected"}), LABELS)
 
 
-def prepared(clip, bank, kind=ProLIP, **options):
-    method = kind(clip, CLASSES, **options)
-    method.prepare(clip, bank)
-    return method
-
-
 def test_it_starts_as_zero_shot(clip, bank):
-    method, zero_shot = prepared(clip, bank), prepared(clip, None, ZeroShot)
+    method, zero_shot = prepared(ProLIP, clip, bank), prepared(ZeroShot, clip)
     expected = probabilities(zero_shot, clip, bank)
     torch.testing.assert_close(probabilities(method, clip, bank), expected, rtol=1e-4, atol=1e-5)
     assert expected.std(dim=0).max() > 1e-4, "the images differ"
@@ -42,7 +34,7 @@ def test_it_starts_as_zero_shot(clip, bank):
 
 def test_the_loss_by_hand(clip, bank):
     """A projection that reads two numbers, at a distance from its start that is known."""
-    method = prepared(clip, bank, strength=0.6)
+    method = prepared(ProLIP, clip, bank, strength=0.6)
     assert method.pull.item() == pytest.approx(0.6 / 4), "by the shots"
     with torch.no_grad():
         method.zero_shot.weights.copy_(torch.eye(16)[:3])
@@ -58,11 +50,13 @@ def test_the_loss_by_hand(clip, bank):
     pulled = 0.15 * (2.0 ** 2 + 3.0 ** 2 + 0.5 ** 2)
     expected = F.cross_entropy(logits, torch.tensor([1])).item() + pulled
     assert method.loss(x, torch.tensor([1]), clip).item() == pytest.approx(expected, rel=1e-5)
+    smoothed = F.cross_entropy(logits, torch.tensor([1]), label_smoothing=0.2).item() + pulled
+    assert method.loss(x, torch.tensor([1]), clip, label_smoothing=0.2).item() == pytest.approx(smoothed, rel=1e-5)
 
 
 def test_the_projection_alone_is_learned_and_the_pull_holds_it(clip, bank):
     before = clip.state_hash()
-    free, held = prepared(clip, bank, strength=0.0), prepared(clip, bank, strength=1e4)
+    free, held = prepared(ProLIP, clip, bank, strength=0.0), prepared(ProLIP, clip, bank, strength=1e4)
     assert [name for name, value in free.named_parameters() if value.requires_grad] == ["projection"]
     losses = fit(free, clip, bank, free.recipe, seed=1).losses
     assert losses[-1]["loss"] < losses[0]["loss"]
@@ -76,7 +70,7 @@ def test_the_projection_alone_is_learned_and_the_pull_holds_it(clip, bank):
 
 
 def test_a_saved_model_labels_images(clip, bank, tmp_path):
-    method = prepared(clip, bank)
+    method = prepared(ProLIP, clip, bank)
     fit(method, clip, bank, method.recipe, seed=1)
     model = Classifier(clip, method, describe(clip, ProLIP, CLASSES))
     loaded = Classifier.load(model.save(tmp_path), clip)

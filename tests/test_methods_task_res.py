@@ -3,34 +3,18 @@ from math import sqrt
 
 import pytest
 import torch
-from banks import bank_of, features_of, made_bank
-from towers import tiny_vit
+from banks import CLASSES, LABELS, bank_of, features_of, made_bank, prepared
 
 from xrvlm.backbone import Features
 from xrvlm.errors import UserError
 from xrvlm.evaluation import probabilities
 from xrvlm.methods import TaskRes, ZeroShot
-from xrvlm.text import class_text
 from xrvlm.train import fit
-
-CLASSES = class_text(("bird", "dog", "cat"))
-LABELS = torch.arange(3).repeat(8)
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return tiny_vit()
-
-
-def prepared(clip, kind=TaskRes, **options):
-    method = kind(clip, CLASSES, **options)
-    method.prepare(clip, None)
-    return method
 
 
 @torch.no_grad()
 def test_the_formula_by_hand(clip):
-    method = prepared(clip, alpha=0.25)
+    method = prepared(TaskRes, clip, alpha=0.25)
     method.base.copy_(torch.eye(16)[:3])
     method.residual[0, :2] = torch.tensor([-1.0, 2.0])       # (1, 0) + 0.25 (-1, 2) = (0.75, 0.5)
     method.residual[2, 2:4] = torch.tensor([4.0, 8.0])       # (1, 0) + 0.25 (4, 8) = (2, 2)
@@ -42,26 +26,27 @@ def test_the_formula_by_hand(clip):
 
 @torch.no_grad()
 def test_before_training_it_is_zero_shot(clip):
-    x, method, zero_shot = features_of(made_bank(clip, CLASSES, LABELS)), prepared(clip), prepared(clip, ZeroShot)
+    x = features_of(made_bank(clip, CLASSES, LABELS))
+    method, zero_shot = prepared(TaskRes, clip), prepared(ZeroShot, clip)
     torch.testing.assert_close(method.logits(x, method.class_features(clip)), zero_shot.logits(x, zero_shot.weights))
     assert method.prompts == zero_shot.prompts == "names"
 
 
 def test_training_separates_what_zero_shot_confuses(clip):
     bank = bank_of(features_of(made_bank(clip, CLASSES, (LABELS + 1) % 3, text=4.0)), LABELS)
-    method = prepared(clip)
+    method = prepared(TaskRes, clip)
     assert {name: tuple(value.shape) for name, value in method.named_parameters()} == {"residual": (3, 16)}
     assert (probabilities(method, clip, bank).argmax(dim=1) == LABELS).float().mean() < 0.2
     fit(method, clip, bank, replace(method.recipe, learning_rate=0.02), seed=1)      # far to go in a step an epoch
     assert (probabilities(method, clip, bank).argmax(dim=1) == LABELS).float().mean() > 0.6
-    assert torch.equal(method.base, prepared(clip).base), "the text stays as it is"
+    assert torch.equal(method.base, prepared(TaskRes, clip).base), "the text stays as it is"
 
 
 def test_the_texts_are_as_long_as_the_tower_makes_them(clip):
-    method = prepared(clip)
+    method = prepared(TaskRes, clip)
     lengths = clip.text_lengths([prompts[0] for prompts in CLASSES.prompts])
     assert ((lengths - 1).abs() > 0.1).all()
-    torch.testing.assert_close(method.base, lengths[:, None] * prepared(clip, ZeroShot).weights)
+    torch.testing.assert_close(method.base, lengths[:, None] * prepared(ZeroShot, clip).weights)
 
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0])

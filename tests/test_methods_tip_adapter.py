@@ -3,8 +3,7 @@ from math import exp
 import pytest
 import torch
 import torch.nn.functional as F
-from banks import bank_of, features_of, made_bank
-from towers import tiny_vit
+from banks import CLASSES, bank_of, features_of, made_bank, prepared
 
 from xrvlm.backbone import Features
 from xrvlm.bank import FeatureBank
@@ -12,28 +11,15 @@ from xrvlm.classifier import Classifier, describe
 from xrvlm.errors import UserError
 from xrvlm.evaluation import probabilities
 from xrvlm.methods import TipAdapter, ZeroShot
-from xrvlm.text import class_text
 from xrvlm.train import fit
 
-CLASSES = class_text(("bird", "dog", "cat"))
 LABELS = torch.tensor([0, 0, 1, 2, 2])
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return tiny_vit()
 
 
 @pytest.fixture(scope="module")
 def bank(clip) -> FeatureBank:
     """Five training images at right angles to one another."""
     return bank_of(Features(torch.eye(clip.embed_dim)[:5]), LABELS)
-
-
-def prepared(clip, bank, **options) -> TipAdapter:
-    method = TipAdapter(clip, CLASSES, **options)
-    method.prepare(clip, bank)
-    return method
 
 
 def votes(method, clip, x: Features) -> torch.Tensor:
@@ -47,7 +33,8 @@ def test_a_training_image_votes_fully_and_the_others_by_their_distance(clip, ban
     far = exp(-5.5)                                          # of a key at a right angle, beta 5.5
     expected = [[1 + far, far, 2 * far], [1 + far, far, 2 * far], [2 * far, 1, 2 * far],
                 [2 * far, far, 1 + far], [2 * far, far, 1 + far]]
-    assert torch.allclose(votes(prepared(clip, bank), clip, features_of(bank)), torch.tensor(expected), atol=1e-5)
+    found = votes(prepared(TipAdapter, clip, bank), clip, features_of(bank))
+    assert torch.allclose(found, torch.tensor(expected), atol=1e-5)
 
 
 def test_alpha_and_beta_by_hand(clip, bank):
@@ -55,25 +42,25 @@ def test_alpha_and_beta_by_hand(clip, bank):
     cosines[0, :3] = torch.tensor([0.6, 0.0, -0.8])          # of the first three keys; unit norm
     near, right, away = (exp(-2.0 * (1 - cosine)) for cosine in (0.6, 0.0, -0.8))
     expected = 3.0 * torch.tensor([[near + right, away, 2 * right]])
-    method = prepared(clip, bank, alpha=3.0, beta=2.0)
+    method = prepared(TipAdapter, clip, bank, alpha=3.0, beta=2.0)
     assert torch.allclose(votes(method, clip, Features(cosines)), expected, atol=1e-5)
 
 
 def test_without_weight_it_is_zero_shot(clip, bank):
-    assert votes(prepared(clip, bank, alpha=0.0), clip, features_of(bank)).abs().max() == 0
+    assert votes(prepared(TipAdapter, clip, bank, alpha=0.0), clip, features_of(bank)).abs().max() == 0
 
 
 def test_the_keys_are_of_unit_norm_and_of_the_evaluation_view(clip):
     pooled = torch.randn(4, 3, clip.embed_dim)               # an evaluation view and two augmented ones
     bank = FeatureBank([{"pooled": pooled}], 4, ("a", "b", "c", "d"), torch.tensor([2, 0, 1, 0]), views=2, seed=1)
-    method = prepared(clip, bank)
+    method = prepared(TipAdapter, clip, bank)
     assert torch.allclose(method.keys, F.normalize(pooled[:, 0], dim=-1), atol=1e-6)
     assert method.votes.tolist() == [[0, 0, 1], [1, 0, 0], [0, 1, 0], [1, 0, 0]]
 
 
 def test_the_fine_tuned_one_starts_as_the_other(clip):
     bank = made_bank(clip, CLASSES, torch.arange(3).repeat(8), text=0.5)
-    still, trained = prepared(clip, bank), prepared(clip, bank, trainable=True)
+    still, trained = prepared(TipAdapter, clip, bank), prepared(TipAdapter, clip, bank, trainable=True)
     assert torch.equal(probabilities(still, clip, bank), probabilities(trained, clip, bank))
     assert [name for name, value in trained.named_parameters() if value.requires_grad] == ["keys"]
     assert not any(value.requires_grad for value in still.parameters())
@@ -87,7 +74,7 @@ def test_the_fine_tuned_one_starts_as_the_other(clip):
 
 
 def test_the_number_of_training_images_comes_from_the_file(clip, bank, tmp_path):
-    method = prepared(clip, bank)
+    method = prepared(TipAdapter, clip, bank)
     path = Classifier(clip, method, describe(clip, TipAdapter, CLASSES)).save(tmp_path)
     loaded = Classifier.load(path, clip).method
     assert loaded.keys.shape == (5, clip.embed_dim)

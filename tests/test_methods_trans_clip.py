@@ -4,9 +4,8 @@ from math import exp, log, pi, sqrt
 import pytest
 import torch
 import torch.nn.functional as F
-from banks import bank_of, features_of
+from banks import CLASSES, bank_of, features_of, prepared
 from photos import photo_folder
-from towers import tiny_vit
 
 from xrvlm import image_folder
 from xrvlm.backbone import Features
@@ -14,28 +13,14 @@ from xrvlm.classifier import Classifier, describe
 from xrvlm.errors import UserError
 from xrvlm.evaluation import probabilities
 from xrvlm.features import FeatureSettings, without_labels
-from xrvlm.methods import TransCLIP
+from xrvlm.methods import TransCLIP, trans_clip
 from xrvlm.run import RunOptions, adapt
 from xrvlm.tables import terminal_table
-from xrvlm.text import class_text
-
-CLASSES = class_text(("bird", "dog", "cat"))
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return tiny_vit()
 
 
 def wide(rows, clip) -> torch.Tensor:
     """The few numbers of `rows` as features."""
     return F.pad(torch.tensor(rows), (0, clip.embed_dim - len(rows[0])))
-
-
-def prepared(clip, classes=CLASSES, **options) -> TransCLIP:
-    method = TransCLIP(clip, classes, **options)
-    method.prepare(clip, None)
-    return method
 
 
 def clusters(clip, count=8, *, seed=0, spread=0.1):
@@ -61,7 +46,7 @@ def accuracy(method, clip, bank) -> float:
 
 
 def test_classes_are_the_weighted_means_and_one_variance_by_hand(clip):
-    method = prepared(clip)
+    method = prepared(TransCLIP, clip)
     method.seen = wide([[0.6, 0.8], [0.8, -0.6], [0.0, 1.0]], clip)
     method._move_classes(torch.tensor([[0.5, 0.0, 0.0], [0.25, 0.25, 0.0], [0.0, 0.0, 1.0]]))
     first = (0.5, 0.25)                                      # 0.5 * (0.6, 0.8) + 0.25 * (0.8, -0.6)
@@ -76,7 +61,7 @@ def test_classes_are_the_weighted_means_and_one_variance_by_hand(clip):
 
 
 def test_shares_by_hand(clip):
-    method = prepared(clip, text_weight=0.5)
+    method = prepared(TransCLIP, clip, text_weight=0.5)
     method.centres = wide([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]], clip)
     method.variance = wide([[0.5, 0.25]], clip)[0] + torch.tensor([0.0, 0.0] + [1.0] * (clip.embed_dim - 2))
     prior, votes = torch.tensor([[0.2, 0.3, 0.5]]), torch.tensor([[1.2, 0.0, 0.6]])
@@ -91,7 +76,14 @@ def test_shares_by_hand(clip):
     torch.testing.assert_close(shares, torch.tensor([[weight / sum(weights) for weight in weights]]))
 
 
-def reference(method, queries, shots, labels, power, gamma):
+def test_similarity_is_the_positive_cosine_with_other_images(clip):
+    method = prepared(TransCLIP, clip)
+    method.seen = wide([[1.0, 0.0], [-1.0, 0.0], [0.6, 0.8]], clip)
+    found = method._similarity(wide([[1.0, 0.0], [0.0, -1.0]], clip))
+    torch.testing.assert_close(found, torch.tensor([[0.0, 0.0, 0.6], [0.0, 0.0, 0.0]]))
+
+
+def reference(method, queries, shots, labels, power, gamma, rounds=10, steps=5):
     """The paper's updates image by image, in double precision."""
     f = [row.double() for row in (*queries, *shots)]
     q, n, c = len(queries), len(queries) + len(shots), method.shares.shape[1]
@@ -108,30 +100,39 @@ def reference(method, queries, shots, labels, power, gamma):
         mu = [sum(y[i, k] * f[i] for i in y[:, k].argsort(descending=True)[:8].tolist()) for k in range(c)]
     mu, sigma = [m / m.norm() for m in mu], torch.ones(len(f[0])).double() / len(f[0])
     weight = [1 / q] * q + [gamma / max(1, n - q)] * (n - q)
-    for turn in range(11):
-        for _ in range(5):
+    for turn in range(rounds + 1):
+        for _ in range(steps):
             new = []
             for i in range(q):
                 gauss = torch.stack([-0.5 * ((f[i] - m) ** 2 / sigma).sum() for m in mu])
                 heard = sum((w[i, j] + w[j, i]) * z[j] for j in range(n))
                 new.append((power * y[i].log() + gauss / 50 + heard / 6).softmax(dim=0))
             z[:q] = new
-        if turn < 10:
+        if turn < rounds:
             mu = [sum(weight[i] * z[i][k] * f[i] for i in range(n)) for k in range(c)]
             mu = [m / m.norm() for m in mu]
             sigma = sum(weight[i] * z[i][k] * (f[i] - mu[k]) ** 2 for i in range(n) for k in range(c)) / sum(weight)
     return torch.stack(z[:q]), torch.stack(mu), sigma
 
 
+@pytest.mark.parametrize("rounds", [10, 1])
 @pytest.mark.parametrize("labelled", [True, False])
-def test_the_whole_is_the_papers_updates_one_image_after_another(clip, labelled):
+def test_the_whole_is_the_papers_updates_one_image_after_another(clip, labelled, rounds, monkeypatch):
+    """All of them, and so few that the first classes still show."""
+    if rounds == 1:
+        monkeypatch.setattr(trans_clip, "ROUNDS", 1)
+        monkeypatch.setattr(trans_clip, "SHARE_STEPS", 1)
+    steps = 5 if rounds == 10 else 1
+    taken, take = [], TransCLIP._log_shares
+    monkeypatch.setattr(TransCLIP, "_log_shares", lambda self, *given: taken.append(1) or take(self, *given))
     test, support = clusters(clip, 4, spread=0.3)
-    method = prepared(clip, labelled=labelled)
+    method = prepared(TransCLIP, clip, labelled=labelled)
     x = features_of(test)
     method.transduce(clip, x, support if labelled else None)
     shots = features_of(support).pooled if labelled else x.pooled[:0]
     shares, centres, variance = reference(method, x.pooled, shots, support.labels if labelled else support.labels[:0],
-                                          0.5 if labelled else 1.0, 1.0)
+                                          0.5 if labelled else 1.0, 1.0, rounds, steps)
+    assert len(taken) == (rounds + 1) * steps
     torch.testing.assert_close(method.shares[:12].double(), shares, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(method.centres.double(), centres, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(method.variance.double(), variance, rtol=1e-3, atol=1e-5)
@@ -142,18 +143,31 @@ def test_the_whole_is_the_papers_updates_one_image_after_another(clip, labelled)
 @pytest.mark.parametrize("labelled", [True, False])
 def test_what_is_said_of_a_test_image_is_its_share(clip, labelled):
     test, support = clusters(clip, spread=0.3)
-    method = prepared(clip, labelled=labelled)
+    method = prepared(TransCLIP, clip, labelled=labelled)
     method.transduce(clip, features_of(test), support if labelled else None)
     said = probabilities(method, clip, test)
     torch.testing.assert_close(said, method.shares[:len(said)], rtol=0.02, atol=0.01)
-    moved = (method.shares[:len(said)] - probabilities(prepared(clip), clip, test)).abs().max()
+    moved = (method.shares[:len(said)] - probabilities(prepared(TransCLIP, clip), clip, test)).abs().max()
     assert moved > 0.05, "zero-shot says something else"
+
+
+def test_equally_near_images_all_count_in_whatever_order_they_stand(clip):
+    """Five images that are the same but for their shares: three of them would be the choice of a runtime."""
+    method = prepared(TransCLIP, clip)
+    method.seen, method.reach = wide([[0.6, 0.8]] * 5 + [[1.0, 0.0]], clip), torch.ones(6)
+    method.shares = torch.eye(3)[[0, 0, 1, 2, 2, 1]]
+    x = Features(wide([[0.0, 1.0]], clip))
+    log_prior = method.zero_shot.logits(x, method.zero_shot.weights).log_softmax(dim=1)
+    expected = method._log_shares(method.text_weight * log_prior, x.pooled, 0.8 * torch.tensor([[2.0, 1.0, 2.0]]))
+    torch.testing.assert_close(method.logits(x, method.zero_shot.weights), expected)
+    method.seen, method.shares = method.seen.flip(0), method.shares.flip(0)
+    torch.testing.assert_close(method.logits(x, method.zero_shot.weights), expected)
 
 
 @pytest.mark.parametrize("labelled", [True, False])
 def test_unlabelled_images_help_themselves_and_new_ones_which_move_nothing(clip, labelled):
     (test, support), (new, _) = clusters(clip, 30), clusters(clip, 30, seed=7)
-    method = near_the_axes(prepared(clip, labelled=labelled))
+    method = near_the_axes(prepared(TransCLIP, clip, labelled=labelled))
     method.transduce(clip, features_of(test), support if labelled else None)
     before = {name: value.clone() for name, value in method.state_dict().items()}
     for bank in (test, new):
@@ -167,7 +181,7 @@ def test_the_order_of_the_test_images_does_not_matter_and_is_not_told(clip):
     assert isinstance(drawn, Features)
     assert not torch.equal(drawn.pooled, features_of(test).pooled)
     assert torch.equal(drawn.pooled.sort(dim=0).values, features_of(test).pooled.sort(dim=0).values)
-    one, other = prepared(clip), prepared(clip)
+    one, other = prepared(TransCLIP, clip), prepared(TransCLIP, clip)
     one.transduce(clip, features_of(test), support)
     other.transduce(clip, drawn, support)
     torch.testing.assert_close(probabilities(one, clip, test), probabilities(other, clip, test), rtol=1e-3, atol=1e-4)
@@ -179,7 +193,7 @@ def test_the_weight_of_the_shots_is_chosen_on_validation_images(clip):
     wrong = bank_of(features_of(support), (support.labels + 1) % 3)
 
     def fitted(val=None, **options):
-        method = near_the_axes(prepared(clip, **options))
+        method = near_the_axes(prepared(TransCLIP, clip, **options))
         method.transduce(clip, features_of(test), wrong, val)
         return method
 
@@ -191,7 +205,7 @@ def test_the_weight_of_the_shots_is_chosen_on_validation_images(clip):
 
 def test_saved_with_the_images_it_has_seen(clip, tmp_path):
     test, support = clusters(clip)
-    method = prepared(clip)
+    method = prepared(TransCLIP, clip)
     method.transduce(clip, features_of(test), support)
     loaded = Classifier.load(Classifier(clip, method, describe(clip, TransCLIP, CLASSES)).save(tmp_path), clip).method
     assert loaded.seen.shape == (27, clip.embed_dim)

@@ -2,7 +2,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from banks import bank_of, features_of, made_bank
+from banks import CLASSES, bank_of, features_of, made_bank
 from towers import tiny_vit
 
 from xrvlm.backbone import Features
@@ -22,15 +22,9 @@ from xrvlm.methods.xr_vlm_plus import (
 )
 from xrvlm.text import ClassText, class_text
 
-CLASSES = class_text(("bird", "dog", "cat"))
 LABELS, MORE = torch.arange(3).repeat(6), torch.arange(3).repeat(12)
 OFTEN_RIGHT = 0.15                       # of `text`: zero-shot is right on half of the images, more or less
 RELATE_TO = ("text_and_classes", "text", "classes")
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return tiny_vit()
 
 
 def prepared(clip, bank, val=None, classes=CLASSES, **options) -> XRVLMPlus:

@@ -1,11 +1,12 @@
 import logging
+from functools import partial
 from math import exp
 
+import banks
 import pytest
 import torch
 import torch.nn.functional as F
 from banks import bank_of, features_of, made_bank
-from towers import tiny_vit
 
 from xrvlm.backbone import Features
 from xrvlm.errors import UserError
@@ -16,22 +17,12 @@ from xrvlm.text import class_text
 TEMPLATES = ("a photo of a {}.", "two {} in the house.", "a {} with red wing.")
 CLASSES = class_text(("bird", "dog"), templates=TEMPLATES)
 LABELS = torch.arange(2).repeat(6)
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return tiny_vit()
+prepared = partial(banks.prepared, classes=CLASSES)
 
 
 @pytest.fixture(scope="module")
 def bank(clip):
     return made_bank(clip, CLASSES, LABELS, text=1.0)
-
-
-def prepared(clip, bank, kind=ZPE, classes=CLASSES, **options):
-    method = kind(clip, classes, **options)
-    method.prepare(clip, bank)
-    return method
 
 
 def test_weights_by_hand(clip, monkeypatch):
@@ -57,12 +48,12 @@ def test_weights_by_hand(clip, monkeypatch):
 
 def test_labels_are_not_read(clip, bank):
     other = bank_of(features_of(bank), 1 - LABELS)
-    assert torch.equal(prepared(clip, other).template_weights, prepared(clip, bank).template_weights)
+    assert torch.equal(prepared(ZPE, clip, other).template_weights, prepared(ZPE, clip, bank).template_weights)
 
 
 def test_a_template_that_is_near_to_everything_does_not_count_for_more(clip, bank):
     """What is taken away is the mean of each prompt, so that adding a constant changes nothing."""
-    method, zero_shot = prepared(clip, bank), prepared(clip, None, ZeroShot)
+    method, zero_shot = prepared(ZPE, clip, bank), prepared(ZeroShot, clip)
     x = features_of(bank).pooled
     prompts = clip.encode_text(["a photo of a bird.", "a photo of a dog."])
     logits = clip.logit_scale * x @ prompts.T                                              # (n, c)
@@ -76,16 +67,16 @@ def test_a_template_that_is_near_to_everything_does_not_count_for_more(clip, ban
 
 
 def test_at_a_high_temperature_all_templates_count_the_same(clip, bank):
-    even, scores = prepared(clip, bank, temperature=1e6), prepared(clip, None, DCLIP)
+    even, scores = prepared(ZPE, clip, bank, temperature=1e6), prepared(DCLIP, clip)
     torch.testing.assert_close(probabilities(even, clip, bank), probabilities(scores, clip, bank))
 
 
 def test_one_template_is_zero_shot_and_says_so(clip, bank, caplog):
     classes = class_text(("bird", "dog"))
     with caplog.at_level(logging.WARNING):
-        method = prepared(clip, bank, classes=classes)
+        method = prepared(ZPE, clip, bank, classes=classes)
     assert "there is one alone: this is zero_shot; give several, such as text.templates=ensemble" in caplog.text
-    zero_shot = prepared(clip, None, ZeroShot, classes)
+    zero_shot = prepared(ZeroShot, clip, classes=classes)
     torch.testing.assert_close(probabilities(method, clip, bank), probabilities(zero_shot, clip, bank))
 
 
@@ -96,7 +87,7 @@ def test_sentences_that_are_no_templates_are_told(clip):
 
 
 def test_new_classes_come_in_the_same_templates(clip, bank):
-    method = prepared(clip, bank)
+    method = prepared(ZPE, clip, bank)
     turned = method.for_classes(clip, class_text(("cat", "dog", "bird"), templates=TEMPLATES))
     torch.testing.assert_close(turned.class_features(clip)[1:], method.class_features(clip).flip(0))
     with pytest.raises(UserError, match="weights of 3 templates, the new classes have 1: give them the same"):

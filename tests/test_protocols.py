@@ -8,7 +8,6 @@ from functools import partial
 import pytest
 import torch
 from photos import photo_folder
-from towers import tiny_vit
 
 from xrvlm.classifier import Classifier
 from xrvlm.data import Item, Split, read_split, with_test_part
@@ -28,11 +27,6 @@ BASE, NEW = BIRDS[:3], BIRDS[3:]
 PER_CLASS = partial(XRVLM, head="per_class", image_parts=2, text_parts=2, context_length=2, context="shared")
 COOP = partial(CoOp, context_length=2)
 SHORT = replace(XRVLM.recipe, name="short", epochs=3, batch_size=4, warmup_epochs=1)
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return tiny_vit()
 
 
 @pytest.fixture(scope="module")

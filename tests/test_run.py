@@ -38,11 +38,6 @@ SHORT = replace(XRVLM.recipe, name="short", epochs=4, batch_size=5, warmup_epoch
 
 
 @pytest.fixture(scope="module")
-def clip():
-    return tiny_vit()
-
-
-@pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     return photo_folder(tmp_path_factory.mktemp("data") / "my birds")
 

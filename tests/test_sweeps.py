@@ -24,9 +24,7 @@ needs_launcher = pytest.mark.skipif("hydra-joblib-launcher" not in INSTALLED,
 
 
 @pytest.fixture(autouse=True)
-def at_home(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XRVLM_CACHE", str(tmp_path / "cache"))
+def on_one_thread(at_home, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 

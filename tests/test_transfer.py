@@ -15,14 +15,9 @@ from xrvlm.protocols import check_among
 from xrvlm.records import read_records
 from xrvlm.settings import settings
 
+pytestmark = pytest.mark.usefixtures("at_home")
 BIRDS = ("blue tit", "jay", "kite", "wren")
 HERE = ("device=cpu", "workers=0")
-
-
-@pytest.fixture(autouse=True)
-def at_home(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XRVLM_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")

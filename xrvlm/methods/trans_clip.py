@@ -103,11 +103,13 @@ class TransCLIP(Method):
 
     def logits(self, x: Features, class_features: Tensor) -> Tensor:
         similarity = self._similarity(x.pooled)                                            # (b, n)
-        values, near = similarity.topk(min(NEIGHBOURS, len(self.seen)), dim=1)             # (b, 3)
-        votes = torch.einsum("bj,bjc->bc", values, self.shares[near])                      # of those near to x
-        chosen = similarity * (similarity >= (self.reach - SAME).clamp(min=SAME))          # (b, n) x is near to them
+        furthest = similarity.topk(min(NEIGHBOURS, len(self.seen)), dim=1).values[:, -1:]  # (b, 1) of those near to x
+        # images as near as the last of three count too: which of them topk names is not the same in every runtime
+        near = (similarity >= (furthest - SAME).clamp(min=SAME)).to(similarity)            # (b, n)
+        chosen = (similarity >= (self.reach - SAME).clamp(min=SAME)).to(similarity)        # (b, n) x is near to them
         prior = self.zero_shot.logits(x, class_features).log_softmax(dim=1)                # (b, c)
-        return self._log_shares(self.text_weight * prior, x.pooled, votes + chosen @ self.shares)
+        votes = (similarity * (near + chosen)) @ self.shares                               # (b, c)
+        return self._log_shares(self.text_weight * prior, x.pooled, votes)
 
     def _fit(self, queries: Tensor, shots: Tensor, labels: Tensor, weight: float, graph: tuple[Tensor, Tensor]) -> None:
         """Set classes and shares from `queries` (q, d) and `shots` (s, d) of `labels` (s, c)."""
