@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import time
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -18,8 +19,8 @@ from xrvlm.compare import compare as compare_methods
 from xrvlm.data import with_test_part
 from xrvlm.data_folder import image_folder
 from xrvlm.errors import UserError
-from xrvlm.features import FeatureSettings
-from xrvlm.methods import CoOp, LinearProbe, ResidualProbe, TipAdapter, TransCLIP, ZeroShot
+from xrvlm.features import FeatureSettings, bank_bytes
+from xrvlm.methods import XRVLM, CoOp, LinearProbe, ResidualProbe, TipAdapter, TransCLIP, ZeroShot
 from xrvlm.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("at_home")
@@ -231,3 +232,23 @@ def test_the_candidates_of_the_configuration_all_compose(photos, capsys, monkeyp
     assert "enough" in told(capsys, *arguments(photos))
     assert [candidate.words for candidate in scored][:2] == ["zero_shot", "tip_adapter"]
     assert all(torch.nn.Module in candidate.method.func.__mro__ for candidate in scored)
+
+
+def test_a_candidate_whose_features_are_too_large_takes_no_other_with_it(clip, photos, terms):
+    dataset = image_folder(photos)
+    few, many = (bank_bytes(clip, 18, terms.features, needs, 1) for needs in (("pooled",), ("pooled", "mid_tokens")))
+    tight = replace(terms, features=replace(terms.features, budget_gb=(few + many) / 2e9))
+    large = Candidate("xr_vlm", partial(XRVLM, image_parts=2, text_parts=2), Recipe("short", epochs=1, batch_size=8))
+    found = compare_methods(clip, dataset, [CANDIDATES[0], PROBE, large], terms=tight)
+    assert [score.words for score in found.scores] == ["zero_shot", "residual_probe"]
+    assert re.match(r"its features take .* GB, over features\.budget_gb=", found.left_out["xr_vlm"])
+
+
+def test_a_candidate_that_the_device_cannot_do_is_left_out(clip, photos, terms, monkeypatch):
+    def no_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    monkeypatch.setattr(LinearProbe, "prepare", no_memory)
+    found = compare_methods(clip, image_folder(photos), CANDIDATES[:2], terms=terms)
+    assert [score.words for score in found.scores] == ["zero_shot"]
+    assert found.left_out["linear_probe"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate"

@@ -362,3 +362,15 @@ def test_a_text_prior_tells_its_text(clip):
     assert XRVLM(clip, classes(), prior_weight=1.0).prompts == "learned + names"
     assert XRVLM(clip, classes(), part_prompts="descriptions", prior_weight=1.0).prompts == "part_descriptions + names"
     assert XRVLM(clip, classes()).prompts == "learned"
+
+
+def test_how_many_numbers_the_labels_decide(clip, bank):
+    """A closed form counts as what it stands for; a cache that is not trained as nothing."""
+    count, width = len(classes().names), clip.embed_dim
+    expected = {"gda": count * (width + 1), "lp_plus_plus": count * (width + 1), "trans_clip": (count + 1) * width,
+                "trans_clip_zero_shot": 0, "tip_adapter": 0, "tip_adapter_f": len(bank.labels) * width, "zero_shot": 0,
+                "zpe": 0, "linear_probe": count * (width + 1), "task_res": count * width}
+    for name, number in expected.items():
+        method = factory(name)(clip, classes())
+        method.prepare(clip, bank)
+        assert method.learned_parameters == number, name

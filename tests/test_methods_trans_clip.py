@@ -248,3 +248,14 @@ def test_new_classes_are_refused(tmp_path, clip):
 def test_bad_options_are_told(clip, name):
     with pytest.raises(UserError, match=f"method.{name} must be at least 0, or null for the method's own, found -1"):
         TransCLIP(clip, CLASSES, **{name: -1.0})
+
+
+def test_an_image_whose_features_are_rounded_otherwise_is_no_neighbour_of_itself(clip):
+    method = prepared(TransCLIP, clip)
+    method.seen = F.normalize(torch.randn(4, clip.embed_dim, generator=torch.Generator().manual_seed(0)), dim=1)
+    noise = F.normalize(torch.randn(4, clip.embed_dim, generator=torch.Generator().manual_seed(1)), dim=1)
+    again = F.normalize(method.seen + 7e-3 * noise, dim=1)    # twice as far as bfloat16 has been seen to put it
+    apart = 1 - (again * method.seen).sum(dim=1)
+    assert ((apart > 1e-5) & (apart < 1e-4)).all()
+    assert (method._similarity(again).diagonal() == 0).all()
+    assert (method._similarity(F.normalize(method.seen + 0.1 * noise, dim=1)).diagonal() > 0).all()

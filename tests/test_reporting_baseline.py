@@ -37,6 +37,14 @@ def test_zero_shot_is_that_of_the_row_s_own_kind_of_text():
         "zero-shot of the row's own kind of text (CLIP zero-shot, names or CLIP zero-shot, descriptions)")
 
 
+def test_a_baseline_is_called_as_on_the_command_line():
+    tips = settings([record("plain", label="Tip-Adapter", method="tip_adapter", shots=4),
+                     record("trained", label="Tip-Adapter-F", method="tip_adapter", shots=4),
+                     record("other", shots=4)])
+    assert compared("tip_adapter_f", tips) == {"plain": "trained", "other": "trained"}
+    assert compared("tip_adapter", tips) == {"trained": "plain", "other": "plain"}
+
+
 def test_of_several_zero_shots_of_a_kind_the_best_counts():
     rows = settings([*(run for row in ROWS for run in row.runs),
                      record("e", prompts="names", top1=0.7, series="1", **FREE)])

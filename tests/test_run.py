@@ -291,11 +291,13 @@ def test_zero_shot_scores_all_images_or_the_test_part(clip, photos, tmp_path):
     run = zero_shot(clip, image_folder(photos), options=options(tmp_path))
     assert (run.record.shots, run.record.label_budget, run.record.learned_parameters) == (0, 0, 0)
     assert len((run.folder / "predictions.csv").read_text().splitlines()) == 1 + 24
+    assert run.record.protocol == "all_images", "no table beside scores on a test part"
     parts = tmp_path / "parts"
     photo_folder(parts / "train")
     photo_folder(parts / "test", images=2)
     run = zero_shot(clip, image_folder(parts), options=options(tmp_path))
     assert len((run.folder / "predictions.csv").read_text().splitlines()) == 1 + 6
+    assert run.record.protocol == "few_shot"
 
 
 def test_zero_shot_under_adapt_uses_no_label(clip, photos, tmp_path):

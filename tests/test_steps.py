@@ -70,7 +70,6 @@ def test_the_image_side_steps_every_time_and_the_text_side_by_the_sum_of_its_gra
 
 
 def test_one_batch_a_pass_is_the_plain_step():
-    assert torch.equal(trained(RECIPE).text.weight, trained(replace(RECIPE, text_every=1)).text.weight)
     whole = replace(RECIPE, batch_size=40)
     torch.testing.assert_close(trained(whole).text.weight, trained(replace(whole, text_every=5)).text.weight)
 

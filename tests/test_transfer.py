@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,13 @@ def test_options_that_eval_does_not_know_are_told(runs, capsys):
     assert "data.root is not given" in told(capsys, "eval", run, "data=dtd", *HERE)
     with pytest.raises(UserError, match="unknown among"):
         check_among("all")
+
+
+def test_other_images_of_the_same_names_have_a_score_of_their_own(runs, tmp_path, capsys):
+    fog, snow = tmp_path / "fog" / "birds", tmp_path / "snow" / "birds"
+    photo_folder(fog, images=2, classes=("jay", "wren"))
+    shutil.copytree(fog, snow)
+    for name in ("jay", "wren"):
+        (snow / name / "0.png").write_bytes((fog / name / "1.png").read_bytes())
+    places = [scored(capsys, f"run={runs['linear_probe', 2]}", f"data.root={root}")[2] for root in (fog, snow, fog)]
+    assert places[0] == places[2] != places[1]

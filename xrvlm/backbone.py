@@ -78,6 +78,7 @@ class FrozenCLIP(nn.Module, ABC):
     fingerprint: str                     # hash of weights, activation, image size and a transform that is not the
                                          # checkpoint's own; not of device or precision
     precision: Precision                 # what the tower computes in; features are float32 all the same
+    text_path: str = "plain"             # or "fast": how the text side is computed, which rounds otherwise
     loader: Mapping[str, Any] | None     # {"target": dotted path, "arguments": ...} of what made it; None: in memory
 
     def train(self, mode: bool = True) -> Self:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from xrvlm.backbone import Features, FrozenCLIP
 from xrvlm.errors import UserError
-from xrvlm.files import digest, user_path, write_atomically
+from xrvlm.files import code_alone, digest, user_path, write_atomically
 from xrvlm.images import read_image
 from xrvlm.method import Method
 from xrvlm.text import ClassText
@@ -108,8 +108,8 @@ class Classifier:
             method.load_state_dict(tensors)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"{path} does not fit its method {about['method']['target']}: {reason}; "
-                            "use the version of the method that it was saved with, or adapt again") from error
+            raise UserError(f"{path} does not fit its method {about['method']['target']}: {reason}; use the version of "
+                            "the method that it was saved with, or adapt again with force=true") from error
         return cls(clip, method.to(clip.device), about)
 
 
@@ -129,16 +129,16 @@ def method_spec(factory: MethodFactory) -> dict[str, Any]:
     return {"target": f"{target.__module__}.{target.__qualname__}", "arguments": _defaults(target) | given}
 
 
-def own_code(method: type[Method]) -> dict[str, str]:
-    """A hash of the source file of `method` and of its bases where these are none of xrvlm's, by the module's name.
+def method_code(method: type[Method]) -> dict[str, str]:
+    """A hash of the source of `method` and of its bases, by the module's name, comments and docstrings left out.
 
     Nothing for a class that has no file.
     """
     found = {}
     for base in method.__mro__:
-        if base not in Method.__mro__ and not base.__module__.startswith("xrvlm."):
+        if base not in Method.__mro__:
             with contextlib.suppress(OSError, TypeError):    # how `inspect` says that there is no file
-                found[base.__module__] = digest(Path(inspect.getfile(base)).read_text(encoding="utf-8"))
+                found[base.__module__] = digest(code_alone(Path(inspect.getfile(base)).read_text(encoding="utf-8")))
     return found
 
 
@@ -163,7 +163,7 @@ def _check_options(path: Path, spec: dict[str, Any]) -> None:
     gone = sorted(spec["arguments"].keys() - known.keys())
     if gone and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         raise UserError(f"{path} has options that {spec['target']} does not know ({', '.join(gone)}), it was written "
-                        "by another version of xrvlm: install that version, or adapt again")
+                        "by another version of xrvlm: install that version, or adapt again with force=true")
 
 
 def _method_class(spec: dict[str, Any]) -> type[Method]:

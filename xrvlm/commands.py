@@ -48,7 +48,7 @@ def zeroshot(config: DictConfig) -> None:
 def evaluate(config: DictConfig) -> None:
     from xrvlm.classifier import Classifier
     from xrvlm.data import without_images_of
-    from xrvlm.files import digest
+    from xrvlm.files import digest, sha256
     from xrvlm.protocols import check_among, transfer_record
     from xrvlm.run import evaluate as evaluate_on
 
@@ -64,6 +64,8 @@ def evaluate(config: DictConfig) -> None:
         items = dataset.split.test or (*dataset.split.train, *dataset.split.val)
         items = without_images_of(folder / "split.json", dataset.source, items)
     names, key, told = dataset.split.classes, [item.id for item in items], ""
+    if not own:                                  # other images may have the same names
+        key.append(digest([sha256(dataset.source.read(item.id)) for item in items]))
     new = [name for name in names if name not in classifier.names]
     if new or given_text(config):               # other words for the same classes are a turn too
         classifier = turned(classifier, names, config, getattr(dataset.source, "root", None))

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from xrvlm.backbone import FrozenCLIP, Need
 from xrvlm.bank import FeatureBank
 from xrvlm.budget import in_words, seconds_an_image, training_seconds
-from xrvlm.classifier import MethodFactory, method_spec, own_code
+from xrvlm.classifier import MethodFactory, method_code, method_spec
 from xrvlm.data import Dataset, Item, sample_shots, with_test_part
 from xrvlm.draws import seeded
 from xrvlm.errors import UserError
@@ -118,6 +118,9 @@ def compare(clip: FrozenCLIP, dataset: Dataset, candidates: Sequence[Candidate],
         return work.done(candidates)
 
 
+Asked = tuple[int, frozenset[Need]]      # augmented views, and what is read of each
+
+
 @dataclass(frozen=True)
 class _Plan:
     candidate: Candidate
@@ -141,7 +144,7 @@ class _Work:
     terms: Terms
     deadline: float
     needs: dict[int, frozenset[Need]] = field(default_factory=dict)    # by views: what one of the candidates reads
-    banks: dict[int, FeatureBank] = field(default_factory=dict)        # by views: of all images, for all folds
+    banks: dict[Asked, FeatureBank] = field(default_factory=dict)      # of all images, for all folds
 
     @cached_property
     def fold(self) -> Tensor:
@@ -199,7 +202,7 @@ class _Work:
             return str(error)
         views = self.terms.features.views if recipe.epochs else 0
         self.needs[views] = self.needs.get(views, frozenset()) | method.needs
-        return _Plan(candidate, recipe, method.label, method.needs, views, own_code(type(method)))
+        return _Plan(candidate, recipe, method.label, method.needs, views, method_code(type(method)))
 
     def _score(self, plan: _Plan, progress: Callable[[int], Any], *, must: bool) -> Score | str:
         """The score, or the reason why there is none. The first candidate that has one need not fit in the budget."""
@@ -216,6 +219,8 @@ class _Work:
                 progress(1)
         except UserError as error:
             return str(error)
+        except RuntimeError as error:        # of torch: memory, or what a device cannot do; the others go on
+            return f"{type(error).__name__}: {' '.join(str(error).split())}"
         hits = torch.zeros(len(self.items), dtype=torch.bool)                              # (n,)
         for number, entry in zip(self.numbers, finished, strict=True):
             hits[self.fold == number] = torch.tensor(entry["hits"], dtype=torch.bool)
@@ -235,7 +240,7 @@ class _Work:
         seconds = time.perf_counter() - start
         hits = predicted(probabilities(method, self.clip, test)) == test.labels            # (k,)
         return {"fold": number, "hits": hits.int().tolist(), "seconds": seconds,
-                "learned_parameters": sum(parameter.numel() for parameter in method.parameters())}
+                "learned_parameters": method.learned_parameters}
 
     def _fresh(self, candidate: Candidate) -> Method:
         with seeded(self.terms.seed, "initial weights"):
@@ -243,16 +248,25 @@ class _Work:
 
     def _bank(self, plan: _Plan) -> FeatureBank:
         """As the method would find it if it were the only one."""
-        if plan.views not in self.banks:
-            found = feature_source(self.clip, self.dataset.source, self.items, self.terms.features,
-                                   needs=self.needs[plan.views], views=plan.views, seed=self.terms.seed,
-                                   workers=self.terms.workers)
+        views, needs = asked = self._asked(plan)
+        if asked not in self.banks:
+            found = feature_source(self.clip, self.dataset.source, self.items, self.terms.features, needs=needs,
+                                   views=views, seed=self.terms.seed, workers=self.terms.workers)
             if not isinstance(found, FeatureBank):
                 raise UserError("compare reads the features of all folds from one bank: raise features.budget_gb, or "
                                 "use fewer shots")
-            self.banks[plan.views] = found
-        bank = self.banks[plan.views]
+            self.banks[asked] = found
+        bank = self.banks[asked]
         return replace(bank, shards=[{name: shard[name] for name in plan.needs} for shard in bank.shards])
+
+    def _asked(self, plan: _Plan) -> Asked:
+        """The bank of the plan: that of all candidates of its views, where such a one is not too large."""
+        shared = self.needs[plan.views]
+        fits = self._gigabytes(shared, plan.views) <= self.terms.features.budget_gb
+        return plan.views, shared if fits else plan.needs
+
+    def _gigabytes(self, needs: frozenset[Need], views: int) -> float:
+        return bank_bytes(self.clip, len(self.items), self.terms.features, needs, views) / 1e9
 
     def _too_long(self, plan: _Plan, finished: Sequence[dict]) -> str | None:
         """Why the candidate cannot be finished in what is left of the budget; before its first fold told from a few
@@ -260,10 +274,10 @@ class _Work:
         """
         if self.left <= 0:
             return "the budget was spent before it"
-        size = bank_bytes(self.clip, len(self.items), self.terms.features, self.needs[plan.views], plan.views) / 1e9
-        if size > self.terms.features.budget_gb:
-            return f"the features take {size:.1f} GB, over features.budget_gb={self.terms.features.budget_gb:g}"
-        features = 0.0 if plan.views in self.banks else self._extraction_seconds(plan.views)
+        views, needs = asked = self._asked(plan)
+        if (size := self._gigabytes(needs, views)) > self.terms.features.budget_gb:
+            return f"its features take {size:.1f} GB, over features.budget_gb={self.terms.features.budget_gb:g}"
+        features = 0.0 if asked in self.banks else self._extraction_seconds(views, needs)
         if features > self.left:
             return f"its features alone would take about {in_words(features)}, and {in_words(self.left)} were left"
         if finished:
@@ -283,8 +297,7 @@ class _Work:
             return None
         return f"it would take about {in_words(seconds)} more, and {in_words(max(self.left, 0))} were left"
 
-    def _extraction_seconds(self, views: int) -> float:
-        needs = self.needs[views]
+    def _extraction_seconds(self, views: int, needs: frozenset[Need]) -> float:
         missing = images_to_encode(self.clip, self.dataset.source, self.items, self.terms.features, needs=needs,
                                    views=views, seed=self.terms.seed)
         return missing * (views + 1) * seconds_an_image(self.clip, needs) if missing else 0.0

@@ -1,5 +1,6 @@
 """Files are written whole or not at all: to a temporary name beside the target, flushed, then renamed."""
 
+import ast
 import contextlib
 import hashlib
 import json
@@ -90,6 +91,16 @@ def user_path(path: str | Path) -> Path:
 
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def code_alone(source: str) -> str:
+    """Python source without comments, docstrings and layout: what it does."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
+                ast.get_docstring(node, clean=False) is not None):
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
 
 
 def digest(value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from xrvlm.backbone import FrozenCLIP
 from xrvlm.bank import FeatureBank
-from xrvlm.classifier import Classifier, changed_options, own_code
+from xrvlm.classifier import Classifier, changed_options, method_code
 from xrvlm.data import Dataset, Item, Split, hash_images, label_budget, write_split
 from xrvlm.distributed import Group, processes
 from xrvlm.errors import UserError, unknown
@@ -73,6 +73,7 @@ class Job:
     about: dict[str, Any]
     options: RunOptions
     new: NewClasses | None = None        # of a base-to-new run
+    whole: bool = False                  # scored on all images of a data set without a test part
 
     @cached_property
     def hashes(self) -> dict[str, str]:
@@ -88,11 +89,11 @@ class Job:
     def _options(self) -> dict[str, Any]:
         """The setting but the shots: equal over a line of a table whose columns are shots."""
         about = {name: value for name, value in self.about.items() if name != "split"}
-        return {"about": about | {"backbone": about["backbone"] | {"loader": None}},
+        return {"about": about | {"backbone": about["backbone"] | {"loader": None}}, "text": self.clip.text_path,
                 "precision": self.clip.precision, "recipe": asdict(self.recipe),
                 "features": self.options.features.identity, "selection": self.options.selection,
                 "val": bool(self.split.val), "test": len(self.split.test),
-                **own_code(type(self.method)), **(self.new.setting if self.new else {})}
+                "code": method_code(type(self.method)), **(self.new.setting if self.new else {})}
 
     @cached_property
     def identity(self) -> str:
@@ -210,10 +211,10 @@ class Job:
             recipe=self._recipe_name, data=self.dataset.name, world=self.dataset.world, backbone=self.clip.name,
             shots=self.shots, seed=self.seed, label_budget=label_budget(self.split), transductive=method.transductive,
             selection=self.options.selection, split=self.split.fingerprint, metrics=metrics, train_seconds=seconds,
-            learned_parameters=sum(parameter.numel() for parameter in method.parameters()),
+            learned_parameters=method.learned_parameters,
             features=features, versions=versions(), run=self.folder.name,
             setting=self.setting[:16], series=digest(self._options)[:16], options=changed_options(self.about["method"]),
-            protocol="base_to_new" if self.new else "few_shot")
+            protocol="base_to_new" if self.new else "all_images" if self.whole else "few_shot")
 
     @property
     def _recipe_name(self) -> str:

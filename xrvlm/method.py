@@ -80,6 +80,11 @@ class Method(nn.Module, ABC):
         turned.classes = classes
         return turned
 
+    @property
+    def learned_parameters(self) -> int:
+        """How many numbers the labelled images decide: what is trained, and what closed forms solve for."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
     def check_open(self) -> None:
         """UserError where the method is closed; it names the methods that are open."""
         if not self.open_classes:

@@ -15,7 +15,7 @@ from xrvlm.errors import UserError, unknown
 class Recipe:
     """Epochs, batches and optimiser. Linear warm-up over `warmup_epochs`, then cosine to zero, both per epoch.
 
-    `name` stands in the record; `grad_clip` is the largest norm of the whole gradient, `None` for no clipping;
+    `name` stands in the record; `grad_clip` is the largest norm of a step's whole gradient, `None` for no clipping;
     `balanced` draws the classes equally often (with replacement) instead of every image once an epoch;
     `text_every` is how many batches share one pass of the language side, whose gradients over them make one step;
     `average_last` makes the result the mean of the weights after each of so many last epochs; `soup` trains from the

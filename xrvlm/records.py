@@ -50,7 +50,8 @@ class RunRecord:
     setting: str = ""           # hash of all options but the seed: what may be averaged over seeds
     series: str = ""            # hash of all options but the seed and the shots: what may be joined over shots
     options: dict = field(default_factory=dict)    # of the method, where they are not its defaults
-    protocol: str = "few_shot"  # or "base_to_new": METRICS are of the base classes; or "transfer": of other data
+    # or "base_to_new": METRICS are of the base classes; "transfer": of other data; "all_images": there is no test part
+    protocol: str = "few_shot"
     trained_on: str = ""        # of a transfer: the data set that the run learned from
 
     def __post_init__(self) -> None:

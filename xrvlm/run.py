@@ -86,7 +86,7 @@ def zero_shot(clip: FrozenCLIP, dataset: Dataset, *, text: TextMaker = class_tex
     classes = text(split.classes)
     about = describe(clip, ZeroShot, classes) | {"split": split.fingerprint}
     method = ZeroShot(clip, classes).to(clip.device)
-    job = Job(clip, dataset, split, method, method.recipe, 0, 0, about, options)
+    job = Job(clip, dataset, split, method, method.recipe, 0, 0, about, options, whole=not found.test)
     return job.done()
 
 

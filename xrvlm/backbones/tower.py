@@ -24,6 +24,7 @@ from xrvlm.backbone import (
 )
 from xrvlm.backbones.image_side import ImageSide
 from xrvlm.backbones.tokens import Tokens
+from xrvlm.causal_text import CausalText
 from xrvlm.errors import UserError, unknown
 from xrvlm.text_tower import TextTower
 
@@ -56,6 +57,7 @@ class Tower(FrozenCLIP):
         self.embed_dim, self.image_width = parts.embed_dim, parts.image.width
         self.text_width, self.context_length = parts.text.embedding.embedding_dim, parts.tokens.window
         self.image, self.text, self.tokens = parts.image, parts.text, parts.tokens
+        self.text_path = "fast" if isinstance(parts.text, CausalText) else "plain"
         seen = f"{parts.transform.image_size} {parts.adjustment}".rstrip()
         self.fingerprint = hash_state(model, f"{parts.activation} {seen}")
         place = choose_device(device)

@@ -58,6 +58,10 @@ class GDA(Method):
         if val is not None:
             self.alpha.fill_(self._best_on(*pooled_features(val, clip.device)))
 
+    @property
+    def learned_parameters(self) -> int:
+        return self.weight.numel() + self.bias.numel()
+
     def class_features(self, clip: FrozenCLIP) -> Tensor:
         return self.zero_shot.class_features(clip)                                         # (c, d)
 
@@ -74,8 +78,8 @@ class GDA(Method):
 
 
 def gaussians(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Weights (c, d) and biases (c,) from `features` (n, d) with `labels` (n,), in double precision."""
-    x, (count, width) = features.double(), features.shape
+    """Weights (c, d) and biases (c,) from `features` (n, d) with `labels` (n,), in double precision on the CPU."""
+    x, labels, (count, width) = features.cpu().double(), labels.cpu(), features.shape    # an Apple GPU has no double
     members = F.one_hot(labels, classes).to(x)                           # (n, c)
     counts = members.sum(dim=0)[:, None]                                                   # (c, 1)
     means = torch.where(counts > 0, members.T @ x / counts.clamp(min=1), x.mean(dim=0))    # (c, d)

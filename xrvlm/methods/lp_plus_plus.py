@@ -66,6 +66,10 @@ class LPPlusPlus(Method):
             if step % PROTOTYPE_STEPS == 0:
                 self.blending -= blending_step * (self._slope(x, similar, targets) * similar).sum(dim=0)
 
+    @property
+    def learned_parameters(self) -> int:
+        return self.prototypes.numel() + self.blending.numel()
+
     def class_features(self, clip: FrozenCLIP) -> Tensor:
         return self.prototypes + self.blending[:, None] * self.zero_shot.weights           # (c, d)
 

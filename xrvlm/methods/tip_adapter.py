@@ -54,6 +54,10 @@ class TipAdapter(Method):
         self.keys.data = F.normalize(keys, dim=-1).to(self.keys)
         self.votes = F.one_hot(support.labels, self.votes.shape[1]).to(self.votes)
 
+    @property
+    def learned_parameters(self) -> int:
+        return self.keys.numel() if self.keys.requires_grad else 0    # a cache is no more than the images themselves
+
     def class_features(self, clip: FrozenCLIP) -> Tensor:
         return self.zero_shot.class_features(clip)                                         # (c, d)
 

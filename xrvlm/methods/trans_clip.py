@@ -34,7 +34,8 @@ DENSITY_WEIGHT = 1 / 50
 ROUNDS, SHARE_STEPS = 10, 5              # updates of the classes, and of the shares before each
 CONFIDENT = 8                            # images a class that its first mean is made of, without shots
 SHOT_WEIGHTS = 0.1, 0.5, 1.0, 10.0       # gamma
-SAME = 1e-5                              # below this distance it is the image itself, or a copy
+SAME = 1e-4                              # below this distance it is the image itself, rounded otherwise, or a copy
+TIE = 1e-5                               # similarities that differ by less are alike
 ROWS = 4096                              # of a table of similarities at once
 
 
@@ -98,6 +99,10 @@ class TransCLIP(Method):
             scores.append(self._accuracy(val))
         self._fit(queries, shots, labels, weights[scores.index(max(scores))] if scores else weights[0], graph)
 
+    @property
+    def learned_parameters(self) -> int:
+        return self.centres.numel() + self.variance.numel() if self.learns else 0
+
     def class_features(self, clip: FrozenCLIP) -> Tensor:
         return self.zero_shot.class_features(clip)                                         # (c, d)
 
@@ -105,8 +110,8 @@ class TransCLIP(Method):
         similarity = self._similarity(x.pooled)                                            # (b, n)
         furthest = similarity.topk(min(NEIGHBOURS, len(self.seen)), dim=1).values[:, -1:]  # (b, 1) of those near to x
         # images as near as the last of three count too: which of them topk names is not the same in every runtime
-        near = (similarity >= (furthest - SAME).clamp(min=SAME)).to(similarity)            # (b, n)
-        chosen = (similarity >= (self.reach - SAME).clamp(min=SAME)).to(similarity)        # (b, n) x is near to them
+        near = (similarity >= (furthest - TIE).clamp(min=TIE)).to(similarity)            # (b, n)
+        chosen = (similarity >= (self.reach - TIE).clamp(min=TIE)).to(similarity)        # (b, n) x is near to them
         prior = self.zero_shot.logits(x, class_features).log_softmax(dim=1)                # (b, c)
         votes = (similarity * (near + chosen)) @ self.shares                               # (b, c)
         return self._log_shares(self.text_weight * prior, x.pooled, votes)

@@ -61,8 +61,13 @@ def _fitting(rows: Sequence[Setting], wanted: str, told: Mapping[Setting, str]) 
     having = [row for row in rows if all(_has(row, option, value) for option, value in asked)]
     fits = ([row for row in rows if wanted == told[row]],
             [row for row in having if name in (row.label, row.first.label)],
+            [row for row in having if _plain(name) == _plain(row.first.label)],      # method=tip_adapter_f
             [row for row in having if name == row.first.method])
     return next(filter(None, fits), [])
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]", "", name).lower()
 
 
 def _hint(wanted: str, rows: Sequence[Setting], told: Mapping[Setting, str]) -> str:

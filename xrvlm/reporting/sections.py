@@ -70,7 +70,8 @@ def read_section(row: Setting, name: str, root: Path, out: Path, album: Album) -
     outcomes = None
     for file in (PREDICTIONS, LOSSES, METRICS_FILE):
         path = section.folder / file
-        if file == LOSSES and (row.first.learned_parameters == 0 or row.first.protocol == "transfer"):
+        steps = row.first.learned_parameters and row.first.protocol != "transfer"
+        if file == LOSSES and (not steps or (section.folder.is_dir() and not path.is_file())):    # a closed form
             continue
         if not path.is_file():
             section.missing.append((file, ""))
