@@ -13,6 +13,7 @@ from towers import tiny_vit
 from xrvlm.cli import COMMANDS, config_name
 from xrvlm.method import Method
 from xrvlm.options import check_options
+from xrvlm.recipe import ADAMW, FAST
 from xrvlm.text import class_text
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -83,3 +84,8 @@ def test_the_cached_defaults_are_those_of_the_class():
 def test_no_yaml_stands_unread():
     composed = {path.parent.name for path in CONF.rglob("*.yaml")} - {"conf"}
     assert composed == {*GROUPS, "experiment", "job_logging", "hydra_logging"}
+
+
+@pytest.mark.parametrize("recipe", [FAST, ADAMW], ids=lambda recipe: recipe.name)
+def test_the_recipes_for_any_method_are_those_of_the_configuration(recipe):
+    assert instantiate(OmegaConf.load(CONF / "recipe" / f"{recipe.name}.yaml"), _convert_="all")() == recipe

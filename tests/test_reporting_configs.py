@@ -40,3 +40,11 @@ def test_records_stay_where_nothing_is_to_be_told_or_a_file_is_missing(tmp_path)
     assert told_apart(alike, tmp_path) == alike
     older = [clear[0], record("older", series="", data="birds", label="CLIP", shots=0, prompts="names")]
     assert told_apart(older, tmp_path) == older
+
+
+def test_other_images_below_folders_of_one_name_are_told_by_where_they_stand(tmp_path):
+    for name, place in (("a", "/corrupt/blur/1"), ("b", "/corrupt/noise/1")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(f"data: {{root: {place}, _target_: x}}")
+    records = [record(name, series=name, setting=name, data="1", tested=name) for name in "ab"]
+    assert [entry.options for entry in told_apart(records, tmp_path)] == [{"root": "blur/1"}, {"root": "noise/1"}]

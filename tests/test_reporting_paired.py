@@ -10,7 +10,7 @@ from results import record
 from xrvlm.metrics import harmonic_mean
 from xrvlm.reporting import paired
 from xrvlm.reporting.paired import Difference, interval, paired_difference
-from xrvlm.settings import Setting
+from xrvlm.settings import Setting, settings
 
 
 def predictions(path: Path, right: str) -> None:
@@ -116,3 +116,10 @@ def test_a_difference_in_words_and_its_sign():
     assert Difference(3.14, 1.2, 5.06, 3).told == ("+3.1", "[+1.2, +5.1]")
     assert Difference(-0.01, -2.0, 0.04, 3).told == ("+0.0", "[-2.0, +0.0]")
     assert [Difference(0, low, high, 1).sign for low, high in ((0.1, 2), (-2, -0.1), (-1, 1), (0, 1))] == [1, -1, 0, 0]
+
+
+def test_images_of_the_same_names_in_another_data_set_are_no_pairs(tmp_path):
+    rows = settings([record("a", tested="blur"), record("b", label="CoOp", tested="noise")])
+    read = lambda path: (("1.png", "2.png"), np.array([True, False]))    # noqa: E731
+    with pytest.raises(ValueError, match="tested on other images"):
+        paired_difference(rows[0], rows[1], tmp_path, read)

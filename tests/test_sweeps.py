@@ -115,7 +115,8 @@ def test_the_lock_of_a_process_that_was_killed_while_it_encoded_does_not_block(p
 
 @needs_launcher
 def test_joblib_does_the_jobs_of_a_sweep_side_by_side(photos, tmp_path, straight):
-    sweep = start(photos, tmp_path / "runs", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    # with processes that decode images, as is the default
+    sweep = start(photos, tmp_path / "runs", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "workers=1")
     out, told = sweep.communicate(timeout=900)
     assert sweep.returncode == 0, told
     assert table(tmp_path / "runs") == straight

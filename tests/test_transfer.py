@@ -158,3 +158,5 @@ def test_other_images_of_the_same_names_have_a_score_of_their_own(runs, tmp_path
         (snow / name / "0.png").write_bytes((fog / name / "1.png").read_bytes())
     places = [scored(capsys, f"run={runs['linear_probe', 2]}", f"data.root={root}")[2] for root in (fog, snow, fog)]
     assert places[0] == places[2] != places[1]
+    lines = [record for record in read_records(places[0].parent) if record.run in {place.name for place in places}]
+    assert len(lines) == len({line.tested for line in lines}) == len({line.setting for line in lines}) == 2

@@ -58,14 +58,14 @@ def evaluate(config: DictConfig) -> None:
     classifier = Classifier.load(folder, device=config.device, precision=config.precision)
     if own:
         dataset = own_images(folder, config.data.get("class_names"))
-        items = dataset.split.test
+        items = whole = dataset.split.test
     else:
         dataset = make_dataset(config.data)
-        items = dataset.split.test or (*dataset.split.train, *dataset.split.val)
-        items = without_images_of(folder / "split.json", dataset.source, items)
+        whole = dataset.split.test or (*dataset.split.train, *dataset.split.val)
+        items = without_images_of(folder / "split.json", dataset.source, whole)
     names, key, told = dataset.split.classes, [item.id for item in items], ""
-    if not own:                                  # other images may have the same names
-        key.append(digest([sha256(dataset.source.read(item.id)) for item in items]))
+    tested = digest([sha256(dataset.source.read(item.id)) for item in whole])
+    key.append(tested)                           # other images may have the same names
     new = [name for name in names if name not in classifier.names]
     if new or given_text(config):               # other words for the same classes are a turn too
         classifier = turned(classifier, names, config, getattr(dataset.source, "root", None))
@@ -78,7 +78,8 @@ def evaluate(config: DictConfig) -> None:
     summary = evaluate_on(classifier, dataset, items, place, features=run_options(config).features,
                           workers=config.workers, among=config.among)
     if not own:
-        transfer_record(folder, place, dataset, classifier.about["classes"], summary, among=config.among)
+        transfer_record(folder, place, dataset, classifier.about["classes"], summary, among=config.among,
+                        tested=tested)
     print(f"{dataset.name}: {_figures(summary)}{told}\n{place}")
 
 
@@ -161,10 +162,13 @@ def compare(config: DictConfig) -> None:
     features = partial_of(config.features, "features")()
     terms = Terms(shots=read_shots(config.shots), seed=config.seed, folds=config.folds, features=features,
                   budget=seconds_of(config.budget), runs=config.runs, workers=config.workers)
-    candidates = [make_candidate(str(words)) for words in config.candidates]
+    named = [config.candidates] if isinstance(config.candidates, str) else config.candidates or []
+    candidates = [make_candidate(str(words)) for words in dict.fromkeys(named)]
     found = compare_methods(make_tower(config), dataset, candidates, terms=terms, text=make_text(config, dataset))
-    given = [*HydraConfig.get().overrides.task, f"shots={config.shots}", f"seed={config.seed}"]
-    print(found.write(adapt_command(found.recommendation.chosen.words, given)))
+    hydra = HydraConfig.get()
+    given = [*hydra.overrides.task, f"shots={config.shots}", f"seed={config.seed}"]
+    own = next((source.path for source in hydra.runtime.config_sources if source.provider == "command-line"), None)
+    print(found.write(adapt_command(found.recommendation.chosen.words, given, own)))
 
 
 def demo(config: DictConfig) -> None:

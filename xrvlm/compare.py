@@ -111,7 +111,7 @@ def compare(clip: FrozenCLIP, dataset: Dataset, candidates: Sequence[Candidate],
     """
     terms = terms or Terms()
     if not candidates:
-        raise UserError("there is nothing to compare: name candidates, such as candidates=[method=linear_probe]")
+        raise UserError("there is nothing to compare: name some, such as candidates=[zero_shot,linear_probe]")
     split = sample_shots(with_test_part(dataset.split), terms.shots, terms.seed)
     work = _Work(clip, dataset, split.train, text(split.classes), terms, time.monotonic() + terms.budget)
     with alone(work.folder / ".lock", BUSY):

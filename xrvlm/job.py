@@ -20,7 +20,7 @@ from xrvlm.features import FeatureSettings, FeatureSource, feature_source, witho
 from xrvlm.files import digest, user_path, write_json, write_text
 from xrvlm.method import Method
 from xrvlm.protocols import NewClasses
-from xrvlm.recipe import Recipe
+from xrvlm.recipe import ADAMW, FAST, Recipe
 from xrvlm.records import RunRecord, append_record, read_record, write_losses, write_scores
 from xrvlm.text import few
 from xrvlm.train import Progress, Selection, fit
@@ -92,8 +92,14 @@ class Job:
         return {"about": about | {"backbone": about["backbone"] | {"loader": None}}, "text": self.clip.text_path,
                 "precision": self.clip.precision, "recipe": asdict(self.recipe),
                 "features": self.options.features.identity, "selection": self.options.selection,
-                "val": bool(self.split.val), "test": len(self.split.test),
+                "val": bool(self.split.val), "tested": self._tested,
                 "code": method_code(type(self.method)), **(self.new.setting if self.new else {})}
+
+    @cached_property
+    def _tested(self) -> str:
+        """A hash of the test images: data sets of one name are told apart by it."""
+        parts = [self.split.test, *([self.new.test] if self.new else [])]
+        return digest([[self.hashes[item.id] for item in part] for part in parts])
 
     @cached_property
     def identity(self) -> str:
@@ -213,13 +219,15 @@ class Job:
             selection=self.options.selection, split=self.split.fingerprint, metrics=metrics, train_seconds=seconds,
             learned_parameters=method.learned_parameters,
             features=features, versions=versions(), run=self.folder.name,
-            setting=self.setting[:16], series=digest(self._options)[:16], options=changed_options(self.about["method"]),
+            setting=self.setting[:16], series=digest(self._options)[:16],
+            options=changed_options(self.about["method"]), tested=self._tested[:16],
             protocol="base_to_new" if self.new else "all_images" if self.whole else "few_shot")
 
     @property
     def _recipe_name(self) -> str:
-        """The recipe's name, marked where its values are no longer those of the method's own of that name."""
-        changed = self.recipe.name == self.method.recipe.name and self.recipe != self.method.recipe
+        """The recipe's name, marked where its values are no longer those of the recipe of that name."""
+        known = {recipe.name: recipe for recipe in (FAST, ADAMW, self.method.recipe)}
+        changed = self.recipe != known.get(self.recipe.name, self.recipe)
         return f"{self.recipe.name} (changed)" if changed else self.recipe.name
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import get_all_start_methods, get_start_method
 from typing import Any
 
 import torch
@@ -64,8 +65,10 @@ def load_images(items: Sequence[Item], source: ImageSource, view: Callable, orde
           workers: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """(b,) rows and their images on `device`, batch by batch of `order`."""
     pinned = device.type == "cuda"       # then the copy runs beside the tower
+    # within a process of joblib its own way to start one would be taken, which torch's workers cannot be started in
+    context = "fork" if workers and get_start_method() not in get_all_start_methods() else None
     loader = DataLoader(_Guarded(items, source, view), batch_sampler=[batch.tolist() for batch in order],
-                        num_workers=workers, collate_fn=_collate, pin_memory=pinned)
+                        num_workers=workers, collate_fn=_collate, pin_memory=pinned, multiprocessing_context=context)
     for loaded in loader:
         if isinstance(loaded, UserError):
             raise loaded

@@ -103,20 +103,21 @@ def check_among(among: str) -> None:
 
 
 def transfer_record(run: Path, place: Path, data: Dataset, text: Mapping[str, Any], summary: Mapping[str, float], *,
-                    among: Among) -> None:
+                    among: Among, tested: str) -> None:
     """Write the report's line for the finished run in the folder `run`, scored on `data` with its files in `place`.
 
-    `text` is the ClassText of the scored model, as a dictionary. Nothing where `run` is a model without a record.
+    `text` is the ClassText of the scored model, as a dictionary, `tested` a hash of the images. Nothing where `run`
+    is a model without a record.
     """
     if not (run / "record.json").exists():
         return
     own = read_record(run / "record.json")
     known = len(text["names"])
     more = among == "run" and known > len(data.split.classes)
-    scored = [data.name, data.split.classes, text, more]
+    scored = [data.name, data.split.classes, text, more, tested]
     record = replace(
         own, data=data.name, world=data.world, protocol="transfer", run=place.name, split=data.split.fingerprint,
-        trained_on=f"{own.data}, among all its {known} classes" if more else own.data,
+        tested=tested[:16], trained_on=f"{own.data}, among all its {known} classes" if more else own.data,
         metrics={name: value for name, value in summary.items() if name != "images"},
         setting=digest([own.setting, scored])[:16], series=digest([own.series, scored])[:16])
     write_json(place / "record.json", asdict(record))

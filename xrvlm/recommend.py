@@ -87,14 +87,15 @@ def _cost(score: Score) -> str:
     return f"{score.seconds:.1f} s of training and {score.learned_parameters:,} learned parameters"
 
 
-def adapt_command(words: str, given: Sequence[str]) -> str:
+def adapt_command(words: str, given: Sequence[str], config_dir: str | None = None) -> str:
     """What trains the method `words` on all labels, with the options that the comparison was `given`."""
     options = {}
     for override in given:               # the last of a name wins, as the command line has it
         name, _, value = override.partition("=")
         options[name] = "=".join([name, re.sub(LITERAL_VALUE, r"\1", value)])
     kept = [option for name, option in options.items() if name not in OWN_OPTIONS]
-    return shlex.join(["xrvlm", "adapt", *kept, *f"method={words}".split()])
+    own = ["--config-dir", config_dir] if config_dir else []
+    return shlex.join(["xrvlm", "adapt", *own, *kept, *f"method={words}".split()])
 
 
 HEADER = ["Method", "method=", "Accuracy", "Behind the best", "Time s", "Learned"]

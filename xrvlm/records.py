@@ -52,6 +52,7 @@ class RunRecord:
     options: dict = field(default_factory=dict)    # of the method, where they are not its defaults
     # or "base_to_new": METRICS are of the base classes; "transfer": of other data; "all_images": there is no test part
     protocol: str = "few_shot"
+    tested: str = ""            # hash of the test images
     trained_on: str = ""        # of a transfer: the data set that the run learned from
 
     def __post_init__(self) -> None:
@@ -120,6 +121,7 @@ def _parse(line: bytes, where: str) -> RunRecord:
         known: dict[str, Any] = {field.name: value.get(field.name) for field in fields(RunRecord)}
         known |= {"setting": known["setting"] or "", "series": known["series"] or "",
                   "protocol": known["protocol"] or "few_shot", "trained_on": known["trained_on"] or "",
+                  "tested": known["tested"] or "",
                   "options": {} if known["options"] is None else known["options"]}    # older lines
         return RunRecord(**known)
     except ValueError as error:

@@ -1,5 +1,6 @@
 """Classification by description (Menon & Vondrick, ICLR 2023, arXiv:2210.07183), and CuPL's way beside it."""
 
+import logging
 from typing import Literal
 
 import torch
@@ -13,6 +14,8 @@ from xrvlm.method import Method
 from xrvlm.part_prompts import sentence_means
 from xrvlm.recipe import TRAINING_FREE
 from xrvlm.text import ClassText
+
+log = logging.getLogger(__name__)
 
 
 class DCLIP(Method):
@@ -46,6 +49,9 @@ class DCLIP(Method):
         self.logit_scale, self.logit_bias = clip.logit_scale, clip.logit_bias
 
     def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None) -> None:
+        if self.classes.kind == "names":
+            log.warning("method=dclip reads descriptions, and there are none: this is zero_shot with its templates; "
+                        "give text.descriptions=FILE.json")
         self.weights.copy_(self._pooled(clip, self.classes))
 
     def turn(self, clip: FrozenCLIP, classes: ClassText) -> None:

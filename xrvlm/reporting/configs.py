@@ -10,7 +10,7 @@ import yaml
 from xrvlm.records import RunRecord
 from xrvlm.settings import COLUMNS
 
-NO_SETTING = ("data", "runs", "seed", "shots", "force", "device", "workers", "method")    # or told by the record
+NO_SETTING = ("runs", "seed", "shots", "force", "device", "workers", "method")    # or told by the record
 
 
 def told_apart(records: Sequence[RunRecord], root: Path) -> list[RunRecord]:
@@ -35,24 +35,34 @@ def _differing(group: Sequence[RunRecord], root: Path) -> list[tuple[RunRecord, 
     if all(len(series) == 1 for series in places.values()) or any("" in series for series in places.values()):
         return []
     try:
-        read = {code: _flat(yaml.safe_load((root / record.run / "config.yaml").read_text(encoding="utf-8")))
+        read = {code: _read(root, record)
                 for series in places.values() for code, record in series.items()}
     except (OSError, ValueError, AttributeError, yaml.YAMLError):
         return []
     keys = sorted({key for series in places.values() for key in {name for code in series for name in read[code]}
-                   if len({repr(read[code].get(key)) for code in series}) > 1})
-    return [(record, {key.rpartition(".")[2]: _short(read[record.series].get(key)) for key in keys})
+                   if len({repr(read[code].get(key)) for code in series}) > 1
+                   and (key != "data.root" or len({record.tested for record in series.values()}) > 1)})
+    return [(record, {key.rpartition(".")[2]: _short(read[record.series].get(key), 1 + (key == "data.root"))
+                      for key in keys})
             for record in group]
+
+
+def _read(root: Path, record: RunRecord) -> dict[str, Any]:
+    options = _flat(yaml.safe_load((root / record.run / "config.yaml").read_text(encoding="utf-8")))
+    steps = record.recipe != "none"          # without any a recipe is not read
+    return {key: value for key, value in options.items() if steps or not key.startswith("recipe.")}
 
 
 def _flat(options: dict[str, Any], before: str = "") -> dict[str, Any]:
     flat = {}
     for name, value in options.items():
-        if before or name not in NO_SETTING:
+        if before == "data.":
+            flat |= {"data.root": value} if name == "root" else {}
+        elif before or name not in NO_SETTING:
             flat |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
     return flat
 
 
-def _short(value: Any) -> Any:
-    """A path without its folders."""
-    return Path(value).name if isinstance(value, str) and "/" in value else value
+def _short(value: Any, parts: int) -> Any:
+    """The last `parts` of a path."""
+    return "/".join(Path(value).parts[-parts:]) if isinstance(value, str) and "/" in value else value

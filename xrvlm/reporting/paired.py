@@ -18,6 +18,7 @@ from xrvlm.settings import Setting
 
 REPLICATES, AT_ONCE = 10_000, 1_000      # resamples of the test images; so many of them at a time, for the memory
 COVERAGE = 0.95
+OTHER_IMAGES = "tested on other images than the baseline, or on others with each seed"
 # the files of each headline metric; the images of each are resampled by themselves
 FILES = {"top1": (PREDICTIONS,), "harmonic_mean": (PREDICTIONS, "predictions_new.csv")}
 
@@ -57,11 +58,13 @@ def paired_difference(row: Setting, baseline: Setting, root: Path,
     pairs = [(run, other) for run in row.runs if (other := _partner(run, baseline)) is not None]
     if not pairs:
         raise ValueError("no seed in common with the baseline")
+    if len({run.tested for pair in pairs for run in pair} - {""}) > 1:
+        raise ValueError(OTHER_IMAGES)
     groups = []
     for file in FILES[row.headline]:
         runs = {run.run: read(root / run.run / file) for pair in pairs for run in pair}
         if len({images for images, _ in runs.values()}) > 1:
-            raise ValueError("tested on other images than the baseline, or on others with each seed")
+            raise ValueError(OTHER_IMAGES)
         groups.append(np.stack([runs[run.run][1] for pair in zip(*pairs, strict=True) for run in pair]))    # (2 s, n)
     score = _harmonic_mean if row.headline == "harmonic_mean" else _accuracy
     low, high = interval(groups, score)
