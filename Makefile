@@ -41,7 +41,7 @@ results: $(READY)       ## the tables of the README and of docs/plus.md: 3 seeds
 	$(BIN)/xrvlm report runs=runs/results
 
 # with PHOTOS="DIR1 DIR2", folders of photos with a split.csv (path, class, split), these too, at 16 shots
-methods: $(READY)       ## docs/methods.md: all methods, 1 to 16 shots, 3 seeds; about two hours
+methods: $(READY)       ## docs/methods.md: all methods, 1 to 16 shots, 3 seeds; two to three hours
 	$(METHODS) data.world=2 method=zero_shot,trans_clip_zero_shot
 	$(METHODS) data.world=2 method=zero_shot text.templates=ensemble
 	$(METHODS) data.world=2 method=zero_shot,dclip,trans_clip_zero_shot text.descriptions=descriptions.json
@@ -50,15 +50,17 @@ methods: $(READY)       ## docs/methods.md: all methods, 1 to 16 shots, 3 seeds;
 	$(FEW) method=$(HEADS) text.descriptions=descriptions.json
 	$(FEW) method=xr_vlm_plus $(DESCRIBED)
 	$(FEW) method=xr_vlm method.part_prompts=descriptions text.parts=parts.json
+	$(FEW) method=xr_vlm recipe=fast
 	$(FEW) $(ONE_VIEW)
 	$(FEW) $(ONE_VIEW) text.descriptions=descriptions.json
 	for place in $(PHOTOS); do \
 		photos="$(METHODS) data=table data.file=split.csv data.root=$$place"; \
 		$$photos method=zero_shot,trans_clip_zero_shot && $$photos method=zero_shot text.templates=ensemble && \
 		$$photos shots=16 method=zpe text.templates=ensemble && $$photos shots=16 $(ONE_VIEW) && \
+		$$photos shots=16 method=xr_vlm recipe=fast && \
 		$$photos shots=16 method=linear_probe,xr_vlm_plus,$(HEADS),$(PROMPTS) || exit 1; \
 	done
-	$(BIN)/xrvlm report runs=runs/methods
+	$(BIN)/xrvlm report runs=runs/methods baseline=zero_shot
 
 bench: $(READY)         ## the two speeds that matter most, against a baseline in the same run; minutes
 	$(BIN)/python benchmarks/train_step.py --classes 100 --turns 3
