@@ -126,7 +126,7 @@ def test_the_fast_recipe_and_a_soup_go_with_every_trained_method(photos, tmp_pat
     assert main(["adapt", f"data.root={photos}", f"method={method}", "recipe=fast", "recipe.epochs=2", "shots=2",
                  "recipe.batch_size=2", "recipe.soup=[0.5,1]", "recipe.average_last=1", *TINY, *small]) == 0
     record = json.loads((tmp_path / "runs" / "results.jsonl").read_text())
-    assert (record["method"].startswith(method[:4]), record["recipe"]) == (True, "fast")
+    assert (record["method"].startswith(method[:4]), record["recipe"]) == (True, "fast (changed)")
     with next((tmp_path / "runs").glob("*/losses.csv")).open(newline="") as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1", "2", "3"]
 
@@ -317,6 +317,18 @@ def test_a_damaged_image_is_told_in_one_line_by_worker_processes_too(tmp_path, c
     assert error.startswith("error: ")
     assert "wren/3.png" in error
     assert "DataLoader" not in error
+
+
+def test_predict_leaves_out_what_it_cannot_read(tmp_path, capsys, caplog):
+    photo_folder(tmp_path / "birds")
+    (tmp_path / "birds" / "wren" / "3.png").write_bytes(b"")
+    (tmp_path / "names.txt").write_text("blue tit\nwren\n")
+    arguments = ["predict", "classes=names.txt", *TINY]
+    assert main([*arguments, f"images={tmp_path / 'birds'}", f"out={tmp_path / 'labels.csv'}"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if ".png: " in line]
+    assert len(lines) == len((tmp_path / "labels.csv").read_text().splitlines()) - 1 == 23
+    assert "left out 1 of 24 files, the first because: cannot read the image wren/3.png" in caplog.text
+    assert "cannot read the image 3.png" in told(capsys, *arguments, f"images={tmp_path / 'birds' / 'wren' / '3.png'}")
 
 
 def test_eval_keeps_the_classes_of_the_run_and_leaves_out_what_it_learned_from(photos, tmp_path, capsys, caplog):

@@ -165,7 +165,7 @@ def test_coops_split_of_cars_names_the_folders(tmp_path):
 ])
 def test_a_damaged_split_of_coop_is_told(tmp_path, change, message):
     root = replicas_coop.food101(tmp_path)
-    with pytest.raises(UserError, match=r"lacks split_zhou_Food101\.json"):
+    with pytest.raises(UserError, match=r"lacks split_zhou_Food101\.json; get split_zhou_Food101\.json from https://github"):
         food_101(root, split="coop")
     path = replicas_coop.coop_split(root / "split_zhou_Food101.json", root / "images", COOP["food101"][2])
     rows = json.loads(path.read_text())

@@ -1,9 +1,11 @@
 """Label image files with a model."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from xrvlm.backbone import FrozenCLIP
@@ -12,10 +14,13 @@ from xrvlm.data import Item
 from xrvlm.data_folder import FileSource, image_files
 from xrvlm.errors import UserError
 from xrvlm.features import OnlineFeatures
+from xrvlm.images import read_image
 from xrvlm.methods import ZeroShot
 from xrvlm.records import write_predictions
 from xrvlm.text import ClassText
 from xrvlm.views import Augmentation
+
+log = logging.getLogger(__name__)
 
 
 def zero_shot_classifier(clip: FrozenCLIP, classes: ClassText) -> Classifier:
@@ -29,14 +34,20 @@ def predict_images(classifier: Classifier, images: Path, *, topk: int = 5, worke
                    out: Path | None = None) -> Iterator[str]:
     """Label a file, or every image below a folder; yields a line of text for each.
 
-    `out` also gets all of it as CSV: image, prediction, then class_1, probability_1 ... class_k, probability_k.
+    Files that cannot be read are left out with a warning; UserError where none can. `out` also gets all of it as CSV:
+    image, prediction, then class_1, probability_1 ... class_k, probability_k.
     """
     if topk < 1:
         raise UserError(f"topk must be at least 1, found {topk}")
     root, names = image_files(images)
-    source = OnlineFeatures(classifier.clip, FileSource(root), tuple(Item(name, 0) for name in names),
-                            frozenset(classifier.method.needs), Augmentation(), seed=0, workers=workers)
-    scores = torch.cat([classifier.from_features(x) for x, _ in tqdm(source.in_order(), disable=None, leave=False)])
+    try:
+        scores = _scores(classifier, root, names, workers)
+    except UserError as error:
+        readable = tuple(name for name in names if _is_readable(root / name))
+        if not readable or len(readable) == len(names):
+            raise
+        log.warning("left out %d of %d files, the first because: %s", len(names) - len(readable), len(names), error)
+        names, scores = readable, _scores(classifier, root, readable, workers)
     if out is not None:
         write_predictions(out, names, None, scores, classifier.names, topk=topk)
     values, order = scores.topk(min(topk, len(classifier.names)), dim=1)                   # (n, k)
@@ -44,3 +55,18 @@ def predict_images(classifier: Classifier, images: Path, *, topk: int = 5, worke
         guesses = ", ".join(f"{classifier.names[index]} {chance:.1%}"
                             for index, chance in zip(classes, chances, strict=True))
         yield f"{name}: {guesses}"
+
+
+def _scores(classifier: Classifier, root: Path, names: Sequence[str], workers: int) -> Tensor:
+    """(n, c) probabilities."""
+    source = OnlineFeatures(classifier.clip, FileSource(root), tuple(Item(name, 0) for name in names),
+                            frozenset(classifier.method.needs), Augmentation(), seed=0, workers=workers)
+    return torch.cat([classifier.from_features(x) for x, _ in tqdm(source.in_order(), disable=None, leave=False)])
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        read_image(path)
+    except UserError:
+        return False
+    return True

@@ -18,7 +18,8 @@ from xrvlm.files import read_json
 from xrvlm.text import readable
 
 SplitName = Literal["official", "coop"]
-FIX = "get it again from where CoOp's DATASETS.md says"
+PAGE = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
+FIX = f"get it again from where {PAGE} says"
 
 
 def chosen(split: SplitName, official: Layout, *, file: str, images: Mapping[str, int],
@@ -34,7 +35,8 @@ def chosen(split: SplitName, official: Layout, *, file: str, images: Mapping[str
         raise unknown("data.split", split, get_args(SplitName))
     if split == "official":
         return official
-    return replace(official, images=images, read=partial(_read, file=file, folder=folders[0] if inside else None),
+    read = partial(_read, file=file, folder=folders[0] if inside else None)
+    return replace(official, images=images, elsewhere={file: PAGE}, read=read,
                    places={file: (file,)} | {folder: official.places[folder] for folder in folders})
 
 

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -43,6 +43,7 @@ class Layout:
     places: Mapping[str, Sequence[str]]
     read: Callable[[Path, Mapping[str, Path]], Listing]
     downloader: str | None = None        # the class of torchvision.datasets that can fetch it
+    elsewhere: Mapping[str, str] = field(default_factory=dict)    # places that stand at another address
 
     def found(self, root: Path) -> dict[str, Path]:
         """Where each file and folder lies; what is missing is left out."""
@@ -112,7 +113,17 @@ def suggestion(layout: Layout, root: Path) -> str:
     best = max(scores, key=lambda folder: scores[folder], default=root)
     if scores and scores[best] > len(layout.found(root)) and 2 * scores[best] >= len(layout.places):
         return f"{best} looks right: data.root={best}"
-    return f"get it from {layout.address}{', or say data.download=true' if layout.downloader else ''}"
+    return wherefrom(layout, root)
+
+
+def wherefrom(layout: Layout, root: Path) -> str:
+    """Where to get what `root` lacks."""
+    missing = [place for place in layout.places if place not in layout.found(root)]
+    apart = [f"get {place} from {layout.elsewhere[place]}" for place in missing if place in layout.elsewhere]
+    if apart and len(apart) == len(missing):
+        return ", ".join(apart)
+    download = ", or say data.download=true" if layout.downloader else ""
+    return ", ".join([*apart, f"get {'the rest' if apart else 'it'} from {layout.address}{download}"])
 
 
 def below(root: Path, folder: Path, names: Iterable[str]) -> list[str]:
