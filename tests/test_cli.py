@@ -85,6 +85,15 @@ def test_the_whole_line(photos, finished, tmp_path, capsys):
     assert (finished.parent / "report" / "report.md").exists()
 
 
+def test_a_run_is_scored_again_in_its_own_precision(photos, tmp_path):
+    assert main(["adapt", f"data.root={photos}", "method=linear_probe", "shots=1", "precision=bf16", *TINY]) == 0
+    (run,) = (tmp_path / "runs").glob("linear_probe-*")
+    for precision, same in (("auto", True), ("fp32", False)):
+        assert main(["eval", f"run={run}", "device=cpu", "workers=0", f"precision={precision}"]) == 0
+        (again,) = (run / "eval").rglob("predictions.csv")
+        assert (again.read_text() == (run / "predictions.csv").read_text()) == same
+
+
 def test_a_finished_run_is_not_repeated(photos, finished, capsys):
     stamp = (finished / "model.safetensors").stat().st_mtime_ns
     place = finished.parent

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from xrvlm.composing import (
     given_text,
+    load_run,
     make_candidate,
     make_dataset,
     make_recipe,
@@ -46,7 +47,6 @@ def zeroshot(config: DictConfig) -> None:
 
 
 def evaluate(config: DictConfig) -> None:
-    from xrvlm.classifier import Classifier
     from xrvlm.data import without_images_of
     from xrvlm.files import digest, sha256
     from xrvlm.protocols import check_among, transfer_record
@@ -55,7 +55,7 @@ def evaluate(config: DictConfig) -> None:
     check_among(config.among)
     folder = user_path(config.run)
     own = OmegaConf.is_missing(config.data, "root") and HydraConfig.get().runtime.choices["data"] == "folder"
-    classifier = Classifier.load(folder, device=config.device, precision=config.precision)
+    classifier = load_run(config)
     if own:
         dataset = own_images(folder, config.data.get("class_names"))
         items = whole = dataset.split.test
@@ -84,13 +84,12 @@ def evaluate(config: DictConfig) -> None:
 
 
 def predict(config: DictConfig) -> None:
-    from xrvlm.classifier import Classifier
     from xrvlm.predict import predict_images, zero_shot_classifier
     from xrvlm.text import class_names
 
     images, out = user_path(config.images), None if config.out is None else user_path(config.out)
     if config.run is not None:
-        classifier = Classifier.load(config.run, device=config.device, precision=config.precision)
+        classifier = load_run(config)
         if config.classes is not None or given_text(config):
             names = classifier.names if config.classes is None else class_names(config.classes)
             classifier = turned(classifier, names, config, images if images.is_dir() else images.parent)
@@ -105,12 +104,11 @@ def predict(config: DictConfig) -> None:
 
 
 def explain(config: DictConfig) -> None:
-    from xrvlm.classifier import Classifier
     from xrvlm.explanations import Photos, explain_images
 
     run = user_path(config.run)
     folder = run if run.is_dir() else run.parent
-    classifier = Classifier.load(run, device=config.device, precision=config.precision)
+    classifier = load_run(config)
     out = folder / "explain" if config.out is None else user_path(config.out)
     photos = (Photos.test_part(own_images(folder, None)) if config.images is None
               else Photos.below(user_path(config.images)))

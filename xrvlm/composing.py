@@ -88,6 +88,17 @@ def given_text(config: DictConfig) -> dict[str, Any]:
     return {str(name): value for name, value in options.items() if value is not None}
 
 
+def load_run(config: DictConfig) -> Any:
+    """The model of `run=`; without a precision in that which its run was given."""
+    from xrvlm.classifier import Classifier
+
+    place = user_path(config.run)
+    folder = place if place.is_dir() else place.parent
+    own = OmegaConf.select(_saved(folder), "precision") if (folder / "config.yaml").exists() else None
+    precision = own or config.precision if config.precision == "auto" else config.precision
+    return Classifier.load(place, device=config.device, precision=precision)
+
+
 def turned(classifier: Any, names: Sequence[str], config: DictConfig, root: Path | None) -> Any:
     """The run's model for the classes `names`, in the words of the command line, else in those of the run."""
     from xrvlm.text import few

@@ -23,6 +23,6 @@ def folds_of(items: Sequence[Item], folds: int, seed: int) -> Tensor:
         if counts[items[row].label] > 1:
             fold[row], given = given % folds, given + 1
     if not given:
-        raise UserError("each class has one labelled image, and cross-validation needs two: use more shots, or "
-                        "method=zero_shot, which needs none")
+        raise UserError("each class has one labelled image (what is kept for testing does not count), and "
+                        "cross-validation needs two: use more shots or images, or method=zero_shot, which needs none")
     return fold

@@ -69,11 +69,11 @@ def adapt(clip: FrozenCLIP, dataset: Dataset, method: MethodFactory = XRVLM, *, 
 def fitting_recipe(recipe: Recipe, method: Method) -> Recipe:
     """`recipe`, or the method's own where nothing is trained by steps; UserError where it would leave it untrained."""
     if not method.recipe.epochs and recipe.epochs:
-        log.warning("%s is not trained by steps: recipe %s is not read", method.label, recipe.name)
+        log.warning("%s is not trained by steps: recipe= and recipe.* are not read", method.label)
         return method.recipe
     if method.recipe.epochs and not recipe.epochs:
-        raise UserError(f"{method.label} is trained, and recipe {recipe.name!r} has no epochs: leave recipe= out, or "
-                        f"say recipe={method.recipe.name}")
+        raise UserError(f"{method.label} is trained, and recipe {recipe.name!r} has no epochs: leave recipe= and "
+                        f"recipe.epochs= out, or say recipe={method.recipe.name}")
     return recipe
 
 

@@ -186,7 +186,7 @@ def _unusable(model: str, source: str, error: Exception) -> UserError:
     if "state_dict" in str(error) or isinstance(error, AssertionError):
         return UserError(f"{source} does not fit {model}: {reason}; name the model that the weights were trained as")
     return UserError(f"cannot load {model} with {source}: {reason}; the file may be damaged or no weights file: "
-                     "fetch it again, or pass pretrained=/path/to/weights")
+                     "fetch it again, or pass backbone.pretrained=/path/to/weights")
 
 
 def _fetched(fetch: Callable[[], Result], what: str) -> Result:
@@ -196,8 +196,8 @@ def _fetched(fetch: Callable[[], Result], what: str) -> Result:
     except Exception as error:    # each way to the network raises its own
         reason = shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
         raise UserError(f"cannot fetch {what}: {reason}; check the network, or bring it from elsewhere: "
-                        "pretrained=/path/to/weights, or model=local-dir:/folder (with open_clip_config.json, weights "
-                        "and tokenizer files)") from error
+                        "backbone.pretrained=/path/to/weights, or backbone.model=local-dir:/folder (with "
+                        "open_clip_config.json, weights and tokenizer files)") from error
 
 
 @contextmanager
