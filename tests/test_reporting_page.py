@@ -168,8 +168,8 @@ def test_another_baseline(sweep, tmp_path):
     assert "| baseline |" in markdown
     assert "What others report for dtd is left out" in markdown
     assert "Published" not in markdown
-    with pytest.raises(UserError, match="unknown baseline 'Coop'.*did you mean 'CoOp'"):
-        write_report(sweep[0], tmp_path, baseline="Coop")
+    with pytest.raises(UserError, match="unknown baseline 'CoOps'.*did you mean 'CoOp'"):
+        write_report(sweep[0], tmp_path, baseline="CoOps")
 
 
 def test_the_same_runs_make_the_same_page(sweep, page, tmp_path):
