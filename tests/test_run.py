@@ -405,13 +405,14 @@ def test_a_tower_made_in_memory_must_be_passed(straight):
 def test_a_recipe_fits_its_method(tmp_path, caplog):
     folder = photo_folder(tmp_path / "photos", images=4)
     options = RunOptions(runs=tmp_path, features=FeatureSettings(cache=str(tmp_path / "cache"), views=1))
-    with pytest.raises(UserError, match="CoOp is trained, and recipe 'none' has no epochs: leave recipe= out, or say "
+    with pytest.raises(UserError, match="CoOp is trained, and recipe 'none' has no epochs: leave recipe= and "
+                                        "recipe.epochs= out, or say "
                                         "recipe=coop"):
         adapt(tiny_vit(), image_folder(folder), CoOp, shots=2, recipe=TRAINING_FREE, options=options)
     plain = adapt(tiny_vit(), image_folder(folder), LinearProbe, shots=2, options=options)
     same = adapt(tiny_vit(), image_folder(folder), LinearProbe, shots=2, recipe=CoOp.recipe, options=options)
     assert same.folder == plain.folder
-    assert "is not trained by steps: recipe coop is not read" in caplog.text
+    assert "is not trained by steps: recipe= and recipe.* are not read" in caplog.text
 
 
 def test_classes_without_a_test_image_are_named(tmp_path, caplog):

@@ -174,7 +174,7 @@ def _saved(folder: Path) -> DictConfig:
     except (YAMLError, OSError, UnicodeDecodeError):
         saved = None
     if not isinstance(saved, DictConfig) or "data" not in saved:
-        raise UserError(f"{path} is damaged; name the images with data.root=DIR")
+        raise UserError(f"{path} is damaged; delete it, and name the images with data.root=DIR")
     return saved
 
 
