@@ -24,7 +24,7 @@ from xrvlm.composing import (
 )
 from xrvlm.distributed import processes
 from xrvlm.errors import UserError, unknown
-from xrvlm.files import user_path
+from xrvlm.files import digest, folder_of, user_path
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +47,7 @@ def zeroshot(config: DictConfig) -> None:
 
 
 def evaluate(config: DictConfig) -> None:
-    from xrvlm.data import without_images_of
-    from xrvlm.files import digest, sha256
+    from xrvlm.data import hash_items, without_images_of
     from xrvlm.protocols import check_among, transfer_record
     from xrvlm.run import evaluate as evaluate_on
 
@@ -58,14 +57,16 @@ def evaluate(config: DictConfig) -> None:
     classifier = load_run(config)
     if own:
         dataset = own_images(folder, config.data.get("class_names"))
-        items = whole = dataset.split.test
+        items = dataset.split.test
     else:
         dataset = make_dataset(config.data)
-        whole = dataset.split.test or (*dataset.split.train, *dataset.split.val)
-        items = without_images_of(folder / "split.json", dataset.source, whole)
-    names, key, told = dataset.split.classes, [item.id for item in items], ""
-    tested = digest([sha256(dataset.source.read(item.id)) for item in whole])
-    key.append(tested)                           # other images may have the same names
+        items = dataset.split.test or (*dataset.split.train, *dataset.split.val)
+    hashes = hash_items(items, dataset.source)
+    tested = digest([hashes[item.id] for item in items])
+    if not own:
+        items = without_images_of(folder / "split.json", items, hashes)
+    # other images may have the same names
+    names, key, told = dataset.split.classes, [*(item.id for item in items), tested], ""
     new = [name for name in names if name not in classifier.names]
     if new or given_text(config):               # other words for the same classes are a turn too
         classifier = turned(classifier, names, config, getattr(dataset.source, "root", None))
@@ -92,7 +93,7 @@ def predict(config: DictConfig) -> None:
         classifier = load_run(config)
         if config.classes is not None or given_text(config):
             names = classifier.names if config.classes is None else class_names(config.classes)
-            classifier = turned(classifier, names, config, images if images.is_dir() else images.parent)
+            classifier = turned(classifier, names, config, folder_of(images))
     elif config.classes is not None:
         if "parts" in given_text(config):
             raise UserError("text.parts is not read without run=: zero-shot reads text.descriptions and text.templates")
@@ -106,8 +107,7 @@ def predict(config: DictConfig) -> None:
 def explain(config: DictConfig) -> None:
     from xrvlm.explanations import Photos, explain_images
 
-    run = user_path(config.run)
-    folder = run if run.is_dir() else run.parent
+    folder = folder_of(user_path(config.run))
     classifier = load_run(config)
     out = folder / "explain" if config.out is None else user_path(config.out)
     photos = (Photos.test_part(own_images(folder, None)) if config.images is None
@@ -125,7 +125,7 @@ def export(config: DictConfig) -> None:
     if config.device not in ("auto", "cpu") or config.precision not in ("auto", "fp32"):
         raise UserError("export makes and checks a float32 file on the CPU: leave device= and precision= out")
     run = user_path(config.run)
-    folder = run if run.is_dir() else run.parent
+    folder = folder_of(run)
     classifier = Classifier.load(run, device="cpu", precision="fp32")
     images = None
     try:
@@ -143,7 +143,7 @@ def report(config: DictConfig) -> None:
     from xrvlm.tables import terminal_table
 
     runs = user_path(config.runs)
-    print(terminal_table(told_apart(read_records(runs), runs if runs.is_dir() else runs.parent)))
+    print(terminal_table(told_apart(read_records(runs), folder_of(runs))))
     report = write_report(runs, None if config.out is None else user_path(config.out), all_shots=config.all_shots,
                           baseline=None if config.baseline is None else str(config.baseline),
                           source_of=source_of if config.photos else None)

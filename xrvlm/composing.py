@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from xrvlm.errors import UserError, unknown
-from xrvlm.files import user_path
+from xrvlm.files import folder_of, user_path
 
 
 def partial_of(config: DictConfig, group: str) -> partial:
@@ -92,20 +92,16 @@ def load_run(config: DictConfig) -> Any:
     """The model of `run=`; without a precision in that which its run was given."""
     from xrvlm.classifier import Classifier
 
-    place = user_path(config.run)
-    folder = place if place.is_dir() else place.parent
-    own = OmegaConf.select(_saved(folder), "precision") if (folder / "config.yaml").exists() else None
+    own = OmegaConf.select(_saved_of(config), "precision")
     precision = own or config.precision if config.precision == "auto" else config.precision
-    return Classifier.load(place, device=config.device, precision=precision)
+    return Classifier.load(user_path(config.run), device=config.device, precision=precision)
 
 
 def turned(classifier: Any, names: Sequence[str], config: DictConfig, root: Path | None) -> Any:
     """The run's model for the classes `names`, in the words of the command line, else in those of the run."""
     from xrvlm.text import few
 
-    place = user_path(config.run)
-    folder = place if place.is_dir() else place.parent
-    run = _saved(folder) if (folder / "config.yaml").exists() else OmegaConf.create()
+    run = _saved_of(config)
     given, before = given_text(config), given_text(run)
     if "parts" in given and not classifier.about["classes"].get("parts"):
         raise UserError("text.parts is not read: this run was made without part descriptions; leave it out")
@@ -163,6 +159,12 @@ def _composed(config: DictConfig) -> str:
         if (key == "data.root" and value is not None) or (isinstance(value, str) and user_path(value).is_file()):
             OmegaConf.update(kept, key, str(user_path(value).resolve()))
     return OmegaConf.to_yaml(kept)
+
+
+def _saved_of(config: DictConfig) -> DictConfig:
+    """The configuration of `run=`; empty where it has none."""
+    folder = folder_of(user_path(config.run))
+    return _saved(folder) if (folder / "config.yaml").exists() else OmegaConf.create()
 
 
 def _saved(folder: Path) -> DictConfig:

@@ -136,14 +136,21 @@ def label_budget(split: Split) -> int:
 
 def hash_images(split: Split, source: ImageSource) -> dict[str, str]:
     """{id: sha256 of the image file's bytes} of all parts."""
-    return {item.id: sha256(source.read(item.id)) for part in PARTS for item in getattr(split, part)}
+    return hash_items([item for part in PARTS for item in getattr(split, part)], source)
 
 
-def without_images_of(split_file: Path, source: ImageSource, items: Sequence[Item]) -> tuple[Item, ...]:
-    """The items whose bytes are not those of a training or validation image of the split; a warning counts the rest."""
+def hash_items(items: Sequence[Item], source: ImageSource) -> dict[str, str]:
+    """{id: sha256 of the image file's bytes}."""
+    return {item.id: sha256(source.read(item.id)) for item in items}
+
+
+def without_images_of(split_file: Path, items: Sequence[Item], hashes: Mapping[str, str]) -> tuple[Item, ...]:
+    """The items whose bytes, of which `hash_items` made `hashes`, are not those of a training or validation image of
+    the split; a warning counts the rest.
+    """
     record = read_json(split_file, SPLIT_FIX)
     learned = {entry["sha256"] for part in ("train", "val") for entry in record[part]}
-    kept = tuple(item for item in items if sha256(source.read(item.id)) not in learned)
+    kept = tuple(item for item in items if hashes[item.id] not in learned)
     if len(kept) < len(items):
         log.warning("left out %d of %d images: the run learned from them", len(items) - len(kept), len(items))
     return kept

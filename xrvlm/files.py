@@ -93,6 +93,11 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def folder_of(path: Path) -> Path:
+    """A folder itself, or the one that a file stands in."""
+    return path if path.is_dir() else path.parent
+
+
 def code_alone(source: str) -> str:
     """Python source without comments, docstrings and layout: what it does."""
     tree = ast.parse(source)

@@ -40,7 +40,7 @@ def write_report(runs: Path, out: Path | None = None, *, all_shots: bool = False
     Raises:
         UserError: there are no runs, a line of results.jsonl is damaged, or the baseline is unknown or one of several.
     """
-    root = runs if runs.is_dir() else runs.parent
+    root = files.folder_of(runs)
     records = told_apart(read_records(runs), root)
     out = out or root / "report"
     places = [read_place(table, baseline, root, out) for table in tables(records)]

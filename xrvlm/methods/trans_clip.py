@@ -23,7 +23,7 @@ from torch import Tensor
 
 from xrvlm.backbone import Features, FrozenCLIP
 from xrvlm.errors import UserError
-from xrvlm.features import FeatureSource
+from xrvlm.features import FeatureSource, pooled_features
 from xrvlm.method import Method
 from xrvlm.methods.zero_shot import ZeroShot
 from xrvlm.recipe import TRAINING_FREE
@@ -86,8 +86,8 @@ class TransCLIP(Method):
         queries = unlabelled.pooled.to(self.centres)                                       # (q, d)
         shots, labels = queries[:0], self.shares[:0]                                       # (s, d), (s, c)
         if self.learns and support is not None:
-            shots = torch.cat([x.pooled for x, _ in support.in_order()]).to(queries)
-            labels = F.one_hot(support.labels, len(self.centres)).to(queries)
+            shots, of_class = pooled_features(support, queries.device)
+            labels = F.one_hot(of_class, len(self.centres)).to(queries)
         self.seen = torch.cat([queries, shots])                                            # (n, d)
         weights = [self.shots_weight if self.shots_weight is not None else 1.0]
         if self.shots_weight is None and val is not None and len(shots):
