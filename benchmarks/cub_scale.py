@@ -33,14 +33,13 @@ from train_step import (
     warm_up,
 )
 
-from xrvlm.backbone import FrozenCLIP
-from xrvlm.bank import FeatureBank
-from xrvlm.data import Item
-from xrvlm.evaluation import probabilities
-from xrvlm.features import FeatureSettings, feature_source
+from xrvlm.backbones.base import FrozenCLIP
+from xrvlm.data.dataset import Item
+from xrvlm.features.bank import FeatureBank
+from xrvlm.features.source import FeatureSettings, feature_source
 from xrvlm.methods import XRVLM
-from xrvlm.recipe import Recipe
-from xrvlm.train import fit
+from xrvlm.methods.base import Recipe, probabilities
+from xrvlm.training.fit import fit
 
 CLASSES, TRAIN, TEST, EPOCHS = 200, 3200, 5794, 100
 STEPS = EPOCHS * TRAIN // BATCH

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from speed import alternate, arguments, random_images, told, tower, write_photos
 
-from xrvlm.data import Item
-from xrvlm.data_folder import FileSource
-from xrvlm.features import EXTRACTION_BATCH, FeatureSettings, evaluation_batches, extract
+from xrvlm.data.dataset import Item
+from xrvlm.features.source import EXTRACTION_BATCH, FeatureSettings, evaluation_batches, extract
+from xrvlm.views import FileSource
 
 NEEDS = ("pooled", "tokens", "mid_tokens")
 

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from text_side import LENGTH, PARTS, class_names, machine, options, tower
 from torch import Tensor
 
-from xrvlm.relations import CrossRelations
-from xrvlm.text_tower import GIB
+from xrvlm.backbones.text_encoder import GIB
+from xrvlm.methods.xr_vlm.relations import CrossRelations
 
 IMAGES = 64
 

@@ -14,12 +14,12 @@ import torch
 from speed import alternate, arguments, random_images, told, tower, write_photos
 
 import xrvlm
-from xrvlm.backbone import FrozenCLIP
-from xrvlm.classifier import Classifier, describe
-from xrvlm.data import Item
-from xrvlm.data_folder import FileSource
-from xrvlm.features import evaluation_batches
-from xrvlm.predict import predict_images
+from xrvlm.backbones.base import FrozenCLIP
+from xrvlm.data.dataset import Item
+from xrvlm.features.source import evaluation_batches
+from xrvlm.inference.classifier import Classifier, describe
+from xrvlm.inference.predict import predict_images
+from xrvlm.views import FileSource
 
 CLASSES = tuple(f"bird {index}" for index in range(200))
 METHODS = {"zero_shot": xrvlm.ZeroShot, "xr_vlm": partial(xrvlm.XRVLM, part_prompts="vectors"),

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import xrvlm
-from xrvlm.backbone import FrozenCLIP
+from xrvlm.backbones.base import FrozenCLIP
 
 MODELS = {"vit_b16": "ViT-B-16-quickgelu", "rn50": "RN50-quickgelu"}
 

@@ -22,10 +22,10 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from xrvlm.backbone import FrozenCLIP, PromptLayout
 from xrvlm.backbones import load_openclip
+from xrvlm.backbones.base import FrozenCLIP, PromptLayout
+from xrvlm.backbones.text_encoder import GIB, kept_bytes
 from xrvlm.backbones.tower import Tower
-from xrvlm.text_tower import GIB, kept_bytes
 
 PARTS, LENGTH = 4, 16
 WORDS = "bird dog cat house red blue green wing car plane fish tree flower water stone king night light road".split()

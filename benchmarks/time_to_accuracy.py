@@ -18,16 +18,15 @@ import yaml
 from torch import Tensor
 
 import xrvlm
-from xrvlm.backbone import Features
-from xrvlm.bank import FeatureBank
-from xrvlm.data import sample_shots
-from xrvlm.draws import seeded
-from xrvlm.evaluation import probabilities
-from xrvlm.features import FeatureSettings, extract
+from xrvlm.backbones.base import Features
+from xrvlm.data.dataset import sample_shots
+from xrvlm.features.bank import FeatureBank
+from xrvlm.features.source import FeatureSettings, extract
 from xrvlm.methods import XRVLM
-from xrvlm.recipe import Recipe
-from xrvlm.text import class_text
-from xrvlm.train import fit
+from xrvlm.methods.base import Recipe, probabilities
+from xrvlm.randomness import seeded
+from xrvlm.text.class_text import class_text
+from xrvlm.training.fit import fit
 
 CONF = Path(__file__).parents[1] / "conf" / "recipe"
 POINTS = 20                              # of a curve

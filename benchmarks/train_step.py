@@ -20,12 +20,12 @@ from text_side import LENGTH, class_names, machine, plain, tower, wait
 from torch import Tensor
 
 import xrvlm
-from xrvlm.backbone import Features, FrozenCLIP, Precision
-from xrvlm.bank import FeatureBank
-from xrvlm.context import ContextKind, ContextPrompts
-from xrvlm.recipe import Recipe
-from xrvlm.text_tower import GIB
-from xrvlm.train import fit
+from xrvlm.backbones.base import Features, FrozenCLIP, Precision
+from xrvlm.backbones.text_encoder import GIB
+from xrvlm.features.bank import FeatureBank
+from xrvlm.methods.base import Recipe
+from xrvlm.text.learned_prompts import ContextKind, ContextPrompts
+from xrvlm.training.fit import fit
 
 BATCH = 64
 PROMPTS_ON_CPU = 200                     # of the authors' at once: 18 MiB are kept of each for the backward pass

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xrvlm.backbone import Features, FrozenCLIP
-from xrvlm.bank import FeatureBank
-from xrvlm.method import Method
-from xrvlm.part_prompts import ensemble
-from xrvlm.text import ClassText, class_text
+from xrvlm.backbones.base import Features, FrozenCLIP
+from xrvlm.features.bank import FeatureBank
+from xrvlm.methods.base import Method
+from xrvlm.text.class_text import ClassText, class_text
+from xrvlm.text.fixed_prompts import ensemble
 
 CLASSES = class_text(("bird", "dog", "cat"))
 LABELS = torch.arange(3).repeat(8)       # of 24 images

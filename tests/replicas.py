@@ -7,6 +7,8 @@ import numpy as np
 from photos import write_photo
 from scipy.io import savemat
 
+from xrvlm.data.dataset import PARTS
+
 CUB = ("001.Black_footed_Albatross", "002.Laysan_Albatross", "010.Red_winged_Blackbird")
 DOGS = ("n02085620-Chihuahua", "n02086240-Shih-Tzu", "n02089078-black-and-tan_coonhound")
 CARS = ("AM General Hummer SUV 2000", "Acura RL Sedan 2012", "Ram C/V Cargo Van Minivan 2012")
@@ -124,3 +126,16 @@ def _cell(values: Sequence[str]) -> np.ndarray:
 def _struct(fields: Sequence[str], rows: Sequence[tuple]) -> np.ndarray:
     """(1, n) as MATLAB's struct arrays come."""
     return np.array([rows], dtype=[(field, object) for field in fields])
+
+
+def sizes(dataset):
+    return tuple(len(getattr(dataset.split, part)) for part in PARTS)
+
+
+def labels_of(dataset):
+    """{id: class name} of all parts; every image is read, so that every path is right."""
+    items = [item for part in PARTS for item in getattr(dataset.split, part)]
+    assert all(dataset.source.read(item.id) for item in items)
+    found = {item.id: dataset.split.classes[item.label] for item in items}
+    assert len(found) == len(items), "an image stands in one part"
+    return found

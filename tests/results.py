@@ -3,8 +3,8 @@
 import re
 from dataclasses import replace
 
-from xrvlm.records import RunRecord
-from xrvlm.tables import markdown_table, tables
+from xrvlm.experiments.record import RunRecord
+from xrvlm.reporting.tables import markdown_table, tables
 
 
 def record(run: str = "a", *, top1: float = 0.5, **changes) -> RunRecord:

@@ -20,14 +20,17 @@ from photos import photo_folder
 from torch import nn
 from towers import tiny_vit
 
-from xrvlm import bank, features, methods
-from xrvlm.backbone import Features
-from xrvlm.cli import main
-from xrvlm.data_folder import image_folder
+from xrvlm import methods
+from xrvlm.backbones.base import Features
+from xrvlm.cli.main import main
+from xrvlm.data.folder import image_folder
 from xrvlm.distributed import Group, PeerFailedError, joined, processes, together
-from xrvlm.draws import seeded
 from xrvlm.errors import UserError
-from xrvlm.features import FeatureSettings
+from xrvlm.experiments.record import read_records
+from xrvlm.experiments.run import RunOptions, adapt
+from xrvlm.features import bank
+from xrvlm.features import source as features
+from xrvlm.features.source import FeatureSettings
 from xrvlm.methods import (
     CLAP,
     PLOT,
@@ -42,11 +45,10 @@ from xrvlm.methods import (
     TaskRes,
     TipAdapter,
 )
-from xrvlm.recipe import Recipe
-from xrvlm.records import read_records
-from xrvlm.run import RunOptions, adapt
-from xrvlm.text import class_text
-from xrvlm.train import fit
+from xrvlm.methods.base import Recipe
+from xrvlm.randomness import seeded
+from xrvlm.text.class_text import class_text
+from xrvlm.training.fit import fit
 
 pytestmark = pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()),
                                 reason="this torch has no torch.distributed with gloo")

@@ -7,30 +7,28 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "xrvlm"
 LAYERS = (
-    ("_torchvision", "errors", "options", "draws", "text_tower", "causal_text"),
-    ("files", "distributed", "recipe", "images", "metrics"),
-    ("backbone", "backbones", "text", "data", "data_folder", "data_table", "data_hub", "datasets",
-     "plots", "plots_explain", "plots_report"),
-    ("views", "loading", "bank", "features", "folds", "context", "part_prompts", "parts", "relations"),
-    ("method", "methods"),
-    ("evaluation", "steps", "averaging", "train", "budget", "records", "settings", "tables", "reporting", "report",
-     "recommend", "protocols"),
-    ("classifier",),
-    ("explain",),
-    ("job", "run", "compare", "predict", "explanations", "export"),
+    ("errors",),
+    ("files", "randomness"),
+    ("distributed",),
+    ("backbones", "evaluation"),
+    ("views",),
+    ("text",),
+    ("data",),
+    ("features",),
+    ("methods",),
+    ("training",),
+    ("inference",),
+    ("experiments",),
+    ("reporting",),
     ("demo",),
-    ("composing",),
-    ("commands",),
     ("cli",),
     ("__main__",),
 )
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 ONLY_IMPORTERS = {
-    "hydra": {"cli", "commands", "composing"}, "omegaconf": {"cli", "commands", "composing"},
-    "open_clip": {"backbones", "demo"},
-    "timm": {"backbones"}, "transformers": {"backbones"}, "matplotlib": {"plots", "plots_explain", "plots_report"},
-    "jinja2": {"reporting"},
-    "sklearn": {"methods", "demo"}, "datasets": {"data_hub"}, "scipy": {"datasets"},
+    "hydra": {"cli"}, "omegaconf": {"cli"}, "open_clip": {"backbones", "demo"}, "timm": {"backbones"},
+    "transformers": {"backbones"}, "matplotlib": {"reporting"}, "jinja2": {"reporting"}, "sklearn": {"methods", "demo"},
+    "datasets": {"data"}, "scipy": {"data"},
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xrvlm.backbone import FrozenCLIP
 from xrvlm.backbones import wrap_hf, wrap_openclip
+from xrvlm.backbones.base import FrozenCLIP
 
 # isort: split
 # after xrvlm, which mends torchvision where its wheel does not fit torch

@@ -2,6 +2,6 @@
 
 import sys
 
-from xrvlm.cli import main
+from xrvlm.cli.main import main
 
 sys.exit(main())

@@ -237,30 +237,3 @@ def all_sum(value: Tensor) -> Tensor:
     total = _AllSum.apply(value)
     assert isinstance(total, Tensor)
     return total
-
-
-class BatchNorm(nn.BatchNorm1d):
-    """For rows that processes share out among them: in a training step the statistics are those of all their rows.
-
-    As `nn.BatchNorm1d` in every other place. (torch's SyncBatchNorm refuses CPU tensors, and a process without rows.)
-    """
-
-    def forward(self, input: Tensor) -> Tensor:      # noqa: A002 (torch's name)
-        """(n, f) from (n, f)."""
-        if not self.training or together().world == 1:
-            return super().forward(input)
-        # sums in double precision: they then do not depend on who adds what
-        count = all_sum(torch.tensor(len(input), device=input.device))
-        mean = all_sum(input.sum(dim=0, dtype=torch.float64)) / count                      # (f,)
-        centred = input - mean.to(input)                                                   # (n, f)
-        variance = all_sum(centred.square().sum(dim=0, dtype=torch.float64)) / count       # (f,)
-        self._remember(mean.detach(), variance.detach() * count / (count - 1))
-        return centred * torch.rsqrt(variance + self.eps).to(input) * self.weight + self.bias
-
-    @torch.no_grad()
-    def _remember(self, mean: Tensor, variance: Tensor) -> None:
-        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
-        assert self.num_batches_tracked is not None
-        self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
-        self.running_var.lerp_(variance.to(self.running_var), self.momentum)
-        self.num_batches_tracked += 1

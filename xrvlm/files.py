@@ -7,9 +7,12 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
 
 from xrvlm.errors import UserError
@@ -141,3 +144,25 @@ def _is_disk_error(error: BaseException) -> bool:
 def _write_error(path: Path, error: BaseException) -> UserError:
     return UserError(f"cannot write {path}: {error}; free some space or choose another folder, "
                      "then run the same command again: what was finished before is kept")
+
+
+@cache
+def packaged(folder: str) -> Path:
+    """Where the shipped `conf` or `prompts` are: in the package, or beside it in a checkout that is not installed."""
+    try:
+        return Path(str(resources.files(f"xrvlm.{folder}")))
+    except ModuleNotFoundError:
+        return Path(__file__).parents[1] / folder
+
+
+@cache
+def shipped(group: str) -> dict[str, Path]:
+    """{name: file} of the configurations in conf/`group`, sorted by name."""
+    return {path.stem: path for path in sorted((packaged("conf") / group).glob("*.yaml"))}
+
+
+def shipped_options(group: str, name: str) -> dict[str, Any]:
+    """The options in conf/`group`/`name`.yaml, those that it takes over from others of its group below `defaults` too."""
+    options: dict[str, Any] = yaml.safe_load(shipped(group)[name].read_text(encoding="utf-8")) or {}
+    before = [shipped_options(group, base) for base in options.pop("defaults", ()) if base != "_self_"]
+    return {key: value for part in (*before, options) for key, value in part.items()}

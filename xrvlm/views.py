@@ -1,18 +1,160 @@
-"""Views of an image: view 0 is the checkpoint's own evaluation transform, the others are augmented."""
+"""One image on its way to the tower: the bytes of its file, upright RGB, the views that are asked for, a batch.
 
+View 0 is the checkpoint's own evaluation transform; the others are augmented. Letters: `b` images of a batch, `v`
+augmented views, `s` pixels of a side.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from io import BytesIO
+from multiprocessing import get_all_start_methods, get_start_method
+from pathlib import Path
+from typing import Any, Protocol
 
+from xrvlm.backbones.base import ImageTransform    # isort: skip (the package mends torchvision)
+
+import numpy as np
 import torch
 import torchvision.transforms.functional as TF
-from PIL import Image
+from PIL import Image, ImageCms
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
-from xrvlm.backbone import ImageTransform
-from xrvlm.draws import seeded
+from xrvlm.errors import UserError
+from xrvlm.files import digest, sha256, user_path
+from xrvlm.randomness import seeded
 
 ASPECT_RATIOS = [3 / 4, 4 / 3]
+SAMPLE = 4096                            # bytes
+DAMAGED_FIX = "remove or replace it (of a data set, data.skip_damaged=true leaves such files out)"
+
+# only what photos come in: Pillow would also run Ghostscript for an EPS file
+_WANTED_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000")
+
+Image.init()
+FORMATS = tuple(name for name in _WANTED_FORMATS if name in Image.OPEN)
+SUFFIXES = frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageSource(Protocol):
+    """Where the bytes of the images come from."""
+
+    def read(self, item_id: str, /) -> bytes:
+        """The encoded image; UserError where it cannot be read."""
+        ...
+
+    def fingerprint(self, ids: Sequence[str], /) -> str:
+        """A hash that changes when one of these images does; for files: of paths, sizes and times of change."""
+        ...
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Image files below `root`; an id is the path relative to it."""
+
+    root: Path
+
+    def read(self, item_id: str, /) -> bytes:
+        try:
+            return (self.root / item_id).read_bytes()
+        except OSError as error:
+            raise self._unreadable(item_id, error) from error
+
+    def fingerprint(self, ids: Sequence[str], /) -> str:
+        return digest([self._stamp(item_id) for item_id in ids])
+
+    def _stamp(self, item_id: str) -> tuple[str, int, int, str]:
+        """Of two files of one size and time, as archives may keep it, the middle tells most images apart."""
+        try:
+            status = (self.root / item_id).stat()
+            with (self.root / item_id).open("rb") as file:
+                file.seek(max(0, status.st_size // 2 - SAMPLE // 2))
+                middle = sha256(file.read(SAMPLE))
+        except OSError as error:
+            raise self._unreadable(item_id, error) from error
+        return item_id, status.st_size, status.st_mtime_ns, middle
+
+    def _unreadable(self, item_id: str, error: OSError) -> UserError:
+        return UserError(f"cannot read the image {item_id} in {self.root}: {error.strerror}; {DAMAGED_FIX}")
+
+
+def decode(data: bytes, name: str) -> Image.Image:
+    """The first frame of an image file as an upright RGB image; transparent parts become white.
+
+    Raises UserError that says `name` for what is empty, cut short, no image, or too large to be opened safely.
+    """
+    if not data:
+        raise UserError(f"cannot read the image {name}: the file is empty; {DAMAGED_FIX}")
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            image.load()
+            return to_rgb(_upright(image))
+    except Image.UnidentifiedImageError as error:
+        raise UserError(f"cannot read the image {name}: not an image that Pillow knows; {DAMAGED_FIX}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
+        raise UserError(f"cannot read the image {name}: it has too many pixels to be opened safely; "
+                        f"make it smaller, {DAMAGED_FIX}") from error
+    except Exception as error:    # a damaged file raises whatever its codec stumbles on: SyntaxError, zlib.error ...
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"cannot read the image {name}: {reason}; {DAMAGED_FIX}") from error
+
+
+def read_image(image: Image.Image | str | Path) -> Image.Image:
+    """A PIL image, or an image file, as RGB. UserError that names a file which cannot be read."""
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    try:
+        return decode(user_path(image).read_bytes(), str(image))
+    except OSError as error:
+        raise UserError(f"cannot read the image {image}: {error.strerror}; check the path") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode of Pillow as RGB: 16 bits and floats are scaled (not clipped), transparency is laid on white."""
+    if image.mode == "I" or image.mode == "F" or image.mode.startswith("I;16"):
+        image = _to_8_bits(image)
+    if image.mode in ("La", "RGBa"):    # premultiplied alpha, which converts only to its plain form
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if image.mode == "LAB":
+        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        image = ImageCms.profileToProfile(image, *profiles, outputMode="RGB") or image
+    return image.convert("RGB")
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    values = np.nan_to_num(np.asarray(image).astype(np.float64)).clip(min=0)
+    top = _white(image.mode, values.max(initial=0.0))
+    return Image.fromarray(np.rint(values * (255 / top)).clip(max=255).astype(np.uint8))
+
+
+def _white(mode: str, largest: float) -> float:
+    """The value that means white. A fixed one wherever possible, so that a dark photo stays dark."""
+    ranges = (1.0, 255.0, 65535.0) if mode == "F" else (65535.0,)    # Pillow reads 16-bit PGM as I in 0..65535
+    return next((top for top in ranges if largest <= top), largest)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    orientation = None
+    with contextlib.suppress(Exception):    # broken metadata is no reason to lose the photo
+        orientation = image.getexif().get(_ORIENTATION_TAG)
+    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
 
 
 @dataclass(frozen=True)
@@ -44,3 +186,81 @@ def augmented_view(image: Image.Image, transform: ImageTransform, augmentation: 
 
 def _normalise(image: Any, transform: ImageTransform) -> Tensor:
     return TF.normalize(TF.to_tensor(image), list(transform.mean), list(transform.std))
+
+
+@dataclass(frozen=True)
+class EvaluationViews:
+    transform: ImageTransform
+
+    def __call__(self, image: Image.Image, index: int) -> Tensor:
+        return evaluation_view(image, self.transform)                                      # (3, s, s)
+
+
+@dataclass(frozen=True)
+class AugmentedViews:
+    transform: ImageTransform
+    augmentation: Augmentation
+    ids: tuple[str, ...]
+    seed: int
+    epoch: int
+
+    def __call__(self, image: Image.Image, index: int) -> Tensor:
+        key = self.seed, "online", self.epoch, self.ids[index]
+        return augmented_view(image, self.transform, self.augmentation, *key)          # (3, s, s)
+
+
+@dataclass(frozen=True)
+class BankViews:
+    transform: ImageTransform
+    augmentation: Augmentation
+    ids: tuple[str, ...]
+    seed: int
+    views: int
+
+    def __call__(self, image: Image.Image, index: int) -> Tensor:
+        augmented = [augmented_view(image, self.transform, self.augmentation, self.seed, "view", view, self.ids[index])
+                     for view in range(self.views)]
+        return torch.stack([evaluation_view(image, self.transform), *augmented])           # (v + 1, 3, s, s)
+
+
+class ImageDataset(Dataset):
+    """For torch's DataLoader: `(index, view(image, index))` of each of the images `ids`, decoded to RGB."""
+
+    def __init__(self, ids: Sequence[str], source: ImageSource, view: Callable[[Image.Image, int], Any]):
+        self.ids, self.source, self.view = ids, source, view
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> tuple[int, Any]:
+        name = self.ids[index]
+        return index, self.view(decode(self.source.read(name), name), index)
+
+
+class _Guarded(ImageDataset):
+    """Hands a mistake over to the main process, where it is told in one line."""
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return super().__getitem__(index)
+        except UserError as error:
+            return error
+
+
+def load_images(ids: Sequence[str], source: ImageSource, view: Callable, order: Iterable[Tensor],
+          workers: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """(b,) rows and their images on `device`, batch by batch of `order`."""
+    pinned = device.type == "cuda"       # then the copy runs beside the tower
+    # within a process of joblib its own way to start one would be taken, which torch's workers cannot be started in
+    context = "fork" if workers and get_start_method() not in get_all_start_methods() else None
+    loader = DataLoader(_Guarded(ids, source, view), batch_sampler=[batch.tolist() for batch in order],
+                        num_workers=workers, collate_fn=_collate, pin_memory=pinned, multiprocessing_context=context)
+    for loaded in loader:
+        if isinstance(loaded, UserError):
+            raise loaded
+        rows, images = loaded
+        yield rows, images.to(device, non_blocking=pinned)
+
+
+def _collate(batch: list[Any]) -> Any:
+    return next((entry for entry in batch if isinstance(entry, UserError)), None) or default_collate(batch)

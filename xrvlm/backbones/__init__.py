@@ -1,6 +1,9 @@
 """Where a FrozenCLIP comes from. open_clip and transformers are imported when the first of theirs is asked for."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from xrvlm.backbones import _torchvision as _torchvision  # before anything else imports torchvision
 
 if TYPE_CHECKING:
     from xrvlm.backbones.hf import load_hf, wrap_hf
@@ -9,14 +12,10 @@ if TYPE_CHECKING:
 
 __all__ = ["load_hf", "load_openclip", "wrap_hf", "wrap_openclip"]
 
+_MODULE_OF = {"load_hf": "hf", "load_openclip": "openclip_load", "wrap_hf": "hf", "wrap_openclip": "openclip"}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "load_openclip":
-        from xrvlm.backbones import openclip_load as module
-    elif name == "wrap_openclip":
-        from xrvlm.backbones import openclip as module
-    elif name in ("load_hf", "wrap_hf"):
-        from xrvlm.backbones import hf as module
-    else:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(module, name)
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
-from xrvlm.backbone import DeviceName, FrozenCLIP, ImageTransform, Interpolation, PrecisionName
-from xrvlm.backbones.image_side import ImageSide, Reading, at_each_position, captured
-from xrvlm.backbones.tokens import Tokens
-from xrvlm.backbones.tower import Parts, Tower, adjusted
+from xrvlm.backbones.base import DeviceName, FrozenCLIP, ImageTransform, Interpolation, PrecisionName
+from xrvlm.backbones.library_text import LibraryText
+from xrvlm.backbones.text_encoder import TextPath, Tokens, check_text_path
+from xrvlm.backbones.tower import ImageSide, Parts, Reading, Tower, adjusted, at_each_position, captured
 from xrvlm.errors import UserError
-from xrvlm.text_tower import LibraryText, TextPath, check_text_path
 
 log = logging.getLogger(__name__)
 KINDS = ("clip", "siglip")               # fixed-size SigLIP 2 checkpoints call themselves siglip too

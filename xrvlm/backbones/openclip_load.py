@@ -18,10 +18,10 @@ from open_clip.pretrained import get_pretrained_cfg
 from safetensors.torch import save_file
 from torch import nn
 
-from xrvlm.backbone import DeviceName, FrozenCLIP, Interpolation, PrecisionName
+from xrvlm.backbones.base import DeviceName, FrozenCLIP, Interpolation, PrecisionName
 from xrvlm.backbones.openclip import wrap_openclip
+from xrvlm.backbones.text_encoder import TextPath
 from xrvlm.errors import UserError, unknown
-from xrvlm.text_tower import TextPath
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")

@@ -8,22 +8,21 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from xrvlm import plots
-from xrvlm.backbone import FrozenCLIP
-from xrvlm.data import Dataset
-from xrvlm.demo import load_tiny_clip, load_world
-from xrvlm.demo.drawn_birds import description, part_descriptions, species
-from xrvlm.features import FeatureSettings
-from xrvlm.images import decode
+from xrvlm.backbones.base import FrozenCLIP
+from xrvlm.data.dataset import Dataset
+from xrvlm.demo.drawn_birds import description, load_world, part_descriptions, species
+from xrvlm.demo.tiny_clip import load_tiny_clip
+from xrvlm.experiments.record import read_records
+from xrvlm.experiments.run import Run, RunOptions, adapt
+from xrvlm.features.source import FeatureSettings
 from xrvlm.methods import XRVLM, CoOp, LinearProbe, XRVLMPlus, ZeroShot
-from xrvlm.parts import grid
-from xrvlm.records import read_records
-from xrvlm.report import write_report
+from xrvlm.methods.xr_vlm.parts import grid
+from xrvlm.reporting.plots import figures as plots
+from xrvlm.reporting.report import write_report
 from xrvlm.reporting.sections import Picture
-from xrvlm.run import Run, RunOptions, adapt
-from xrvlm.tables import terminal_table
-from xrvlm.text import class_text
-from xrvlm.views import evaluation_view
+from xrvlm.reporting.tables import terminal_table
+from xrvlm.text.class_text import class_text
+from xrvlm.views import decode, evaluation_view
 
 PICTURED = 6
 EPOCHS = 20                              # of the methods that train, so that the demo takes minutes; all get the same

@@ -5,20 +5,22 @@ world; siblings share their large colours and differ in at least two of five sma
 come from the same attributes; no species of any world is ever drawn for it.
 """
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from xrvlm.data.dataset import Dataset
+from xrvlm.data.folder import image_folder
 from xrvlm.demo.drawing import draw
 from xrvlm.errors import UserError
-from xrvlm.files import read_json, write_json, write_text
-from xrvlm.text import prompts_folder
+from xrvlm.files import packaged, read_json, user_path, write_json, write_text
 
 VERSION = 1                              # of the benchmark: rises whenever an image or a name changes
 WORLDS = 8
@@ -217,4 +219,14 @@ def _joined(phrases: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    write_json(prompts_folder() / "parts" / "drawn_birds.json", every_part_description())
+    write_json(packaged("prompts") / "parts" / "drawn_birds.json", every_part_description())
+
+
+def load_world(*, world: int = 0, root: str | None = None) -> Dataset:
+    """World 0 to 7 of the drawn birds: 40 species, 32 training and 38 test images each, drawn on first use.
+
+    `descriptions.json` and `parts.json` stand beside the images. `root=None` draws into the cache.
+    """
+    cache = Path(os.environ.get("XRVLM_CACHE") or "~/.cache/xrvlm") / f"drawn_birds-{VERSION}"
+    folder = Path(root) if root is not None else cache / f"world{world}"
+    return replace(image_folder(write(user_path(folder), world), name="drawn_birds"), world=world)

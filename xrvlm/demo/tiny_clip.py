@@ -17,8 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from xrvlm.backbone import FrozenCLIP, ImageTransform, Interpolation
 from xrvlm.backbones import wrap_openclip
+from xrvlm.backbones.base import FrozenCLIP, ImageTransform, Interpolation
+from xrvlm.backbones.text_encoder import TextPath
 from xrvlm.errors import UserError
 from xrvlm.files import write_atomically
 
@@ -80,3 +81,10 @@ def load(path: Path = CHECKPOINT) -> Any:
     except (SafetensorError, OSError, KeyError, RuntimeError) as error:
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); {fix}") from error
     return model.eval()
+
+
+def load_tiny_clip(*, resize_to: int | None = None, interpolation: Interpolation | None = None,
+                   text: TextPath = "fast", text_memory_gb: float | None = None, **options: Any) -> FrozenCLIP:
+    """The embedded tower; `options` are device and precision, the others as in `load_openclip`."""
+    return tower(resize_to=resize_to, interpolation=interpolation, text=text, text_memory_gb=text_memory_gb,
+                           **options)

@@ -4,13 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xrvlm.backbone import Features, FrozenCLIP
-from xrvlm.features import FeatureSource, pooled_features
-from xrvlm.method import Method
+from xrvlm.backbones.base import Features, FrozenCLIP
+from xrvlm.features.source import FeatureSource, pooled_features
+from xrvlm.methods.base import Method, Recipe
 from xrvlm.methods.zero_shot import ZeroShot
-from xrvlm.part_prompts import tower_length
-from xrvlm.recipe import Recipe
-from xrvlm.text import ClassText
+from xrvlm.text.class_text import ClassText
+from xrvlm.text.fixed_prompts import tower_length
 
 
 class CLAP(Method):

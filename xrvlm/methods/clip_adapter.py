@@ -3,13 +3,12 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xrvlm.backbone import Features, FrozenCLIP
+from xrvlm.backbones.base import Features, FrozenCLIP
 from xrvlm.errors import UserError
-from xrvlm.features import FeatureSource
-from xrvlm.method import Method
+from xrvlm.features.source import FeatureSource
+from xrvlm.methods.base import Method, Recipe
 from xrvlm.methods.zero_shot import ZeroShot
-from xrvlm.recipe import Recipe
-from xrvlm.text import ClassText
+from xrvlm.text.class_text import ClassText
 
 
 class ClipAdapter(Method):

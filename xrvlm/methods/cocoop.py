@@ -15,12 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from xrvlm.backbone import Features, FrozenCLIP, NamePosition, PromptLayout
-from xrvlm.context import ContextPrompts
+from xrvlm.backbones.base import Features, FrozenCLIP, NamePosition, PromptLayout
 from xrvlm.errors import UserError
-from xrvlm.method import Method
-from xrvlm.recipe import Recipe
-from xrvlm.text import ClassText
+from xrvlm.methods.base import Method, Recipe
+from xrvlm.text.class_text import ClassText
+from xrvlm.text.learned_prompts import ContextPrompts
 
 
 @dataclass(frozen=True)

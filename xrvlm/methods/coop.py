@@ -2,11 +2,10 @@
 
 from torch import Tensor
 
-from xrvlm.backbone import Features, FrozenCLIP, NamePosition
-from xrvlm.context import OWN_PROMPTS, ContextKind, ContextPrompts
-from xrvlm.method import Method
-from xrvlm.recipe import Recipe
-from xrvlm.text import ClassText
+from xrvlm.backbones.base import Features, FrozenCLIP, NamePosition
+from xrvlm.methods.base import Method, Recipe
+from xrvlm.text.class_text import ClassText
+from xrvlm.text.learned_prompts import OWN_PROMPTS, ContextKind, ContextPrompts
 
 
 class CoOp(Method):

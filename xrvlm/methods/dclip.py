@@ -7,13 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xrvlm.backbone import Features, FrozenCLIP
+from xrvlm.backbones.base import Features, FrozenCLIP
 from xrvlm.errors import unknown
-from xrvlm.features import FeatureSource
-from xrvlm.method import Method
-from xrvlm.part_prompts import sentence_means
-from xrvlm.recipe import TRAINING_FREE
-from xrvlm.text import ClassText
+from xrvlm.features.source import FeatureSource
+from xrvlm.methods.base import TRAINING_FREE, Method
+from xrvlm.text.class_text import ClassText
+from xrvlm.text.fixed_prompts import sentence_means
 
 log = logging.getLogger(__name__)
 

@@ -18,13 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xrvlm.backbone import Features, FrozenCLIP
-from xrvlm.context import ContextPrompts
+from xrvlm.backbones.base import Features, FrozenCLIP
 from xrvlm.errors import UserError
-from xrvlm.method import Method
-from xrvlm.parts import check_positions, patches
-from xrvlm.recipe import Recipe
-from xrvlm.text import ClassText
+from xrvlm.methods.base import Method, Recipe
+from xrvlm.methods.xr_vlm.parts import check_positions, patches
+from xrvlm.text.class_text import ClassText
+from xrvlm.text.learned_prompts import ContextPrompts
 
 
 class GalLoP(Method):

@@ -7,12 +7,11 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from xrvlm.backbone import Features, FrozenCLIP
+from xrvlm.backbones.base import Features, FrozenCLIP
 from xrvlm.errors import unknown
-from xrvlm.features import FeatureSource
-from xrvlm.method import Method
-from xrvlm.recipe import TRAINING_FREE
-from xrvlm.text import ClassText
+from xrvlm.features.source import FeatureSource
+from xrvlm.methods.base import TRAINING_FREE, Method
+from xrvlm.text.class_text import ClassText
 
 STRENGTHS = tuple(10.0 ** power for power in np.arange(-3, 3.5, 0.5))    # C, the inverse of the L2 penalty
 

@@ -16,12 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xrvlm.backbone import Features, FrozenCLIP, NamePosition
-from xrvlm.context import OWN_PROMPTS, ContextKind, ContextPrompts
-from xrvlm.method import Method
-from xrvlm.parts import check_positions, patches
-from xrvlm.recipe import Recipe
-from xrvlm.text import ClassText
+from xrvlm.backbones.base import Features, FrozenCLIP, NamePosition
+from xrvlm.methods.base import Method, Recipe
+from xrvlm.methods.xr_vlm.parts import check_positions, patches
+from xrvlm.text.class_text import ClassText
+from xrvlm.text.learned_prompts import OWN_PROMPTS, ContextKind, ContextPrompts
 
 SOFTNESS, STEPS, TOLERANCE = 0.1, 100, 0.01
 EXPORTED_STEPS = 30                      # a graph cannot stop early; real towers need 3 to 8

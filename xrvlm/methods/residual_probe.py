@@ -6,12 +6,11 @@ and of LP++ (Huang et al., CVPR 2024, arXiv:2404.02285), which blends a linear p
 
 from torch import Tensor, nn
 
-from xrvlm.backbone import Features, FrozenCLIP
-from xrvlm.features import FeatureSource
-from xrvlm.method import Method
+from xrvlm.backbones.base import Features, FrozenCLIP
+from xrvlm.features.source import FeatureSource
+from xrvlm.methods.base import Method, Recipe
 from xrvlm.methods.zero_shot import ZeroShot
-from xrvlm.recipe import Recipe
-from xrvlm.text import ClassText
+from xrvlm.text.class_text import ClassText
 
 
 class ResidualProbe(Method):

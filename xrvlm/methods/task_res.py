@@ -4,13 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xrvlm.backbone import Features, FrozenCLIP
+from xrvlm.backbones.base import Features, FrozenCLIP
 from xrvlm.errors import UserError
-from xrvlm.features import FeatureSource
-from xrvlm.method import Method
-from xrvlm.part_prompts import tower_length
-from xrvlm.recipe import Recipe
-from xrvlm.text import ClassText
+from xrvlm.features.source import FeatureSource
+from xrvlm.methods.base import Method, Recipe
+from xrvlm.text.class_text import ClassText
+from xrvlm.text.fixed_prompts import tower_length
 
 
 class TaskRes(Method):

@@ -4,13 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xrvlm.backbone import Features, FrozenCLIP
+from xrvlm.backbones.base import Features, FrozenCLIP
 from xrvlm.errors import UserError
-from xrvlm.features import FeatureSource
-from xrvlm.method import Method
+from xrvlm.features.source import FeatureSource
+from xrvlm.methods.base import TRAINING_FREE, Method, Recipe
 from xrvlm.methods.zero_shot import ZeroShot
-from xrvlm.recipe import TRAINING_FREE, Recipe
-from xrvlm.text import ClassText
+from xrvlm.text.class_text import ClassText
 
 # the paper's for Tip-Adapter-F
 FINE_TUNING = Recipe("tip_adapter_f", epochs=20, batch_size=256, optimizer="adamw", learning_rate=1e-3,

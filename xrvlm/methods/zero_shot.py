@@ -3,12 +3,11 @@
 import torch
 from torch import Tensor
 
-from xrvlm.backbone import Features, FrozenCLIP
-from xrvlm.features import FeatureSource
-from xrvlm.method import Method
-from xrvlm.part_prompts import ensemble
-from xrvlm.recipe import TRAINING_FREE
-from xrvlm.text import ClassText
+from xrvlm.backbones.base import Features, FrozenCLIP
+from xrvlm.features.source import FeatureSource
+from xrvlm.methods.base import TRAINING_FREE, Method
+from xrvlm.text.class_text import ClassText
+from xrvlm.text.fixed_prompts import ensemble
 
 
 class ZeroShot(Method):

@@ -5,13 +5,12 @@ import logging
 import torch
 from torch import Tensor
 
-from xrvlm.backbone import Features, FrozenCLIP
+from xrvlm.backbones.base import Features, FrozenCLIP
 from xrvlm.errors import UserError
-from xrvlm.features import FeatureSource, pooled_features
-from xrvlm.method import Method
+from xrvlm.features.source import FeatureSource, pooled_features
+from xrvlm.methods.base import TRAINING_FREE, Method
 from xrvlm.methods.zero_shot import ZeroShot
-from xrvlm.recipe import TRAINING_FREE
-from xrvlm.text import ClassText
+from xrvlm.text.class_text import ClassText
 
 log = logging.getLogger(__name__)
 

@@ -1,1 +1,1 @@
-"""What a report is made of. `xrvlm.report` puts it together."""
+"""Tables, pictures and pages of finished runs."""

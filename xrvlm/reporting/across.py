@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from xrvlm.settings import VARIANTS, Setting, Shots, names, shot_counts, shots_order
-from xrvlm.tables import HEADLINES, Table, score_cell
+from xrvlm.reporting.results import VARIANTS, Setting, Shots, names, shot_counts, shots_order
+from xrvlm.reporting.tables import HEADLINES, Table, score_cell
 
 Row = dict[str, Setting]                 # a setting by its data set
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from xrvlm.errors import UserError
-from xrvlm.settings import VARIANTS, Setting, names, variant
+from xrvlm.reporting.results import VARIANTS, Setting, names, variant
 
 ZERO_SHOT = "zero_shot"                  # the method's name
 

@@ -13,12 +13,12 @@ from jinja2 import Environment, StrictUndefined, Template
 from PIL import Image
 
 from xrvlm.reporting.across import Across
+from xrvlm.reporting.comparison import Place, shots_in_words
 from xrvlm.reporting.paired import COVERAGE
-from xrvlm.reporting.places import Place, shots_in_words
 from xrvlm.reporting.published import source
+from xrvlm.reporting.results import Setting, by_series
 from xrvlm.reporting.sections import Picture
-from xrvlm.settings import Setting, by_series
-from xrvlm.tables import Table
+from xrvlm.reporting.tables import Table
 
 PIXELS_A_POINT = 1.5            # pictures are drawn finer than a page shows them
 MANY = 12                       # rows; of a longer table the intervals are shown when asked for

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from xrvlm.errors import UserError
+from xrvlm.experiments.record import RunRecord
 from xrvlm.files import read_json
-from xrvlm.records import RunRecord
-from xrvlm.settings import Setting
+from xrvlm.reporting.results import Setting
 
 ZERO_SHOT = "CLIP zero-shot"
 

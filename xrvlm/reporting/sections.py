@@ -1,24 +1,73 @@
 """What a report shows of one run, read from its folder, before it becomes Markdown or HTML."""
 
+import base64
 import contextlib
 import csv
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 
 import torch
 
-from xrvlm import files, metrics, plots, plots_report
+from xrvlm import files
+from xrvlm.data.dataset import SPLIT_FIX
 from xrvlm.errors import UserError
-from xrvlm.records import LOSSES, METRICS_FILE, PREDICTIONS
-from xrvlm.reporting.album import Album
-from xrvlm.reporting.outcomes import Outcomes, read_outcomes
-from xrvlm.settings import SETTING, Setting
+from xrvlm.evaluation import metrics
+from xrvlm.experiments.record import LOSSES, METRICS_FILE, PREDICTIONS
+from xrvlm.files import read_json, sha256
+from xrvlm.reporting.paired import Outcomes, read_outcomes
+from xrvlm.reporting.plots import figures as plots
+from xrvlm.reporting.plots import report as plots_report
+from xrvlm.reporting.results import SETTING, Setting
+from xrvlm.views import ImageSource, decode
 
 LISTED = 10                     # confused pairs, and worst classes, that are named
 PICTURED = 6                    # confused pairs with photos
 PHOTOS = 3                      # of each of these
+SIDE = 128                               # pixels of a copy's longer side
+MOST_BYTES = 5_000_000                   # of all copies of a page
+
+
+class Album:
+    """Reads the test images of runs through `source_of`, which finds the images of a run's folder.
+
+    `source_of` may raise UserError where they are not to be had; None: no photos are wanted.
+    """
+
+    def __init__(self, source_of: Callable[[Path], ImageSource] | None, *, most_bytes: int = MOST_BYTES):
+        self.source_of, self.left = source_of, most_bytes
+        self._copies: dict[str, str] = {}                # by the hash of the image file
+        self._folder: Path | None = None                 # whose source and hashes are at hand
+
+    def photo(self, folder: Path, image: str) -> str:
+        """The image as a data URI; UserError, which says why, where there is none."""
+        if self.source_of is None:
+            raise UserError("photos were not asked for")
+        if folder != self._folder:
+            self._source = self.source_of(folder)
+            record = read_json(folder / "split.json", SPLIT_FIX)
+            self._hashes = {entry["path"]: entry["sha256"] for entry in record["test"]}
+            self._folder = folder
+        if (expected := self._hashes.get(image)) is None:
+            raise UserError(f"{image} is not among the test images of the run's split.json")
+        if expected not in self._copies:
+            data = self._source.read(image)
+            if sha256(data) != expected:
+                raise UserError(f"{image} is no longer the image that the run was tested on")
+            self._copies[expected] = self._copy(data, image)
+        return self._copies[expected]
+
+    def _copy(self, data: bytes, image: str) -> str:
+        photo, file = decode(data, image), BytesIO()
+        photo.thumbnail((SIDE, SIDE))
+        photo.save(file, "JPEG", quality=80)
+        if (size := file.tell()) > self.left:
+            raise UserError("the page holds as many photos as it may")
+        self.left -= size
+        return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 @dataclass(frozen=True)

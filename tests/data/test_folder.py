@@ -1,0 +1,250 @@
+"""Class folders, flat and in parts, and the errors that name the fix."""
+
+import logging
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from xrvlm.data.dataset import sample_shots, with_test_part
+from xrvlm.data.folder import image_files, image_folder
+from xrvlm.errors import UserError
+from xrvlm.views import FileSource
+
+PHOTOS = Path(__file__).parents[3] / "shared" / "data"
+
+
+def photo(path: Path, colour: str = "red") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4), colour).save(path, format="PNG")    # the suffix may be any
+    return path
+
+
+def birds(root: Path, *names: str) -> Path:
+    for name in names or ("robin/1.jpg", "robin/2.jpg", "jay/1.jpg"):
+        photo(root / name)
+    return root
+
+
+def found(dataset) -> list[tuple[str, str]]:
+    split = dataset.split
+    return [(item.id, split.classes[item.label]) for item in (*split.train, *split.val, *split.test)]
+
+
+def warnings_of(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_flat_class_folders(tmp_path):
+    dataset = image_folder(birds(tmp_path / "birds"))
+    assert dataset.name == "birds"
+    assert dataset.split.classes == ("jay", "robin")
+    assert found(dataset) == [("jay/1.jpg", "jay"), ("robin/1.jpg", "robin"), ("robin/2.jpg", "robin")]
+    assert (dataset.split.val, dataset.split.test, dataset.world) == ((), (), None)
+    assert image_folder(tmp_path / "birds", name="mine").name == "mine"
+
+
+@pytest.mark.parametrize("word", ["val", "valid", "validation", "Validation"])
+def test_parts(tmp_path, word):
+    split = image_folder(birds(tmp_path, "train/a/1.jpg", "train/b/2.jpg", f"{word}/b/3.jpg", "test/a/1.jpg")).split
+    assert split.classes == ("a", "b")
+    assert [item.id for item in split.train] == ["train/a/1.jpg", "train/b/2.jpg"]
+    assert [(item.id, item.label) for item in split.val] == [(f"{word}/b/3.jpg", 1)]
+    assert [(item.id, item.label) for item in split.test] == [("test/a/1.jpg", 0)]
+
+
+def test_a_train_folder_alone_is_a_part(tmp_path):
+    split = image_folder(birds(tmp_path, "train/a/1.jpg", "train/b/2.jpg")).split
+    assert (split.classes, split.test) == (("a", "b"), ())
+
+
+def test_a_class_may_be_called_train_or_test(tmp_path):
+    assert image_folder(birds(tmp_path / "1", "train/1.jpg", "bus/1.jpg")).split.classes == ("bus", "train")
+    assert image_folder(birds(tmp_path / "2", "test/1.jpg", "bus/1.jpg")).split.classes == ("bus", "test")
+
+
+def test_nested_below_the_class_folder(tmp_path):
+    dataset = image_folder(birds(tmp_path, "a/x/y/1.jpg", "a/2.jpg", "b/3.jpg"))
+    assert found(dataset) == [("a/2.jpg", "a"), ("a/x/y/1.jpg", "a"), ("b/3.jpg", "b")]
+
+
+ODD_NAMES = ["with space", "a,b", "it's \"quoted\"", "a=b", "(1)", "~tilde", "caf\u00e9", "[x] #1 100%"]
+
+
+def test_odd_names(tmp_path):
+    root = birds(tmp_path / "~my, birds (1)=x", *(f"{name}/{name}.jpg" for name in ODD_NAMES))
+    dataset = image_folder(str(root))
+    assert found(dataset) == [(f"{name}/{name}.jpg", name) for name in sorted(ODD_NAMES)]
+    assert all(dataset.source.read(item.id) for item in dataset.split.train)
+
+
+def test_suffixes_whatever_their_case(tmp_path):
+    names = [f"a/{index}{suffix}" for index, suffix in enumerate(
+        (".JPG", ".jpeg", ".Png", ".webp", ".bmp", ".GIF", ".tif", ".TIFF", ".ppm", ".pgm", ".jfif"))]
+    assert len(image_folder(birds(tmp_path, "b/1.jpg", *names)).split.train) == 12
+
+
+def test_hidden_and_stray_files_are_ignored(tmp_path):
+    birds(tmp_path, "a/1.jpg", "b/1.jpg", "a/._1.jpg", "a/.cache/2.jpg", ".hidden/3.jpg", "__MACOSX/a/4.jpg")
+    for name in ("split.csv", "parts.json", "Thumbs.db", "a/Thumbs.db", "a/notes.txt", ".DS_Store"):
+        (tmp_path / name).write_text("x")
+    assert found(image_folder(tmp_path)) == [("a/1.jpg", "a"), ("b/1.jpg", "b")]
+
+
+def test_the_order_of_the_directory_does_not_matter(tmp_path, monkeypatch):
+    root = birds(tmp_path, *(f"{name}/{index}.jpg" for name in "dbca" for index in (10, 9, 2)))
+    expected = image_folder(root).split
+    assert [item.id for item in expected.train[:3]] == ["a/10.jpg", "a/2.jpg", "a/9.jpg"]
+    listed = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: iter(sorted(listed(path), reverse=True)))
+    backwards = image_folder(root).split
+    assert backwards == expected
+    assert sample_shots(backwards, 1, 0) == sample_shots(expected, 1, 0)
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    root = birds(tmp_path / "root", "a/1.jpg", "b/1.jpg")
+    birds(tmp_path / "else", "2.jpg")
+    (root / "c").symlink_to(tmp_path / "else", target_is_directory=True)
+    (root / "b" / "3.jpg").symlink_to(tmp_path / "else" / "2.jpg")
+    (root / "a" / "circle").symlink_to(root / "a", target_is_directory=True)
+    assert [name for name, _ in found(image_folder(root))] == ["a/1.jpg", "b/1.jpg", "b/3.jpg", "c/2.jpg"]
+
+
+def test_a_dangling_link_is_a_damaged_image(tmp_path, caplog):
+    root = birds(tmp_path, "a/1.jpg", "b/1.jpg")
+    (root / "a" / "2.jpg").symlink_to(tmp_path / "gone.jpg")
+    dataset = image_folder(root)
+    for use in (dataset.source.read, lambda name: dataset.source.fingerprint([name])):
+        with pytest.raises(UserError, match=r"cannot read the image a/2\.jpg in .*: No such file.*; remove or replace"):
+            use("a/2.jpg")
+    assert [name for name, _ in found(image_folder(root, skip_damaged=True))] == ["a/1.jpg", "b/1.jpg"]
+    assert warnings_of(caplog) == ["skipped 1 of 3 images, which cannot be read: a/2.jpg"]
+
+
+def test_skip_damaged(tmp_path, caplog):
+    root = birds(tmp_path, "a/1.jpg", "a/2.jpg", "b/1.jpg")
+    (root / "a" / "2.jpg").write_bytes(b"")
+    assert len(image_folder(root).split.train) == 3
+    assert len(image_folder(root, skip_damaged=True).split.train) == 2
+    assert "a/2.jpg" in warnings_of(caplog)[0]
+
+
+def test_class_names(tmp_path):
+    root = birds(tmp_path, "n02/1.jpg", "n01/1.jpg")
+    assert image_folder(root, class_names=["robin", "jay"]).split.classes == ("robin", "jay")
+    assert image_folder(root, class_names={"n02": "jay", "n01": "robin"}).split.classes == ("robin", "jay")
+    assert image_folder(root, class_names=["robin", "jay"]).split.train == image_folder(root).split.train
+    with pytest.raises(UserError, match="holds 3 names for 2 classes"):
+        image_folder(root, class_names=["a", "b", "c"])
+
+
+def test_home_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    birds(tmp_path / "birds")
+    assert image_folder("~/birds").split == image_folder(tmp_path / "birds").split
+
+
+def test_the_source_sees_changes_but_not_where_the_folder_stands(tmp_path):
+    root = birds(tmp_path / "one")
+    names = ["jay/1.jpg", "robin/1.jpg"]
+    source = FileSource(root)
+    before = source.fingerprint(names)
+    assert source.fingerprint(names) == before != source.fingerprint(names[:1])
+    root.rename(tmp_path / "two")
+    source = pickle.loads(pickle.dumps(FileSource(tmp_path / "two")))
+    assert source.fingerprint(names) == before
+    assert source.read(names[0]) == (tmp_path / "two" / names[0]).read_bytes()
+    os.utime(tmp_path / "two" / names[0], ns=(0, 1))
+    moved = source.fingerprint(names)
+    assert moved != before
+    content = (tmp_path / "two" / names[0]).read_bytes()
+    (tmp_path / "two" / names[0]).write_bytes(bytes(255 - value for value in content))      # of the same size and time
+    os.utime(tmp_path / "two" / names[0], ns=(0, 1))
+    assert source.fingerprint(names) != moved
+
+
+@pytest.mark.parametrize(("names", "message"), [
+    ([], "found no class folders in .*: put each class into a folder of its own"),
+    (["1.jpg", "2.PNG"], "found 2 images directly in .*: put each class into a folder of its own"),
+    (["train/1.jpg", "test/1.jpg"], "found 1 images directly in .*train: put each class into a folder of its own"),
+    (["a/1.jpg", "a/b/2.jpg"], r"found only one class in .* \(a\); recognition needs two at least"),
+    (["train/a/1.jpg", "train/b/1.jpg", "test/c/1.jpg", "test/a/1.jpg"],
+     "no training image of 1 classes: c; add some to its train part or remove the class"),
+    (["val/a/1.jpg", "test/b/1.jpg"], "holds test, val but no train folder; add one"),
+    (["train/a/1.jpg", "test/a/1.jpg", "extra/1.jpg"], "holds train, val or test beside extra; leave only"),
+])
+def test_layout_errors(tmp_path, names, message):
+    for name in names:
+        photo(tmp_path / name)
+    with pytest.raises(UserError, match=message) as raised:
+        image_folder(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_missing_roots(tmp_path):
+    with pytest.raises(UserError, match=r"there is no folder .*nowhere; check data.root"):
+        image_folder(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"is a file; data.root must be the folder that holds the images"):
+        image_folder(photo(tmp_path / "a.jpg"))
+
+
+def test_empty_class_folders_are_named(tmp_path):
+    root = birds(tmp_path, "a/1.jpg", "b/1.jpg")
+    (root / "ghost").mkdir()
+    with pytest.raises(UserError, match=r"1 of 3 class folders in .* hold no image: ghost; add images .* or remove"):
+        image_folder(root)
+    (root / "ghost" / "1.HEIC").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"hold no image but 1 \.heic files: ghost; add images"):
+        image_folder(root)
+
+
+def test_a_class_without_test_images_is_allowed(tmp_path):
+    root = birds(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg")
+    (root / "test" / "b").mkdir()
+    assert image_folder(root).split.classes == ("a", "b")
+
+
+def test_what_is_left_out_is_said(tmp_path, caplog):
+    root = birds(tmp_path, "a/1.jpg", "b/1.jpg", "loose.jpg")
+    (root / "b" / "2.heic").write_bytes(b"x")
+    assert len(image_folder(root).split.train) == 2
+    loose, unreadable = warnings_of(caplog)
+    assert loose.startswith("ignored 1 images that stand beside the class folders")
+    assert unreadable.startswith("ignored 1 .heic files")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_a_name_that_is_not_utf8_is_named(tmp_path):
+    birds(tmp_path, "a/1.jpg", "b/1.jpg")
+    try:
+        Path(os.fsdecode(os.fsencode(tmp_path / "a") + b"/\xff.jpg")).write_bytes(b"x")
+    except OSError:
+        pytest.skip("this file system allows only UTF-8")
+    with pytest.raises(UserError, match="is not UTF-8; rename it"):
+        image_folder(tmp_path)
+
+
+def test_image_files(tmp_path):
+    root = birds(tmp_path / "some photos", "b/2.jpg", "1.PNG", ".hidden.jpg")
+    (root / "notes.txt").write_text("x")
+    assert image_files(str(root)) == (root.resolve(), ("1.PNG", "b/2.jpg"))
+    assert image_files(root / "b" / "2.jpg") == (root.resolve() / "b", ("2.jpg",))
+    with pytest.raises(UserError, match=r"there is no image or folder .*nowhere; check the path"):
+        image_files(tmp_path / "nowhere")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("x")
+    with pytest.raises(UserError, match=r"found no image below .*texts, only 1 \.txt files; it must hold"):
+        image_files(tmp_path / "texts")
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="the shared photos are not there")
+def test_real_photos():
+    dataset = image_folder(PHOTOS / "flowers17", class_names="flowers17")
+    assert (len(dataset.split.train), len(dataset.split.classes)) == (1360, 17)
+    split = with_test_part(dataset.split)
+    assert len(split.test) == 17 * 20
+    names = {item.id.split("/")[0]: dataset.split.classes[item.label] for item in dataset.split.train}
+    assert {folder for folder, name in names.items() if folder.replace("_", " ") != name} == {"tigerlily"}

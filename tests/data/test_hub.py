@@ -1,0 +1,185 @@
+"""Sets of Hugging Face's `datasets`, built here and saved to disk: no network."""
+
+import logging
+import pickle
+import sys
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xrvlm.data.hub import hub_dataset
+from xrvlm.errors import UserError
+from xrvlm.views import ImageDataset, decode
+
+datasets = pytest.importorskip("datasets", reason="the extra 'datasets' is not installed")
+NAMES = ["robin", "jay", "owl"]
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    datasets.disable_progress_bars()
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+def jpeg(value: int) -> bytes:
+    buffer = BytesIO()
+    Image.new("RGB", (8, 6), (value, value, value)).save(buffer, format="JPEG")
+    return buffer.getvalue()
+
+
+def birds(count: int = 12, label=None, labels=None, **columns):
+    """Image i is grey 10 * i and of class i mod 3."""
+    kinds = {"image": datasets.Image(), "label": label or datasets.ClassLabel(names=NAMES)}
+    rows = {"image": [{"bytes": jpeg(10 * index), "path": None} for index in range(count)],
+            "label": [index % 3 for index in range(count)] if labels is None else labels}
+    for name, values in columns.items():
+        kinds[name], rows[name] = datasets.Value("string" if isinstance(values[0], str) else "float32"), values
+    return datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
+
+
+def warnings_of(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def labelled(items, classes) -> list[tuple[str, str]]:
+    return sorted((item.id, classes[item.label]) for item in items)
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_parts(tmp_path, saved):
+    parts = datasets.DatasetDict(train=birds(), test=birds(3), validation=birds(6))
+    if saved:
+        parts.save_to_disk(tmp_path / "birds")
+    dataset = hub_dataset(str(tmp_path / "birds") if saved else parts)
+    assert dataset.name == ("birds" if saved else "hub")
+    assert dataset.split.classes == tuple(NAMES)
+    assert labelled(dataset.split.train, NAMES) == sorted((f"train/{index}", NAMES[index % 3]) for index in range(12))
+    assert labelled(dataset.split.val, NAMES) == sorted((f"validation/{index}", NAMES[index % 3]) for index in range(6))
+    assert labelled(dataset.split.test, NAMES) == [("test/0", "robin"), ("test/1", "jay"), ("test/2", "owl")]
+    assert dataset.source.read("train/7") == jpeg(70)    # the very bytes, not encoded again
+
+
+def test_a_single_split(tmp_path, monkeypatch):
+    birds().save_to_disk(tmp_path / "birds")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    dataset = hub_dataset("~/birds", name="mine", class_names=["Robin", "Jay", "Owl"])
+    assert (dataset.name, dataset.split.classes) == ("mine", ("Robin", "Jay", "Owl"))
+    assert (len(dataset.split.train), dataset.split.val, dataset.split.test) == (12, (), ())
+    assert dataset.source.read("train/3") == jpeg(30)
+    full = hub_dataset(datasets.DatasetDict(full=birds()))
+    assert len(full.split.train) == 12
+    assert full.source.read("full/3") == jpeg(30)
+
+
+def test_a_folder_of_files_loads_too(tmp_path):
+    for name in ("a/1.jpg", "b/2.jpg"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True)
+        (tmp_path / "photos" / name).write_bytes(jpeg(90))
+    dataset = hub_dataset(datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "photos"),
+                                                cache_dir=str(tmp_path / "cache")))
+    assert dataset.split.classes == ("a", "b")
+    assert dataset.source.read("train/0") == jpeg(90)    # stored as a path only
+
+
+def test_the_source_travels_to_workers_and_knows_its_data(tmp_path):
+    birds().save_to_disk(tmp_path / "one")
+    birds(labels=[0] * 6 + [1] * 6).save_to_disk(tmp_path / "two")
+    first, again, other = (hub_dataset(str(tmp_path / name)) for name in ("one", "one", "two"))
+    source = pickle.loads(pickle.dumps(first.source))
+    assert source.read("train/2") == jpeg(20)
+    ids = ["train/1", "train/2"]
+    assert first.source.fingerprint(ids) == again.source.fingerprint(ids) == source.fingerprint(ids)
+    assert len({first.source.fingerprint(ids), first.source.fingerprint(ids[:1]), other.source.fingerprint(ids)}) == 3
+
+
+def test_images_reach_a_transform():
+    dataset = hub_dataset(birds())
+    view = ImageDataset([item.id for item in dataset.split.train], dataset.source, lambda image, index: image.getpixel((0, 0))[0])
+    ids = [item.id for item in dataset.split.train]
+    assert [view[index] for index in range(12)] == [
+        (index, 10 * int(name.split("/")[1])) for index, name in enumerate(ids)]
+
+
+@pytest.mark.parametrize(("kind", "labels", "classes"), [
+    ("string", ["x", "y", "z"] * 4, ("x", "y", "z")),
+    ("int64", [10, 9, 2] * 4, ("2", "9", "10")),
+])
+def test_labels_of_other_types(kind, labels, classes):
+    split = hub_dataset(birds(label=datasets.Value(kind), labels=labels)).split
+    assert split.classes == classes
+    assert labelled(split.train, split.classes)[0] == ("train/0", str(labels[0]))
+
+
+def test_columns_by_name():
+    rows = birds(caption=["a", "b", "c"] * 4, score=[0.5] * 12)
+    assert hub_dataset(rows).split.classes == tuple(NAMES)    # a ClassLabel before a string
+    assert hub_dataset(rows, label_column="caption").split.classes == ("a", "b", "c")
+    renamed = rows.rename_columns({"image": "photo", "label": "bird"})
+    assert hub_dataset(renamed, image_column="photo", label_column="bird").split == hub_dataset(rows).split
+
+
+@pytest.mark.parametrize(("change", "options", "message"), [
+    (lambda rows: rows.remove_columns("image"), {}, r"cannot tell the image column of hub; its columns are label "
+     r"\(ClassLabel\): set data\.image_column"),
+    (lambda rows: rows.remove_columns("label"), {}, r"cannot tell the label column of hub; its columns are "
+     r"a \(string\), b \(string\): set data\.label_column"),
+    (lambda rows: rows, {"image_column": "photo"}, "no column 'photo' for the image column of hub; its columns are im"),
+    (lambda rows: rows, {"label_column": "bird"}, "no column 'bird' for the label column of hub; its columns are lab"),
+    (lambda rows: rows.cast_column("a", datasets.Image()), {},
+     r"cannot tell the image column of hub; its columns are image \(Image\), label \(ClassLabel\), a \(Image\)"),
+])
+def test_columns_that_cannot_be_told(change, options, message):
+    rows = birds(a=["x"] * 12, b=["y"] * 12)
+    if "its columns are label " in message:
+        rows = rows.remove_columns(["a", "b"])
+    with pytest.raises(UserError, match=message):
+        hub_dataset(change(rows), **options)
+
+
+def test_arrays_are_encoded_without_loss():
+    values = np.random.default_rng(0).integers(0, 256, (6, 5, 4, 3), dtype=np.uint8)
+    kinds = datasets.Features({"pixels": datasets.Array3D((5, 4, 3), "uint8"), "label": datasets.Value("int8")})
+    rows = datasets.Dataset.from_dict({"pixels": list(values), "label": [0, 1, 2] * 2}, features=kinds)
+    source = hub_dataset(rows, image_column="pixels").source
+    assert np.array_equal(np.asarray(decode(source.read("train/4"), "x")), values[4])
+
+
+def test_cells_that_hold_no_image(tmp_path):
+    cells = [{"bytes": None, "path": str(tmp_path / "gone.jpg")}, None, {"bytes": b"no image", "path": None}]
+    kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
+    good = [{"bytes": jpeg(1), "path": None}] * 3
+    rows = datasets.Dataset.from_dict({"image": cells + good, "label": [0, 1, 2] * 2}, features=kinds)
+    source = hub_dataset(rows).source
+    with pytest.raises(UserError, match=r"cannot read the image train/0 at .*gone\.jpg: No such file.*; remove or"):
+        source.read("train/0")
+    with pytest.raises(UserError, match=r"cannot read the image train/1: the cell is empty; remove or replace it"):
+        source.read("train/1")
+    kept = hub_dataset(rows, skip_damaged=True).split.train
+    assert [item.id for item in kept] == ["train/3", "train/4", "train/5"]
+
+
+def test_classes_and_rows_that_are_not_used_are_said(caplog):
+    split = hub_dataset(birds(labels=[0, 2, -1] * 4)).split
+    assert split.classes == ("robin", "owl")
+    assert [item.label for item in split.train].count(1) == 4
+    assert len(split.train) == 8
+    assert warnings_of(caplog) == ["ignored 4 of 12 images without a label in train",
+                                   "1 of 3 classes of hub have no image and are left out: jay"]
+
+
+def test_splits_that_are_not_used(caplog):
+    dataset = hub_dataset(datasets.DatasetDict(train=birds(), test=birds(3), unlabelled=birds(3)))
+    assert warnings_of(caplog) == ["ignored the splits unlabelled of hub"]
+    assert len(dataset.split.test) == 3
+    with pytest.raises(UserError, match="hub has no train split; its splits are a, b"):
+        hub_dataset(datasets.DatasetDict(a=birds(), b=birds()))
+
+
+def test_what_cannot_be_loaded(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"cannot load the data set '.*nowhere': .*; check data\.path and data\.config"):
+        hub_dataset(str(tmp_path / "nowhere"))
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"need the package datasets; pip install 'xrvlm\[datasets\]'"):
+        hub_dataset("someone/birds")

@@ -1,0 +1,198 @@
+"""Tables of images: CSV, JSON Lines, Parquet, and the errors that name the line."""
+
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from xrvlm.data.table import table
+from xrvlm.errors import UserError
+
+PHOTOS = Path(__file__).parents[3] / "shared" / "data"
+ROWS = [{"path": "1.jpg", "class": "robin", "split": "train"}, {"path": "sub/2.jpg", "class": "jay", "split": "train"},
+        {"path": "3.jpg", "class": "jay", "split": "val"}, {"path": "4.jpg", "class": "robin", "split": "test"}]
+
+
+def birds(root: Path, names: Sequence[str] = ("1.jpg", "sub/2.jpg", "3.jpg", "4.jpg")) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(root / name, format="PNG")
+    return root
+
+
+def write(path: Path, rows: Sequence[dict], delimiter: str = ",", encoding: str = "utf-8") -> None:
+    if path.suffix == ".jsonl":
+        path.write_text("\n\n".join(json.dumps(row) for row in rows) + "\n")
+    elif path.suffix == ".parquet":
+        pyarrow = pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
+        from pyarrow import parquet
+        parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
+    else:
+        with path.open("w", newline="", encoding=encoding) as file:
+            writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def found(dataset) -> list[tuple[str, str, str]]:
+    return [(part, item.id, dataset.split.classes[item.label])
+            for part in ("train", "val", "test") for item in getattr(dataset.split, part)]
+
+
+EXPECTED = [("train", "1.jpg", "robin"), ("train", "sub/2.jpg", "jay"), ("val", "3.jpg", "jay"),
+            ("test", "4.jpg", "robin")]
+
+
+@pytest.mark.parametrize(("file", "options"), [
+    ("split.csv", {}), ("t.tsv", {"delimiter": "\t"}), ("tab.csv", {"delimiter": "\t"}),
+    ("excel.csv", {"delimiter": ";"}), ("bom.csv", {"encoding": "utf-8-sig"}), ("t.jsonl", {}), ("t.parquet", {})])
+def test_formats(tmp_path, file, options):
+    root = birds(tmp_path / "birds")
+    write(root / file, ROWS, **options)
+    dataset = table(root, file=file)
+    assert found(dataset) == EXPECTED
+    assert dataset.split.classes == ("jay", "robin")
+    assert dataset.name == "birds"
+    assert dataset.source.read("sub/2.jpg") == (root / "sub/2.jpg").read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_columns_of_other_names_and_no_split(tmp_path, suffix):
+    root = birds(tmp_path)
+    file = f"t{suffix}"
+    write(root / file, [{"file": row["path"], "bird": index % 2, "part": row["split"], "more": "x"}
+                        for index, row in enumerate(ROWS)])
+    dataset = table(root, file=file, path_column="file", class_column="bird")
+    assert dataset.split.classes == ("0", "1")
+    assert [part for part, *_ in found(dataset)] == ["train"] * 4
+    parts = table(root, file=file, path_column="file", class_column="bird", split_column="part", name="mine")
+    assert (parts.name, len(parts.split.test)) == ("mine", 1)
+
+
+def test_the_order_of_the_rows_does_not_matter(tmp_path):
+    root = birds(tmp_path)
+    write(root / "split.csv", ROWS)
+    write(root / "turned.csv", ROWS[::-1])
+    assert table(root).split == table(root, file="turned.csv").split
+
+
+@pytest.mark.parametrize("word", ["val", "valid", "validation", " Val "])
+def test_words_for_validation_and_spaces_around_cells(tmp_path, word):
+    root = birds(tmp_path)
+    write(root / "split.csv", [*ROWS[:2], {**ROWS[2], "split": word, "class": " jay "}, ROWS[3]])
+    assert found(table(root)) == EXPECTED
+
+
+ODD_NAMES = ["with space", "a,b", "it's \"quoted\"", "a=b", "(1)", "~tilde", "caf\u00e9", "a\tb;c"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_odd_names(tmp_path, suffix):
+    paths = [f"{name}/{name}.jpg" for name in ODD_NAMES] + ["~.jpg", "~x.jpg"]
+    root = birds(tmp_path / "~ my, birds", paths)
+    write(root / f"t{suffix}", [{"path": path, "class": f"class {path}"} for path in paths])
+    assert found(table(root, file=f"t{suffix}")) == [("train", path, f"class {path}") for path in sorted(paths)]
+
+
+def test_absolute_paths_and_dots_become_one_id(tmp_path, monkeypatch):
+    root = birds(tmp_path / "birds")
+    (tmp_path / "link").symlink_to(root, target_is_directory=True)
+    names = [str(root / "1.jpg"), "./sub/../sub/2.jpg", str(tmp_path / "link" / "3.jpg"), "4.jpg", "1.jpg"]
+    rows = [{**row, "path": name} for row, name in zip([*ROWS, ROWS[0]], names, strict=True)]
+    write(tmp_path / "elsewhere.csv", rows)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for at in (root, tmp_path / "link", "~/birds"):
+        assert found(table(at, file=tmp_path / "elsewhere.csv")) == EXPECTED
+        assert found(table(at, file="~/elsewhere.csv")) == EXPECTED
+
+
+def test_class_names_and_skip_damaged(tmp_path):
+    root = birds(tmp_path)
+    write(root / "split.csv", ROWS)
+    (root / "4.jpg").write_bytes(b"")
+    split = table(root, class_names=["Jay", "Robin"], skip_damaged=True).split
+    assert (split.classes, split.test) == (("Jay", "Robin"), ())
+    with pytest.raises(UserError, match="holds 1 names for 2 classes"):
+        table(root, class_names=["Jay"])
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("path,class,split\n1.jpg,a,train\n3.jpg,b,trian\n",
+     r"split\.csv, line 3: unknown part 'trian'; use train, val or test, or data\.split_column=null"),
+    ("path,class,split\n1.jpg,a,\n", "line 2: the cell of 'split' is empty"),
+    ("path,class\n1.jpg, \n", "line 2: the cell of 'class' is empty; fill it in or remove the line"),
+    ("path,class\n1.jpg\n", "line 2: the cell of 'class' is empty"),
+    ("path,class\n1.jpg,a,b\n", "line 2: more cells than the 2 columns; quote a cell"),
+    ("file,class,part\n1.jpg,a,b\n", "has no column 'path'; its columns are file, class, part: set data.path_column"),
+    ("", "has no column 'path', 'class'"),
+    ("path,class\n", "has no rows; write one for each image"),
+    ("path,class\n1.jpg,a\n3.jpg,a\n", r"only one class in .* \(a\)"),
+    ("path,class\n1.jpg,a\n1.jpg,b\n", "line 3: 1.jpg is 'b' in train here but 'a' in train in line 2; list every"),
+    ("path,class,split\n1.jpg,a,train\n./1.jpg,a,test\n", "line 3: 1.jpg is 'a' in test here but 'a' in train in"),
+    ("path,class\n1.jpg,a\n../out.jpg,b\n", r"line 3: \.\./out\.jpg is not inside .*; set data\.root"),
+    ("path,class\n1.jpg,a\n/etc/hosts,b\n", "line 3: /etc/hosts is not inside"),
+    ("path,class\n1.jpg,a\n.,b\n", r"line 3: \. is not inside"),
+    ("path,class\n1.jpg,a\n" + "".join(f"gone{index}.jpg,b\n" for index in range(7)),
+     r"7 images named in .*split\.csv are not in .*: gone0\.jpg, .*gone4\.jpg and 2 more; check data\.root"),
+    ("path,class,split\n1.jpg,a,train\n3.jpg,b,train\n4.jpg,c,test\n", "no training image of 1 classes: c"),
+    ('path,class\n"1.jpg"x,a\n', "cannot read the table .*; save it again"),
+])
+def test_csv_errors(tmp_path, text, message):
+    root = birds(tmp_path)
+    (root / "split.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        table(root)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ('{"path": "1.jpg", "class": "a"}\n{"path"\n', r"t\.jsonl, line 2: .*; write one JSON object a line"),
+    ('{"path": "1.jpg", "class": "a"}\n\n[1]\n', "line 3: not a JSON object"),
+    ('{"path": "1.jpg", "class": "a"}\n{"path": "3.jpg"}\n', "line 2: the cell of 'class' is empty"),
+    ('{"file": "1.jpg"}\n', "has no column 'path', 'class'; its columns are file"),
+])
+def test_json_errors(tmp_path, text, message):
+    root = birds(tmp_path)
+    (root / "t.jsonl").write_text(text)
+    with pytest.raises(UserError, match=message):
+        table(root, file="t.jsonl")
+
+
+def test_file_errors(tmp_path, monkeypatch):
+    root = birds(tmp_path)
+    with pytest.raises(UserError, match=r"there is no table .*split\.csv; check data\.file"):
+        table(root)
+    with pytest.raises(UserError, match=r"there is no folder .*; check data\.root"):
+        table(root / "nowhere")
+    (root / "t.xlsx").write_text("x")
+    with pytest.raises(UserError, match=r"cannot tell the format of the table .*t\.xlsx; save it as \.csv"):
+        table(root, file="t.xlsx")
+    (root / "split.csv").write_bytes("path,class\n1.jpg,caf\u00e9\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"is not UTF-8 text: .*; save it as UTF-8"):
+        table(root)
+    (root / "t.parquet").write_text("x")
+    with pytest.raises(UserError, match=r"cannot read the table .*; save it again"):
+        table(root, file="t.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"needs pyarrow; pip install 'xrvlm\[datasets\]'"):
+        table(root, file="t.parquet")
+
+
+def test_the_split_column(tmp_path):
+    root = birds(tmp_path)
+    write(root / "split.csv", [{**row, "split": str(index)} for index, row in enumerate(ROWS)])
+    with pytest.raises(UserError, match="line 2: unknown part '0'"):
+        table(root)
+    assert [part for part, *_ in found(table(root, split_column=None))] == ["train"] * 4
+    with pytest.raises(UserError, match="has no column 'part'; its columns are path, class, split"):
+        table(root, split_column="part")
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="the shared photos are not there")
+def test_real_photos():
+    split = table(PHOTOS / "dtd10").split
+    assert [len(part) for part in (split.train, split.val, split.test)] == [600, 240, 360]
+    assert split.classes[0] == "banded"

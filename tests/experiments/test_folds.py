@@ -1,0 +1,42 @@
+import pytest
+import torch
+
+from xrvlm.data.dataset import Item
+from xrvlm.errors import UserError
+from xrvlm.experiments.folds import folds_of
+
+
+def items_of(*sizes: int) -> list[Item]:
+    return [Item(f"{label}/{index}.jpg", label) for label, size in enumerate(sizes) for index in range(size)]
+
+
+def test_every_image_is_held_out_once_and_folds_are_even():
+    items = items_of(10, 7, 3)
+    fold = folds_of(items, 5, seed=1)
+    assert fold.bincount().tolist() == [4, 4, 4, 4, 4]
+    labels = torch.tensor([item.label for item in items])
+    assert fold[labels == 0].bincount(minlength=5).tolist() == [2] * 5
+    assert all(count in (1, 2) for count in fold[labels == 1].bincount(minlength=5).tolist())
+    assert len(set(fold[labels == 2].tolist())) == 3
+
+
+@pytest.mark.parametrize("folds", [2, 3, 5, 40])
+def test_no_fold_leaves_a_class_without_a_training_image(folds):
+    items = items_of(2, 3, 1, 5, 2)
+    fold, labels = folds_of(items, folds, seed=3), torch.tensor([item.label for item in items])
+    assert fold[labels == 2].tolist() == [-1]
+    assert (fold[labels != 2] >= 0).all()
+    for number in range(folds):
+        assert set(labels[fold != number].tolist()) == {0, 1, 2, 3, 4}
+
+
+def test_the_draw_depends_on_the_paths_and_the_seed_alone():
+    items = items_of(6, 6)
+    fold = dict(zip(items, folds_of(items, 3, seed=1).tolist(), strict=True))
+    assert fold == dict(zip(items[::-1], folds_of(items[::-1], 3, seed=1).tolist(), strict=True))
+    assert fold != dict(zip(items, folds_of(items, 3, seed=2).tolist(), strict=True))
+
+
+def test_one_image_a_class_cannot_be_cross_validated():
+    with pytest.raises(UserError, match="each class has one labelled image .*, and cross-validation needs two"):
+        folds_of(items_of(1, 1, 1), 5, seed=1)

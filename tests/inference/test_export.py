@@ -1,0 +1,223 @@
+"""An exported model says what torch says, whatever the method and the tower; where it does not, nothing is left."""
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from command_line import FAST, told
+from onnxruntime import InferenceSession
+from photos import CLASSES, photo_folder
+from torch import Tensor, nn
+from towers import IMAGE_KINDS, VIT, images, openclip
+from zoo import CASES, METHODS, NAMES, classes, factory
+
+from xrvlm import Classifier, UserError, export_onnx
+from xrvlm.backbones.base import FrozenCLIP
+from xrvlm.cli.main import main
+from xrvlm.features.bank import FeatureBank
+from xrvlm.features.source import without_labels
+from xrvlm.inference import export
+from xrvlm.inference.classifier import describe
+from xrvlm.methods import plot
+from xrvlm.randomness import seeded
+from xrvlm.views import evaluation_view, read_image
+
+SHORT = {"xr_vlm": {"context_length": 2}}    # some towers have a short text window
+EXPORTED = sorted({*METHODS, "linear_probe pooled+mid", "xr_vlm diagonal", "xr_vlm alignment",
+                   "xr_vlm per_class shared text prior"} - {"cocoop", "plot"})    # these two have tests of their own
+
+
+@pytest.fixture(scope="module")
+def clip() -> FrozenCLIP:
+    """The shallowest tower that shows positions: what is exported here is the method."""
+    return openclip("shallow", VIT | {"layers": 2}).clip
+
+
+def classifier(clip: FrozenCLIP, case: str) -> Classifier:
+    """Not trained, but what is learned and the statistics are drawn, so that no step is an identity.
+
+    A transductive method has seen the support images twice, as test images and as shots: such ties must not matter.
+    """
+    needs = {"pooled", "tokens", "mid_tokens"} | factory(case).func.needs
+    x = clip.encode_image(images(12, clip.transform.image_size), needs)
+    shard = {name: value[:, None] for name, value in vars(x).items() if value is not None}
+    support = FeatureBank([shard], 12, tuple(map(str, range(12))), torch.arange(4).repeat(3), views=0, seed=1)
+    make = partial(factory(case), **SHORT.get(CASES[case][0], {}))
+    with seeded(1, "initial weights"), torch.no_grad():
+        method = make(clip, classes())
+        method.prepare(clip, support)
+        for parameter in method.parameters():
+            parameter += 0.5 * torch.randn(parameter.shape)
+        for name, value in method.state_dict().items():
+            if name.endswith("running_var"):
+                value.uniform_(0.5, 2.0)
+            elif name.endswith("running_mean"):
+                value.normal_(0.0, 0.1)
+    if method.transductive:
+        method.transduce(clip, without_labels(support), support if method.learns else None)
+    return Classifier(clip, method, describe(clip, make, classes()))
+
+
+def run(path: Path, batch: Tensor) -> list[Tensor]:
+    session = InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return [torch.from_numpy(value) for value in session.run(None, {"images": batch.numpy()})]
+
+
+def check(model: Classifier, path: Path) -> None:
+    """By numbers of images that the export itself did not try, too."""
+    for count in (1, 3, 7):
+        batch = images(count, model.clip.transform.image_size, seed=count)
+        probabilities, logits = run(path, batch)
+        expected = model.probabilities(batch)
+        assert probabilities.shape == logits.shape == (count, 4)
+        assert expected.std() > 1e-3, "all the same: nothing could differ"
+        torch.testing.assert_close(probabilities, expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(logits.softmax(dim=1), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", EXPORTED)
+def test_methods(tmp_path, clip, case):
+    model = classifier(clip, case)
+    check(model, export_onnx(model, tmp_path / "model.onnx"))
+
+
+def test_an_exported_plan_takes_as_many_steps_as_it_needs(tmp_path, clip, monkeypatch):
+    """A plan so sharp that it takes more than 15 steps; a file with fewer of them than torch takes is refused."""
+    monkeypatch.setattr(plot, "SOFTNESS", 0.025)
+    model = classifier(clip, "plot")
+    check(model, export_onnx(model, tmp_path / "model.onnx"))
+    batch, expected = images(7, seed=7), model.probabilities(images(7, seed=7))
+    monkeypatch.setattr(plot, "STEPS", 15)
+    assert (model.probabilities(batch) - expected).abs().max() > 1e-4, "fewer steps say something else"
+    monkeypatch.setattr(plot, "EXPORTED_STEPS", 2)
+    with pytest.raises(UserError, match="the exported graph differs from torch by .* of the largest logit"):
+        export_onnx(model, tmp_path / "short.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_class_features_of_every_image_are_refused(tmp_path, clip):
+    with pytest.raises(UserError, match="^CoCoOp runs the text tower anew for every image, .* such as coop$"):
+        export_onnx(classifier(clip, "cocoop"), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["resnet", "timm map", "hf clip"])
+def test_towers(tmp_path, kind):
+    model = classifier(IMAGE_KINDS[kind]().clip, "xr_vlm")
+    check(model, export_onnx(model, tmp_path / "model.onnx"))
+
+
+@pytest.fixture(scope="module")
+def exported(clip, tmp_path_factory) -> Path:
+    return export_onnx(classifier(clip, "zero_shot"), tmp_path_factory.mktemp("exported") / "new" / "model.onnx")
+
+
+def test_what_a_caller_must_know_stands_in_the_file(clip, exported):
+    stored = {entry.key: json.loads(entry.value) for entry in onnx.load(exported).metadata_props}
+    assert stored["classes"] == list(NAMES)
+    assert stored["transform"] == {
+        "image_size": 32, "mean": list(clip.transform.mean), "std": list(clip.transform.std), "resize": "shortest",
+        "interpolation": "bicubic", "resize_to": 32}
+    assert stored["xrvlm"]["method"]["target"] == "xrvlm.methods.zero_shot.ZeroShot"
+    (entry,), names = onnx.load(exported).graph.input, [output.name for output in onnx.load(exported).graph.output]
+    assert (entry.name, names) == ("images", ["probabilities", "logits"])
+    assert entry.type.tensor_type.shape.dim[0].dim_param, "the number of images is free"
+    assert [size.dim_value for size in entry.type.tensor_type.shape.dim[1:]] == [3, 32, 32]
+
+
+def test_only_the_image_side_is_in_the_file(exported):
+    assert (49408, 24) not in {tuple(entry.dims) for entry in onnx.load(exported).graph.initializer}    # token table
+    assert exported.stat().st_size < 1e6
+
+
+def test_half_precision_is_exported_in_float32(tmp_path):
+    model = classifier(openclip("shallow", VIT | {"layers": 2}, precision="bf16").clip, "zero_shot")
+    before = model.clip.state_hash()
+    path = export_onnx(model, tmp_path / "model.onnx")
+    assert {entry.data_type for entry in onnx.load(path).graph.initializer if len(entry.dims) > 1} == {1}    # float32
+    torch.testing.assert_close(run(path, images(3))[0], model.probabilities(images(3)), rtol=0, atol=0.05)
+    assert model.clip.precision == "bf16"
+    assert model.clip.state_hash() == before
+    assert next(model.clip.parameters()).dtype == torch.bfloat16
+
+
+def test_a_wrong_graph_is_refused(exported, clip, tmp_path):
+    right = export.Deployed(classifier(clip, "zero_shot")).eval()
+    assert export.largest_difference(exported, right, [images(2)]) < 1e-5
+    graph = onnx.load(exported)
+    weight = next(entry for entry in graph.graph.initializer if list(entry.dims) == [32, 3, 8, 8])
+    values = onnx.numpy_helper.to_array(weight) * 1.01
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(graph, tmp_path / "wrong.onnx")
+    with pytest.raises(UserError, match="differs from torch by .* of the largest logit, 1e-04 is allowed"):
+        export.largest_difference(tmp_path / "wrong.onnx", right, [images(2)])
+    (tmp_path / "wrong.onnx").write_bytes(exported.read_bytes()[:2000])
+    with pytest.raises(UserError, match="onnxruntime does not run the exported graph"):
+        export.largest_difference(tmp_path / "wrong.onnx", right, [images(2)])
+
+
+class Twice(nn.Module):
+    """Where it is traced it is another function than where it is run."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x if torch.compiler.is_compiling() else x
+
+
+def test_a_failed_check_leaves_the_file_before(clip, tmp_path):
+    model, path = classifier(clip, "zero_shot"), tmp_path / "model.onnx"
+    path.write_text("before")
+    twice, logits = Twice(), model.method.logits
+    model.method.logits = lambda x, class_features: twice(logits(x, class_features))    # type: ignore[method-assign]
+    with pytest.raises(UserError, match="the exported graph differs from torch"):
+        export_onnx(model, path)
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_torch_cannot_export_is_told(clip, tmp_path):
+    model = classifier(clip, "zero_shot")
+    logits = model.method.logits
+    model.method.logits = lambda x, known: logits(x, known) * (1 if x.pooled.sum() > 0 else 2)    # type: ignore
+    with pytest.raises(UserError, match="torch cannot export shallow with the method CLIP zero-shot: .*data-dependent"):
+        export_onnx(model, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_limits_and_packages_are_told(clip, tmp_path, monkeypatch):
+    model = classifier(clip, "zero_shot")
+    monkeypatch.setattr(export, "MOST_BYTES", 1000)
+    with pytest.raises(UserError, match="shallow has 0.0 GB of weights, an ONNX file holds 2 GB"):
+        export_onnx(model, tmp_path / "model.onnx")
+    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxscript" else name)
+    with pytest.raises(UserError, match=r"needs onnxscript: run `pip install 'xrvlm\[onnx\]'`"):
+        export_onnx(model, tmp_path / "model.onnx")
+
+
+def test_the_command(at_home, tmp_path, capsys):
+    photos = photo_folder(tmp_path / "photos", images=4)
+    assert main(["adapt", f"data.root={photos}", *FAST]) == 0
+    (folder,) = (path.parent for path in (tmp_path / "runs").rglob("record.json"))
+    capsys.readouterr()
+    assert main(["export", f"run={folder}"]) == 0
+    told_of = capsys.readouterr()
+    assert told_of.out.strip() == str(folder / "model.onnx")
+    assert "says what torch says of 8 images" in told_of.err    # 1 and 3 random ones, 1 and 3 photos
+    assert "initializer" not in told_of.err, "the exporter tells what it does to its graph"
+    photo = photos / CLASSES[0] / "0.png"
+    model = Classifier.load(folder, device="cpu")
+    view = evaluation_view(read_image(photo), model.clip.transform)
+    torch.testing.assert_close(run(folder / "model.onnx", view[None])[0], model.probabilities(view[None]), rtol=0,
+                               atol=1e-4)
+    shutil.rmtree(photos)
+    assert main(["export", f"run={folder}", "out=other, one.onnx"]) == 0
+    told_of = capsys.readouterr().err
+    assert "checked on random images alone: " in told_of
+    assert "of 4 images" in told_of
+    assert (tmp_path / "other, one.onnx").exists()
+    assert "leave device= and precision= out" in told(capsys, "export", f"run={folder}", "precision=bf16")
+    error = told(capsys, "export", f"run={folder}", "format=pt2")
+    assert "unknown format 'pt2'; available: onnx" in error

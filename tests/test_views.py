@@ -1,0 +1,185 @@
+"""Decoding: every mode, upright, on white, and an error that names the file for what is no image."""
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from xrvlm.errors import UserError
+from xrvlm.views import SUFFIXES, decode, to_rgb
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def noise(width: int = 40, height: int = 24) -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def pixel(image: Image.Image) -> tuple[int, ...]:
+    value = image.getpixel((0, 0))
+    assert isinstance(value, tuple)
+    return value
+
+
+@pytest.mark.parametrize(("mode", "colour", "expected"), [
+    ("1", 1, (255, 255, 255)),
+    ("L", 77, (77, 77, 77)),
+    ("RGB", (9, 80, 200), (9, 80, 200)),
+    ("RGBX", (9, 80, 200, 0), (9, 80, 200)),
+    ("CMYK", (0, 255, 255, 0), (255, 0, 0)),
+    ("YCbCr", (76, 85, 255), (254, 0, 0)),
+    ("HSV", (0, 255, 255), (255, 0, 0)),
+    ("LAB", (255, 128, 128), (255, 255, 255)),
+    ("I", 65535, (255, 255, 255)),
+    ("I", 257 * 40, (40, 40, 40)),
+    ("I;16", 257 * 40, (40, 40, 40)),
+    ("I;16L", 257 * 40, (40, 40, 40)),
+    ("I;16B", 257 * 40, (40, 40, 40)),
+    ("F", 0.5, (128, 128, 128)),
+    ("F", 51.0, (51, 51, 51)),
+    ("F", 257.0 * 40, (40, 40, 40)),
+    ("LA", (0, 0), (255, 255, 255)),
+    ("La", (0, 0), (255, 255, 255)),
+    ("RGBA", (255, 0, 0, 255), (255, 0, 0)),
+    ("RGBA", (0, 0, 0, 51), (204, 204, 204)),
+    ("RGBa", (0, 0, 0, 51), (204, 204, 204)),
+])
+def test_every_mode_becomes_rgb_with_its_colour(mode, colour, expected):
+    image = to_rgb(Image.new(mode, (3, 2), colour))
+    assert (image.mode, image.size) == ("RGB", (3, 2))
+    assert pixel(image) == pytest.approx(expected, abs=4 if mode == "LAB" else 1)
+
+
+def test_palette_becomes_its_colours():
+    image = Image.new("P", (2, 2), 1)
+    image.putpalette([0, 0, 0, 10, 200, 30])
+    assert pixel(to_rgb(image)) == (10, 200, 30)
+    assert pixel(to_rgb(image.convert("PA"))) == (10, 200, 30)
+
+
+@pytest.mark.parametrize("transparency", [1, bytes([255, 0])])
+def test_transparent_palette_is_laid_on_white(transparency):
+    image = Image.new("P", (2, 1), 1)
+    image.putpalette([200, 0, 0, 0, 0, 0])
+    image.putpixel((0, 0), 0)
+    decoded = decode(encoded(image, transparency=transparency), "a.png")
+    assert [decoded.getpixel((x, 0)) for x in (0, 1)] == [(200, 0, 0), (255, 255, 255)]
+
+
+@pytest.mark.parametrize(("mode", "colour"), [("L", 0), ("RGB", (1, 2, 3))])
+def test_a_colour_declared_transparent_is_laid_on_white(mode, colour):
+    assert pixel(decode(encoded(Image.new(mode, (2, 2), colour), transparency=colour), "a.png")) == (255, 255, 255)
+
+
+def test_transparent_gif_is_laid_on_white():
+    image = Image.new("P", (2, 2), 0)
+    image.putpalette([0, 0, 0, 255, 0, 0])
+    assert pixel(decode(encoded(image, "GIF", transparency=0), "a.gif")) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bits_are_scaled_not_clipped(kind):
+    ramp = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)    # 0, 257 ... 65535
+    decoded = np.asarray(decode(encoded(Image.fromarray(ramp), kind), "ramp"))
+    assert (decoded[..., 0].ravel() == np.arange(256)).all()
+    assert (decoded == decoded[..., :1]).all()
+
+
+def test_a_dark_16_bit_image_stays_dark():
+    assert pixel(to_rgb(Image.new("I;16", (2, 2), 300))) == (1, 1, 1)
+
+
+def test_16_bit_pgm_is_scaled():
+    data = b"P5 2 1 65535\n" + np.array([65535, 257 * 7], dtype=">u2").tobytes()
+    decoded = decode(data, "a.pgm")
+    assert [decoded.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (7, 7, 7)]
+
+
+def test_values_beyond_16_bits_and_floats_that_are_no_number():
+    large = np.array([[0, 2 ** 30, 2 ** 31 - 1, -5]], dtype=np.int32)
+    assert np.asarray(to_rgb(Image.fromarray(large)))[0, :, 0].tolist() == [0, 128, 255, 0]
+    odd = np.array([[np.nan, 1.0, -1.0]], dtype=np.float32)
+    assert np.asarray(to_rgb(Image.fromarray(odd)))[0, :, 0].tolist() == [0, 255, 0]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_once(kind, orientation):
+    blocks = np.zeros((32, 64, 3), dtype=np.uint8)
+    blocks[:16, :32] = 255
+    blocks[:16, 32:] = 90
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(blocks)
+    decoded = decode(encoded(stored, kind, exif=exif), "photo")
+    with_exif = Image.open(BytesIO(encoded(stored, "PNG", exif=exif)))    # Pillow's own idea of upright
+    upright = np.asarray(ImageOps.exif_transpose(with_exif).convert("RGB")).astype(int)
+    assert decoded.size == upright.shape[1::-1]
+    assert abs(np.asarray(decoded).astype(int) - upright).mean() < 6
+
+
+def test_orientation_6_turns_a_quarter_to_the_right():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = Image.fromarray(np.array([[[255, 0, 0], [0, 0, 255]]], dtype=np.uint8))    # red, then blue to its right
+    decoded = decode(encoded(stored, exif=exif), "photo")
+    assert [decoded.getpixel((0, y)) for y in (0, 1)] == [(255, 0, 0), (0, 0, 255)]
+
+
+def test_broken_metadata_does_not_lose_the_photo():
+    data = encoded(noise(), "PNG", exif=b"Exif\x00\x00no tiff header at all")
+    assert np.array_equal(np.asarray(decode(data, "a.png")), np.asarray(noise()))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "GIF", "JPEG", "WEBP"])
+def test_formats(kind):
+    image = decode(encoded(noise(), kind), "photo")
+    assert (image.mode, image.size) == ("RGB", (40, 24))
+
+
+def test_pixels_are_kept_by_lossless_formats():
+    assert np.array_equal(np.asarray(decode(encoded(noise()), "a.png")), np.asarray(noise()))
+
+
+def test_the_first_frame_of_an_animation():
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    assert pixel(decode(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), "a.gif")) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(("data", "problem"), [
+    (b"", "the file is empty"),
+    (b"<html>404 not found</html>", "not an image"),
+    (b"\x89PNG\r\n\x1a\n", "."),
+    (b"\xff\xd8\xff\xe0 and no more", "."),
+    (encoded(noise(), "JPEG")[:1200], "truncated"),
+    (encoded(noise())[:600], "."),
+    (encoded(noise(), "WEBP")[:300], "."),
+    (encoded(noise(), "TIFF")[:300], "."),
+    (encoded(noise(), "EPS"), "not an image"),
+])
+def test_what_cannot_be_decoded_is_named_with_the_fix(data, problem):
+    with pytest.raises(UserError, match=problem) as raised:
+        decode(data, "robin/photo (1).jpg")
+    message = str(raised.value)
+    assert message.startswith("cannot read the image robin/photo (1).jpg: ")
+    assert message.endswith("remove or replace it (of a data set, data.skip_damaged=true leaves such files out)")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("limit", [100, 600])    # Pillow raises over twice the limit, and only warns below that
+def test_too_many_pixels(monkeypatch, limit):
+    data = encoded(noise())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(UserError, match=r"too many pixels.*make it smaller"):
+        decode(data, "huge.png")
+
+
+def test_suffixes():
+    assert {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"} <= SUFFIXES
+    assert not {".eps", ".pdf", ".txt", ".csv", ".json", ".db"} & SUFFIXES

@@ -1,0 +1,279 @@
+"""The text side of a frozen CLIP: prompts of constant tokens and learned vectors in, features at [EOS] out.
+
+Two ways, equal in value and gradient: `LibraryText` calls a library's own encoder whatever it is, `CausalText`
+(causal_text.py) computes what a causal transformer needs. Both take any number of classes in bounded memory. Letters as
+in xrvlm/backbone.py; `n` prompts. docs/text_tower.md says why each step is exact.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from xrvlm.backbones.base import NamePosition, PromptLayout
+from xrvlm.errors import UserError, unknown
+
+TextPath = Literal["fast", "plain"]
+PROMPTS_AT_ONCE = 256                    # bounds the memory where no gradient is kept
+GIB = 2**30
+CPU_MEMORY = 4.0                         # GiB for what a backward pass needs: a constant, not what is free just now,
+GPU_SHARE = 0.5                          # since the chunks decide in which order floats are summed
+
+
+def check_text_path(path: TextPath) -> None:
+    if path not in get_args(TextPath):
+        raise unknown("path through the text tower", path, get_args(TextPath))
+
+
+class Prompts(NamedTuple):
+    """c prompts, on the CPU."""
+
+    tokens: Tensor                       # (c, t) ids
+    slots: Tensor                        # (c, l) positions of the learned vectors
+    ends: Tensor                         # (c,) position of [EOS]
+    shared: int = 0                      # how many of the l vectors, from the first on, are the same in all prompts
+
+    def split(self, sizes: list[int]) -> Iterator["Prompts"]:
+        parts = zip(self.tokens.split(sizes), self.slots.split(sizes), self.ends.split(sizes), strict=True)
+        return (Prompts(tokens, slots, ends, self.shared) for tokens, slots, ends in parts)
+
+
+class TextTower(ABC):
+    """Holds references to modules of the tower, owns nothing: it is no module itself.
+
+    Args:
+        memory_gb: GiB that the activations kept for the backward pass may take; beyond it classes are computed in
+            chunks, and again in the backward pass. None: 4 on a CPU, half of a GPU's memory.
+    """
+
+    def __init__(self, embedding: nn.Embedding, *, memory_gb: float | None = None):
+        if memory_gb is not None and not memory_gb > 0:
+            raise UserError(f"text_memory_gb={memory_gb} leaves no memory to the text side; give a number of GiB above "
+                            "0, or null for the default")
+        self.embedding, self.memory_gb = embedding, memory_gb
+        self.bytes_a_position: dict[torch.dtype, float] = {}
+
+    def encode_tokens(self, tokens: Tensor, ends: Tensor) -> Tensor:
+        """(n, t) token ids with [EOS] at `ends` (n,) -> (n, d), not normalised."""
+        nothing = self.embedding.weight.new_zeros(1, 1, 0, self.embedding.embedding_dim)
+        return self.encode_prompts(nothing, tokens, tokens[:, :0], ends)[0]
+
+    def encode_prompts(self, context: Tensor, tokens: Tensor, slots: Tensor, ends: Tensor, *,
+                       shared: int = 0) -> Tensor:
+        """Learned vectors `context` (g, c or 1, l, w) at the positions `slots` (c, l) of `tokens` (c, t) -> (g, c, d).
+
+        Differentiable in `context`; not normalised. `shared`: so many of the l vectors, from the first on, are the same
+        for all classes; of a context (g, 1, l, w) all are. Of chunks that do not fit the memory together all but the
+        last are computed without a graph, and once more in the backward pass; what all have in common is computed once.
+        """
+        prompts = Prompts(tokens, slots, ends, context.shape[2] if context.shape[1] == 1 else shared)
+        sizes = self._chunks(context, prompts)
+        if len(sizes) == 1:
+            return self._features(prompts, context)
+        beginning = self._beginning(prompts, context)
+        contexts = context.split(sizes, dim=1) if context.shape[1] > 1 else (context,) * len(sizes)
+        *before, last = zip(prompts.split(sizes), contexts, strict=True)
+        features: list[Any] = [Recomputed.apply(self._features, part, vectors, beginning) for part, vectors in before]
+        return torch.cat([*features, self._features(*last, beginning)], dim=1)         # (g, c, d)
+
+    def _chunks(self, context: Tensor, prompts: Prompts) -> list[int]:
+        """How many classes are computed together: as many as there is room for, the rest in the first chunk.
+
+        The last chunk alone is not computed twice, so it should be the fullest.
+        """
+        needs, room = torch.ones_like(prompts.ends), PROMPTS_AT_ONCE / len(context)    # (c,) prompts
+        if torch.is_grad_enabled() and context.requires_grad:
+            common, needs = self._positions(prompts)                                   # (c,) positions of a text part
+            room = self._memory() / self._bytes_a_position(prompts) / len(context) - common
+        behind = needs.flip(0).cumsum(0)                                               # (c,) the last class first
+        chunk = (behind / max(room, 1)).ceil().long() - 1
+        return [size for size in chunk.bincount().flip(0).tolist() if size]
+
+    def _memory(self) -> float:
+        """Bytes."""
+        if self.memory_gb is not None:
+            return self.memory_gb * GIB
+        device = self.embedding.weight.device
+        if device.type == "cuda":
+            return GPU_SHARE * torch.cuda.get_device_properties(device).total_memory
+        return CPU_MEMORY * GIB
+
+    def _bytes_a_position(self, prompts: Prompts) -> float:
+        """What autograd keeps of each position, measured: what two prompts more add to two."""
+        weight = self.embedding.weight
+        if weight.dtype not in self.bytes_a_position:
+            kept, (one, *_) = [], prompts.split([1] * len(prompts.ends))
+            for count in (2, 4):
+                tokens, slots, ends = (part.expand(count, *part.shape[1:]) for part in one[:3])
+                several = Prompts(tokens, slots, ends)
+                context = weight.new_zeros(1, count, one.slots.shape[1], weight.shape[1], requires_grad=True)
+                kept.append(kept_bytes(lambda vectors=context, few=several: self._features(few, vectors)))
+            positions = int(self._positions(several)[1][:2].sum())
+            self.bytes_a_position[weight.dtype] = (kept[1] - kept[0]) / positions
+        return self.bytes_a_position[weight.dtype]
+
+    @abstractmethod
+    def _positions(self, prompts: Prompts) -> tuple[int, Tensor]:
+        """How many positions are computed once for all, and (c,) for each prompt alone."""
+
+    def _beginning(self, prompts: Prompts, context: Tensor) -> Tensor | None:
+        """What `_features` of any of `prompts` needs to know of the positions that all have in common."""
+        return None
+
+    @abstractmethod
+    def _features(self, prompts: Prompts, context: Tensor, beginning: Tensor | None = None) -> Tensor:
+        """(g, c or 1, l, w) -> (g, c, d)."""
+
+
+class Recomputed(torch.autograd.Function):
+    """`encode(prompts, *inputs)` that keeps nothing but its inputs for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, encode: Callable[..., Tensor], prompts: Prompts, *inputs: Tensor | None) -> Tensor:
+        ctx.save_for_backward(*inputs)
+        ctx.encode, ctx.prompts = encode, prompts
+        return encode(prompts, *inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:    # pyright: ignore
+        needed = ctx.needs_input_grad[2:]
+        inputs = [value if value is None else value.detach().requires_grad_(need)
+                  for value, need in zip(ctx.saved_tensors, needed, strict=True)]
+        with torch.enable_grad():
+            features = ctx.encode(ctx.prompts, *inputs)
+        wanted = [value for value in inputs if value is not None and value.requires_grad]
+        found = iter(torch.autograd.grad(features, wanted, gradient, allow_unused=True))
+        return None, None, *(next(found) if need else None for need in needed)
+
+
+def kept_bytes(compute: Callable[[], Tensor]) -> int:
+    """Memory of all tensors that autograd keeps of `compute()` for its backward pass, the weights among them."""
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()           # an output that its own graph holds would never be freed
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        alive = compute()                # while its graph is, no address is given away twice
+    del alive
+    return sum(kept.values())
+
+
+class Tokens:
+    """A tokenizer whose special tokens are known.
+
+    Args:
+        encode: text -> its token ids with the special ones, neither padded nor cut.
+        window: positions of the text tower.
+        pad: the id behind [EOS].
+        end: the id of [EOS].
+        decode: ids -> their text.
+        special: the ids that are no words.
+        pads_left: the text stands at the end of the window.
+    """
+
+    def __init__(self, encode: Callable[[str], list[int]], *, window: int, pad: int, end: int,
+                 decode: Callable[[list[int]], str], special: Collection[int], pads_left: bool = False):
+        self.encode, self.window, self.pad, self.end, self.pads_left = encode, window, pad, end, pads_left
+        self.decode = decode
+        empty = encode("")
+        if not empty or empty[-1] != end:
+            raise UserError(f"the tokenizer ends a text with {empty[-1:]}, not with its [EOS] id {end}; "
+                            "learnable prompts are read there: use the tokenizer that belongs to the checkpoint")
+        self.start = empty[:-1]                                          # [SOS], or nothing (SigLIP)
+        self.special = frozenset({*special, *self.start, end})
+
+    @classmethod
+    def of_hf(cls, tokenizer: Any, *, window: int, clean: Callable[[str], str] = str) -> "Tokens":
+        """A tokenizer of transformers, behind `clean`."""
+        end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+        return cls(lambda text: tokenizer(clean(text)).input_ids, window=window, pad=tokenizer.pad_token_id, end=end,
+                   decode=tokenizer.decode, special=tokenizer.all_special_ids,
+                   pads_left=tokenizer.padding_side == "left")
+
+    def words(self, text: str) -> list[int]:
+        """The ids of `text` without special tokens."""
+        ids = self.encode(text)
+        return ids[len(self.start):len(ids) - 1]
+
+    def word(self, token: int) -> str:
+        """What a token id stands for; empty for a special one and for a piece of a letter."""
+        text = "" if token in self.special else self.decode([token]).strip()
+        return "" if "\ufffd" in text else text
+
+    def sentences(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Padded ids (n, t) and the positions of [EOS] (n,). UserError for a text longer than the window."""
+        rows = [self.encode(text) for text in texts]
+        for text, row in zip(texts, rows, strict=True):
+            if len(row) > self.window:
+                raise UserError(f"the text {text!r} has {len(row)} tokens with [SOS] and [EOS], the text tower reads "
+                                f"{self.window}; shorten it by {len(row) - self.window}")
+        return self._padded(rows), self._first(rows) + _lengths(rows) - 1
+
+    def layout(self, names: Sequence[str], length: int, position: NamePosition) -> PromptLayout:
+        """See `FrozenCLIP.layout`."""
+        prompts = [self._prompt(name, length, position) for name in names]
+        rows = [ids for ids, _ in prompts]
+        slots = torch.tensor([places for _, places in prompts], dtype=torch.long).reshape(len(prompts), length)
+        first = self._first(rows)                                                      # (c,)
+        return PromptLayout(self._padded(rows), slots + first[:, None], first + _lengths(rows) - 1)
+
+    def sentence_layout(self, texts: Sequence[str]) -> PromptLayout:
+        """See `FrozenCLIP.sentence_layout`: a slot under each word, and further ones under padding, as many for all."""
+        tokens, ends = self.sentences(texts)
+        counts = [len(self.words(text)) for text in texts]
+        slots = []
+        for text, end, count in zip(texts, ends.tolist(), counts, strict=True):
+            if not count:
+                raise UserError(f"the text {text!r} has no word that the tokenizer knows; write another")
+            spare = max(counts) - count
+            begin = end - count - len(self.start) - spare if self.pads_left else end + 1
+            slots.append([*range(end - count, end), *range(begin, begin + spare)])
+        return PromptLayout(tokens, torch.tensor(slots, dtype=torch.long), ends)
+
+    def _prompt(self, name: str, length: int, position: NamePosition) -> tuple[list[int], list[int]]:
+        """Ids of one class prompt and the positions of its `length` learned vectors."""
+        text = name.replace("_", " ").strip()
+        named = self.words(text)
+        if not named:
+            raise UserError(f"class name {name!r} has no word that the tokenizer knows; give the class another name")
+        segments: dict[NamePosition, tuple[list[int], int, list[int], int, list[int]]] = {
+            "end": ([], length, self.words(f"{text}."), 0, []),
+            "front": (named, length, self.words("."), 0, []),
+            "middle": ([], length // 2, named, length - length // 2, self.words(".")),
+        }
+        if position not in segments:
+            raise unknown("position of the class name", position, segments)
+        ids, slots = [*self.start], []
+        for segment in segments[position]:
+            if isinstance(segment, int):    # learned vectors
+                slots += range(len(ids), len(ids) + segment)
+                # ignored ids, but none that is special: towers look for those to find [EOS] or padding
+                segment = named[:1] * segment
+            ids += segment
+        ids.append(self.end)
+        if len(ids) > self.window:
+            raise UserError(f"the prompt of class {name!r} has {len(ids)} tokens ({length} of them learned), the text "
+                            f"tower reads {self.window}; shorten the name or the context by {len(ids) - self.window}")
+        return ids, slots
+
+    def _padded(self, rows: list[list[int]]) -> Tensor:
+        tokens = torch.full((len(rows), self.window), self.pad, dtype=torch.long)
+        for row, first, target in zip(rows, self._first(rows).tolist(), tokens, strict=True):
+            target[first:first + len(row)] = torch.tensor(row, dtype=torch.long)
+        return tokens
+
+    def _first(self, rows: list[list[int]]) -> Tensor:
+        """Where each text begins in its window, (n,)."""
+        lengths = _lengths(rows)
+        return self.window - lengths if self.pads_left else torch.zeros_like(lengths)
+
+
+def _lengths(rows: list[list[int]]) -> Tensor:
+    return torch.tensor([len(row) for row in rows], dtype=torch.long)

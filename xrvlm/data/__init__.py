@@ -1,0 +1,1 @@
+"""Data sets: their readers, the split that a run draws from them."""

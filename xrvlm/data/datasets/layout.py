@@ -1,0 +1,152 @@
+"""What a published data set consists of, and how a folder of it becomes a Dataset."""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from xrvlm.data.dataset import Dataset, assemble
+from xrvlm.data.datasets.download import download as fetch
+from xrvlm.data.folder import existing_folder
+from xrvlm.distributed import processes
+from xrvlm.errors import UserError
+from xrvlm.files import user_path
+from xrvlm.text.class_text import check_unique, few
+from xrvlm.views import FileSource
+
+log = logging.getLogger(__name__)
+MOST_FOLDERS = 2000                      # looked at for a better root: someone may point at a whole disk
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What the official lists say."""
+
+    classes: tuple[str, ...]                             # readable, in the order of the official ids
+    parts: Mapping[str, Sequence[tuple[str, int]]]       # (path relative to the root, label) in train, val, test
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A data set as it was published.
+
+    `places` holds each file and folder (a folder ends in "/") under its official name, with all the paths below the
+    root at which it may lie, the first that exists counts. `read` gets the root and where each was found.
+    """
+
+    title: str
+    address: str                         # where people get it, for reading
+    classes: int
+    images: Mapping[str, int]            # in each part, officially
+    places: Mapping[str, Sequence[str]]
+    read: Callable[[Path, Mapping[str, Path]], Listing]
+    downloader: str | None = None        # the class of torchvision.datasets that can fetch it
+    elsewhere: Mapping[str, str] = field(default_factory=dict)    # places that stand at another address
+
+    def found(self, root: Path) -> dict[str, Path]:
+        """Where each file and folder lies; what is missing is left out."""
+        there: dict[str, Path] = {}
+        for official, paths in self.places.items():
+            exists = Path.is_dir if official.endswith("/") else Path.is_file
+            if path := next((root / path for path in paths if exists(root / path)), None):
+                there[official] = path
+        return there
+
+    def listing(self, root: Path, found: Mapping[str, Path]) -> Listing:
+        """What the lists say; UserError where they are damaged."""
+        listing = self.read(root, found)
+        check_unique(listing.classes, f"class names in {root}")
+        return listing
+
+
+def load(layout: Layout, root: str | Path, *, class_names: Any, skip_damaged: bool, name: str,
+         download: bool = False) -> Dataset:
+    """The data set in `root`; with `download` it is fetched first where it is not there.
+
+    Raises UserError where files, lists or images are missing; with `skip_damaged` missing images are left out.
+    """
+    if download:
+        processes().from_first(lambda: _fetched(layout, user_path(root)))
+    folder = existing_folder(root)
+    found = layout.found(folder)
+    if missing := [official for official in layout.places if official not in found]:
+        raise UserError(f"{folder} is not {layout.title} as published: it lacks {few(missing)}; "
+                        f"{suggestion(layout, folder)}")
+    listing = layout.listing(folder, found)
+    if not skip_damaged and (absent := absent_images(folder, listing)):
+        raise UserError(f"{len(absent)} images that the lists of {layout.title} name are not in {folder}: "
+                        f"{few(absent)}; unpack the images again, or pass data.skip_damaged=true")
+    counts = {part: len(pairs) for part, pairs in listing.parts.items()}
+    if counts != dict(layout.images):
+        log.warning("the lists in %s name %s images; officially %s has %s: figures are not comparable", folder,
+                    counted(counts), layout.title, counted(layout.images))
+    parts = {part: [(path, listing.classes[label]) for path, label in pairs] for part, pairs in listing.parts.items()}
+    return assemble(name, FileSource(folder), parts, classes=listing.classes, class_names=class_names,
+                    skip_damaged=skip_damaged, test_alone="train" not in layout.images)
+
+
+def _fetched(layout: Layout, root: Path) -> None:
+    assert layout.downloader is not None, "only loaders of such a layout have the option"
+    if not root.is_dir() or len(layout.found(root)) < len(layout.places):
+        fetch(layout.downloader, root, title=layout.title, address=layout.address)
+
+
+def absent_images(root: Path, listing: Listing) -> list[str]:
+    """The listed images that are not there, sorted. Reads every folder once: a data set has tens of thousands."""
+    wanted = sorted(path for pairs in listing.parts.values() for path, _ in pairs)
+    held: dict[str, set[str]] = {}
+    absent = []
+    for path in wanted:
+        parent, _, file = path.rpartition("/")
+        if parent not in held:
+            held[parent] = _files(root / parent)
+        if file not in held[parent]:
+            absent.append(path)
+    return absent
+
+
+def suggestion(layout: Layout, root: Path) -> str:
+    """How to mend a root that is not the right one: the folder near it that looks right, or where to get the set."""
+    scores = {folder: len(layout.found(folder)) for folder in _near(root)}
+    best = max(scores, key=lambda folder: scores[folder], default=root)
+    if scores and scores[best] > len(layout.found(root)) and 2 * scores[best] >= len(layout.places):
+        return f"{best} looks right: data.root={best}"
+    return wherefrom(layout, root)
+
+
+def wherefrom(layout: Layout, root: Path) -> str:
+    """Where to get what `root` lacks."""
+    missing = [place for place in layout.places if place not in layout.found(root)]
+    apart = [f"get {place} from {layout.elsewhere[place]}" for place in missing if place in layout.elsewhere]
+    if apart and len(apart) == len(missing):
+        return ", ".join(apart)
+    download = ", or say data.download=true" if layout.downloader else ""
+    return ", ".join([*apart, f"get {'the rest' if apart else 'it'} from {layout.address}{download}"])
+
+
+def below(root: Path, folder: Path, names: Iterable[str]) -> list[str]:
+    """The paths of the files `names` in `folder`, relative to `root`."""
+    inner = folder.relative_to(root).as_posix()
+    return [PurePosixPath(inner, name).as_posix() for name in names]
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {part}" for part, count in counts.items())
+
+
+def _near(root: Path) -> Iterator[Path]:
+    """Folders up to two levels below `root`, then those above it."""
+    yield from islice((path for pattern in ("*/", "*/*/") for path in root.glob(pattern) if path.is_dir()),
+                      MOST_FOLDERS)
+    yield from list(root.parents)[:2]
+
+
+def _files(folder: Path) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except OSError:
+        return set()

@@ -1,0 +1,143 @@
+"""A data set as class folders: root/<class>/*.jpg, or root/{train,val,test}/<class>/*.jpg."""
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from xrvlm.data.dataset import PART_OF_WORD, PARTS, Dataset, assemble
+from xrvlm.errors import UserError
+from xrvlm.files import user_path
+from xrvlm.text.class_text import few
+from xrvlm.views import SUFFIXES, FileSource
+
+log = logging.getLogger(__name__)
+
+# photos that Pillow cannot read: left out silently they would be missed late
+UNREADABLE_SUFFIXES = frozenset({".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".svg", ".psd"})
+IGNORED_FOLDERS = frozenset({"__MACOSX", "@eaDir", "__pycache__"})
+
+
+
+
+def image_folder(root: str | Path, *, class_names: str | Sequence[str] | Mapping[str, str] | None = None,
+                 skip_damaged: bool = False, name: str | None = None) -> Dataset:
+    """One folder a class, nested or not, either directly in `root` or in its folders train, val (valid, validation)
+    and test. Hidden files and what is no image are ignored. Raises UserError, which names the fix.
+    """
+    folder = existing_folder(root)
+    parts = _part_folders(folder) or {"train": [folder]}
+    found = {part: [pair for path in paths for pair in _labelled(folder, path, must_fill=part == "train")]
+             for part, paths in parts.items()}
+    return assemble(name or folder.name, FileSource(folder), found, class_names=class_names, skip_damaged=skip_damaged)
+
+
+def image_files(path: str | Path) -> tuple[Path, tuple[str, ...]]:
+    """A folder and the sorted paths, relative to it, of the images below it; a file is the only image of its folder.
+
+    Raises UserError where there is nothing at `path` or no image below it.
+    """
+    found = user_path(path)
+    if found.is_file():
+        return found.parent.resolve(), (found.name,)
+    if not found.is_dir():
+        raise UserError(f"there is no image or folder {found}; check the path")
+    root = found.resolve()
+    files = list(_files_below(root))
+    names = sorted(file.relative_to(root).as_posix() for file in files if file.suffix.lower() in SUFFIXES)
+    if not names:
+        held = Counter(file.suffix.lower() for file in files if file.suffix)
+        raise UserError(f"found no image below {root}{f', only {_counted(held)}' if held else ''}; "
+                        "it must hold .jpg, .png, .webp ... files")
+    return root, tuple(names)
+
+
+def existing_folder(root: str | Path) -> Path:
+    """`root` as an absolute path; UserError where it is no folder."""
+    folder = user_path(root)
+    if not folder.exists():
+        raise UserError(f"there is no folder {folder}; check data.root")
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file; data.root must be the folder that holds the images")
+    return folder.resolve()
+
+
+def _part_folders(root: Path) -> dict[str, list[Path]] | None:
+    """The folders of each part, or None where `root` holds the class folders themselves."""
+    folders, _ = _listing(root)
+    parts: dict[str, list[Path]] = defaultdict(list)
+    for folder in folders:
+        if part := PART_OF_WORD.get(folder.name.casefold()):
+            parts[part].append(folder)
+    others = [folder.name for folder in folders if folder.name.casefold() not in PART_OF_WORD]
+    if not parts or (others and not ("train" in parts and len(parts) > 1)):    # one class may well be called "train"
+        return None
+    if others:
+        raise UserError(f"{root} holds train, val or test beside {few(others)}; leave only these parts there, "
+                        "or only class folders")
+    if "train" not in parts:
+        raise UserError(f"{root} holds {few(folder.name for folder in folders)} but no train folder; add one, "
+                        "or point data.root at the class folders themselves")
+    return {part: parts[part] for part in PARTS if part in parts}
+
+
+def _labelled(root: Path, folder: Path, must_fill: bool) -> Iterator[tuple[str, str]]:
+    """(path relative to `root`, class) of the images in the class folders of `folder`."""
+    class_folders, files = _listing(folder)
+    loose = [path for path in files if path.suffix.lower() in SUFFIXES]
+    if not class_folders:
+        what = f"{len(loose)} images directly" if loose else "no class folders"
+        raise UserError(f"found {what} in {folder}: put each class into a folder of its own")
+    if loose:
+        log.warning("ignored %d images that stand beside the class folders in %s: %s",
+                    len(loose), folder, few(path.name for path in loose))
+    empty: dict[str, Counter[str]] = {}
+    unreadable: Counter[str] = Counter()
+    for class_folder in class_folders:
+        files = list(_files_below(class_folder))
+        images = [path for path in files if path.suffix.lower() in SUFFIXES]
+        suffixes = Counter(path.suffix.lower() for path in files if path.suffix)
+        unreadable.update({suffix: suffixes[suffix] for suffix in suffixes if suffix in UNREADABLE_SUFFIXES})
+        if not images:
+            empty[class_folder.name] = suffixes
+        yield from ((path.relative_to(root).as_posix(), class_folder.name) for path in images)
+    if empty and must_fill:
+        raise _empty_error(folder, empty, len(class_folders))
+    if unreadable:
+        log.warning("ignored %s in %s; convert them to .jpg to use them", _counted(unreadable), folder)
+
+
+def _empty_error(folder: Path, empty: Mapping[str, Counter[str]], classes: int) -> UserError:
+    held = sum(empty.values(), Counter())
+    what = f"hold no image but {_counted(held)}" if held else "hold no image"
+    return UserError(f"{len(empty)} of {classes} class folders in {folder} {what}: {few(empty)}; "
+                     "add images (.jpg, .png, .webp ...) or remove them")
+
+
+def _counted(suffixes: Counter[str]) -> str:
+    return few(f"{count} {suffix} files" for suffix, count in suffixes.most_common())
+
+
+def _files_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Every file below `folder`; symbolic links are followed, but not back into a folder that is being walked."""
+    real = folder.resolve()
+    if real in above:
+        return
+    folders, files = _listing(folder)
+    yield from files
+    for inner in folders:
+        yield from _files_below(inner, above | {real})
+
+
+def _listing(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The folders and the files in `folder`, sorted, without hidden ones. A dangling link counts as a file."""
+    try:
+        paths = sorted(path for path in folder.iterdir()
+                       if not path.name.startswith(".") and path.name not in IGNORED_FOLDERS)
+        folders = [path for path in paths if path.is_dir()]
+    except OSError as error:
+        raise UserError(f"cannot list {folder}: {error.strerror}; check that you may read it") from error
+    for path in paths:
+        if any("\ud800" <= letter <= "\udfff" for letter in path.name):
+            raise UserError(f"the name {path.name!r} in {folder} is not UTF-8; rename it")
+    return folders, [path for path in paths if path not in set(folders)]

@@ -1,0 +1,1 @@
+"""Runs, their records, and comparisons of methods by cross-validation."""

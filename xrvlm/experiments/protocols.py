@@ -1,0 +1,123 @@
+"""Which classes a run learns and which it is measured on: all of them (`few_shot`), or half and half (`base_to_new`).
+
+A finished run can be scored on other data sets, too (`transfer_record`): of other classes, as CoCoOp's cross-data-set
+table, or of some of its own in another domain, as ImageNet's variants.
+
+Base-to-new generalisation is the protocol of CoCoOp (Zhou et al., CVPR 2022, arXiv:2203.05557), which MaPLe and most
+after it report: train on the first half of the classes, then score each half among its own classes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+
+from xrvlm.backbones.base import FrozenCLIP
+from xrvlm.data.dataset import PARTS, Dataset, Item, Split
+from xrvlm.errors import UserError, unknown
+from xrvlm.evaluation.metrics import harmonic_mean
+from xrvlm.experiments.record import append_record, read_record, write_scores
+from xrvlm.features.source import FeatureSource
+from xrvlm.files import digest, write_json
+from xrvlm.methods.base import Method, probabilities
+from xrvlm.text.class_text import ClassText
+
+Protocol = Literal["few_shot", "base_to_new"]
+Among = Literal["run", "data"]           # which classes the scores of a finished run on other data are among
+FEWEST_CLASSES = 4                       # so that both halves have something to tell apart
+
+
+@dataclass(frozen=True)
+class NewClasses:
+    """The second half of the classes, which a base-to-new run is measured on and never trained on."""
+
+    whole: Split                         # all classes; train and val of the base classes alone, test of both halves
+    new_text: ClassText
+    all_text: ClassText
+
+    @property
+    def first(self) -> int:
+        """The label of the first new class: how many base classes there are."""
+        return len(self.all_text.names) - len(self.new_text.names)
+
+    @property
+    def test(self) -> tuple[Item, ...]:
+        """The test images of the new classes, labelled from 0."""
+        return tuple(replace(item, label=item.label - self.first) for item in self.whole.test
+                     if item.label >= self.first)
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """What the result depends on beside the base half's own setting."""
+        return {"protocol": "base_to_new", "new": asdict(self.new_text), "all": asdict(self.all_text),
+                "new_test": len(self.test)}
+
+    def score(self, method: Method, clip: FrozenCLIP, base: FeatureSource, new: FeatureSource, folder: Path,
+              base_top1: float) -> dict[str, float]:
+        """{new_top1, all_top1, harmonic_mean}, from the test images of the two halves.
+
+        New images are scored among the new classes, all images among all classes; `base_top1` is that of the base
+        images among the base classes. The images' scores go to `folder`/predictions_new.csv and predictions_all.csv.
+        """
+        turned = method.for_classes(clip, self.new_text)
+        found = write_scores(folder, new.ids, new.labels, probabilities(turned, clip, new), self.new_text.names, "_new")
+        turned = method.for_classes(clip, self.all_text)
+        scores = torch.cat([probabilities(turned, clip, source) for source in (base, new)])    # (n, c)
+        labels = torch.cat([base.labels, new.labels + self.first])                             # (n,)
+        whole = write_scores(folder, (*base.ids, *new.ids), labels, scores, self.all_text.names, "_all")
+        return {"new_top1": found["top1"], "all_top1": whole["top1"],
+                "harmonic_mean": harmonic_mean(base_top1, found["top1"])}
+
+
+def base_half(split: Split) -> Split:
+    """The first half of the classes in the order of their labels, rounded up, with their images alone."""
+    count = (len(split.classes) + 1) // 2
+    parts = {part: tuple(item for item in getattr(split, part) if item.label < count) for part in PARTS}
+    return Split(split.classes[:count], **parts)
+
+
+def new_classes(whole: Split, base: Split, text: Callable[[Sequence[str]], ClassText]) -> NewClasses:
+    """What is measured beside `base`, the half that is trained on, of the data set `whole`."""
+    new = NewClasses(replace(whole, train=base.train, val=base.val), text(whole.classes[len(base.classes):]),
+                     text(whole.classes))
+    if not new.test:
+        raise UserError("the new classes have no image left to test on: give a class two at least, or a test part")
+    return new
+
+
+def check_protocol(protocol: str, classes: Sequence[str]) -> None:
+    """UserError for a protocol that is unknown or that so few classes cannot have."""
+    if protocol not in get_args(Protocol):
+        raise unknown("protocol", protocol, get_args(Protocol))
+    if protocol == "base_to_new" and len(classes) < FEWEST_CLASSES:
+        raise UserError(f"protocol=base_to_new trains on half of the classes and scores the others: it needs "
+                        f"{FEWEST_CLASSES} at least, found {len(classes)}")
+
+
+def check_among(among: str) -> None:
+    if among not in get_args(Among):
+        raise unknown("among", among, get_args(Among))
+
+
+def transfer_record(run: Path, place: Path, data: Dataset, text: Mapping[str, Any], summary: Mapping[str, float], *,
+                    among: Among, tested: str) -> None:
+    """Write the report's line for the finished run in the folder `run`, scored on `data` with its files in `place`.
+
+    `text` is the ClassText of the scored model, as a dictionary, `tested` a hash of the images. Nothing where `run`
+    is a model without a record.
+    """
+    if not (run / "record.json").exists():
+        return
+    own = read_record(run / "record.json")
+    known = len(text["names"])
+    more = among == "run" and known > len(data.split.classes)
+    scored = [data.name, data.split.classes, text, more, tested]
+    record = replace(
+        own, data=data.name, world=data.world, protocol="transfer", run=place.name, split=data.split.fingerprint,
+        tested=tested[:16], trained_on=f"{own.data}, among all its {known} classes" if more else own.data,
+        metrics={name: value for name, value in summary.items() if name != "images"},
+        setting=digest([own.setting, scored])[:16], series=digest([own.series, scored])[:16])
+    write_json(place / "record.json", asdict(record))
+    append_record(place.parent, record)

@@ -1,0 +1,1 @@
+"""Features of the frozen tower: computed once and stored, or computed in every epoch."""

@@ -1,0 +1,188 @@
+"""A model as one ONNX file: normalised images in, probabilities out, to be run without torch or xrvlm.
+
+The file has one input, `images` (b, 3, s, s) float32, and two outputs, `probabilities` and `logits` (b, c); b is free.
+What else a caller must know stands in the file's metadata, each as JSON:
+
+- `transform`: how a photo becomes the input. `resize` = `shortest` brings the shorter side to `resize_to` pixels and
+  cuts the central `image_size` square, `squash` brings both sides to `image_size` at once; by `interpolation`, with
+  antialiasing. RGB values in 0..1 then lose `mean` and are divided by `std`, channel by channel.
+- `classes`: their names, in the order of the outputs.
+- `xrvlm`: the tower and the method, for people.
+"""
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xrvlm.data.dataset import Item
+from xrvlm.errors import UserError
+from xrvlm.features.source import evaluation_batches
+from xrvlm.files import user_path, write_atomically
+from xrvlm.inference.classifier import Classifier
+from xrvlm.randomness import generator
+from xrvlm.views import ImageSource
+
+log = logging.getLogger(__name__)
+TOLERANCE = 1e-4                         # of the largest logit
+MOST_BYTES = 2e9                         # of weights; a protobuf, which an ONNX file is, ends at 2 GiB
+CHECKED_SIZES = (1, 3)                   # images in a batch; the graph is traced with two
+
+
+def export_onnx(classifier: Classifier, path: Path | str, *, images: Tensor | None = None) -> Path:
+    """Write `classifier` to `path`: image tower, method and class features in one graph, in float32 on any device.
+
+    A model loaded with `precision="fp32"` keeps all digits of its tower's weights; one in half precision is written
+    with those that it has. Before the file takes its place, onnxruntime must say of random images, and of `images`
+    (n, 3, s, s) as the evaluation transform makes them, what torch says, in batches of one and of three.
+
+    Raises:
+        UserError: a package is missing, the method needs the text tower for every image, torch cannot export the tower
+            or the method, the file would be over 2 GB, or what it says is not what torch says; nothing is left behind.
+    """
+    _require_packages()
+    if not isinstance(classifier.class_features, Tensor):
+        raise UserError(f"{classifier.method.label} runs the text tower anew for every image, and an exported file "
+                        "holds the image side alone: export a run of another method, such as coop")
+    path = user_path(path)
+    deployed = Deployed(_in_float32(classifier)).eval()
+    program = _graph(deployed, classifier)
+    program.model.metadata_props.update(_metadata(classifier))
+    size = classifier.clip.transform.image_size
+    batches = [torch.randn(count, 3, size, size, generator=generator(0, "export", count)) for count in CHECKED_SIZES]
+    if images is not None:
+        batches += [images[:count] for count in CHECKED_SIZES]
+
+    def write(temporary: Path) -> None:
+        program.save(str(temporary), external_data=False)
+        log.info("%s says what torch says of %d images: logits differ by %.1e of the largest at most", path,
+                 sum(map(len, batches)), largest_difference(temporary, deployed, batches))
+
+    write_atomically(path, write)
+    return path
+
+
+def sample_images(classifier: Classifier, source: ImageSource, items: Sequence[Item]) -> Tensor:
+    """(n, 3, s, s) the first of `items`, as many as the check of an export reads."""
+    return torch.cat([images for _, images in evaluation_batches(classifier.clip, source, items[:max(CHECKED_SIZES)])])
+
+
+class Deployed(nn.Module):
+    """A classifier as a function of images alone."""
+
+    class_features: Tensor
+
+    def __init__(self, classifier: Classifier):
+        super().__init__()
+        self.clip, self.method = classifier.clip, classifier.method
+        self.register_buffer("class_features", classifier.class_features.detach())
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(b, c) probabilities and logits of (b, 3, s, s)."""
+        logits = self.method.logits(self.clip.encode_image(images, self.method.needs), self.class_features)
+        return logits.softmax(dim=1), logits
+
+
+def largest_difference(path: Path, deployed: nn.Module, batches: Sequence[Tensor]) -> float:
+    """How far the logits of the file at `path` are from those of torch, as a share of the largest of them.
+
+    Raises UserError where that is over `TOLERANCE`, where probabilities are not those of the logits, and where
+    onnxruntime does not accept the file.
+    """
+    from onnxruntime import InferenceSession
+
+    worst = 0.0
+    try:
+        session: Any = InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        found = [[torch.from_numpy(value) for value in session.run(None, {"images": batch.numpy()})]
+                 for batch in batches]                                                     # (b, c), (b, c) each
+    except Exception as error:    # onnxruntime's own exceptions share no base
+        raise UserError(f"onnxruntime does not run the exported graph ({_reason(error)}), nothing was written; another "
+                        "version of torch or onnxruntime may, or choose another backbone") from error
+    for (probabilities, logits), batch in zip(found, batches, strict=True):
+        with torch.no_grad():
+            expected = deployed(batch)[1]
+        worst = max(worst, ((logits - expected).abs().max() / expected.abs().max()).item())
+        worst = max(worst, (probabilities - logits.softmax(dim=1)).abs().max().item())
+    if not worst <= TOLERANCE:    # not a number is no agreement either
+        raise UserError(f"the exported graph differs from torch by {worst:.1e} of the largest logit, {TOLERANCE:.0e} "
+                        "is allowed; nothing was written: try another version of torch, or choose another backbone")
+    return worst
+
+
+def _require_packages() -> None:
+    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise UserError(f"an export to ONNX needs {', '.join(missing)}: run `pip install 'xrvlm[onnx]'`")
+
+
+def _in_float32(classifier: Classifier) -> Classifier:
+    clip = classifier.clip
+    if clip.precision == "fp32" and clip.device.type == "cpu":
+        return classifier
+    copies: dict[int, Any] = {}          # what tower and method share stays shared
+    clip, method = deepcopy(clip, copies).float().cpu(), deepcopy(classifier.method, copies).float().cpu()
+    clip.precision = "fp32"
+    return Classifier(clip, method, classifier.about)
+
+
+def _graph(deployed: Deployed, classifier: Classifier) -> Any:
+    """torch's ONNXProgram, weights included."""
+    size = classifier.clip.transform.image_size
+    example = torch.zeros(2, 3, size, size)
+    try:
+        with torch.no_grad(), _quietly():    # no_grad once around all: each block of it would be a graph of its own
+            program: Any = torch.onnx.export(
+                deployed, (example,), dynamo=True, verbose=False, input_names=["images"],
+                output_names=["probabilities", "logits"],
+                dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}})
+    except Exception as error:    # whatever an operator, a tracer or a converter stumbles on
+        raise UserError(f"torch cannot export {classifier.clip.name} with the method {classifier.method.label}: "
+                        f"{_reason(error)}; choose another backbone or method, or another version of torch") from error
+    size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
+    if size > MOST_BYTES:
+        raise UserError(f"{classifier.clip.name} has {size / 1e9:.1f} GB of weights, an ONNX file holds 2 GB: choose "
+                        "a smaller backbone")
+    return program
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """The exporter warns of its own internals, and of optimisations that it leaves to others."""
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _metadata(classifier: Classifier) -> Mapping[str, str]:
+    clip, spec = classifier.clip, classifier.about["method"]
+    transform = asdict(clip.transform)
+    transform["resize_to"] = transform["resize_to"] or clip.transform.image_size
+    about = {"backbone": clip.name, "fingerprint": clip.fingerprint, "method": spec}
+    values = {"transform": transform, "classes": classifier.names, "xrvlm": about}
+    return {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
+
+
+def _reason(error: BaseException) -> str:
+    """The first cause in one line: exporters wrap it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return shorten(f"{type(error).__name__}: {error}", 300, placeholder=" ...")

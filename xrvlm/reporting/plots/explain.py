@@ -1,0 +1,88 @@
+"""The picture of one explained image: where the parts look, and which relations decide."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure, SubFigure
+from PIL import Image
+from torch import Tensor
+
+from xrvlm.reporting.plots.figures import COLOURS, draw_photos, shortened, stretched
+
+FOR, AGAINST = COLOURS[:2]               # blue and vermilion
+SIGNED = LinearSegmentedColormap.from_list("signed", [AGAINST, "white", FOR])
+PHOTOS_A_ROW = 6
+COUNTED_CELLS = 64                       # up to these the cells of a heat map hold their numbers
+PHOTO_PIXELS = 240
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What a logit, or a difference of two, is made of."""
+
+    title: str
+    by_part: Tensor                      # (g, m) signed
+    strongest: Sequence[tuple[str, float]]    # single relations, by name, signed
+    relations: int                       # how many there are
+    more: str                            # what a positive number speaks for
+    less: str
+
+
+def explanation(photo: Image.Image, maps: Tensor, panels: Sequence[Panel], *, parts: Sequence[str],
+                prompts: Sequence[str], title: str, note: str) -> Figure:
+    """The photo, each part's map (m, h, w) over it, and for each panel a heat map of parts and prompts beside bars.
+
+    Each map is stretched to its own range. `note` says under the title how the numbers were found.
+    """
+    rows = -(-(len(maps) + 1) // PHOTOS_A_ROW)
+    heights = [1.75 * rows + 0.1, *(max(2.3, 0.33 * len(panel.by_part) + 1.2) for panel in panels)]
+    figure = Figure(figsize=(9.5, sum(heights) + 0.6), layout="constrained")
+    figure.suptitle(f"{shortened(title, 90)}\n", fontsize=12)
+    figure.text(0.5, 1 - 0.36 / figure.get_figheight(), note, ha="center", va="center", fontsize=8, color="0.35")
+    bands = figure.subfigures(1 + len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
+    _maps(bands[0], photo, maps, parts)
+    for band, panel in zip(bands[1:], panels, strict=True):
+        _panel(band, panel, parts, prompts)
+    return figure
+
+
+def _maps(band: SubFigure, photo: Image.Image, maps: Tensor, parts: Sequence[str]) -> None:
+    heats = stretched(maps)
+    rows = -(-(len(heats) + 1) // PHOTOS_A_ROW)
+    axes = list(band.subplots(rows, min(PHOTOS_A_ROW, len(heats) + 1), squeeze=False).flatten())
+    shown = photo.resize((PHOTO_PIXELS, PHOTO_PIXELS), Image.Resampling.BICUBIC)
+    draw_photos(axes, shown, heats, ("photo", *parts))
+    for empty in axes[len(heats) + 1:]:
+        empty.axis("off")
+
+
+def _panel(band: SubFigure, panel: Panel, parts: Sequence[str], prompts: Sequence[str]) -> None:
+    band.suptitle(shortened(panel.title, 110), fontsize=10)
+    left, right = band.subplots(1, 2, width_ratios=(4, 5))
+    _heat_map(left, panel.by_part.numpy(), parts, prompts)
+    names, values = [name for name, _ in panel.strongest], [value for _, value in panel.strongest]
+    right.barh(range(len(values)), values, color=[FOR if value >= 0 else AGAINST for value in values])
+    right.set_yticks(range(len(names)), [shortened(name, 60) for name in names], fontsize=8)
+    right.invert_yaxis()
+    right.axvline(0, color="black", linewidth=0.8)
+    right.set_title(f"the {len(values)} strongest of {panel.relations} single relations", fontsize=9)
+    right.set_xlabel(f"{shortened(panel.less, 36)} ← contribution → {shortened(panel.more, 36)}", fontsize=8)
+    right.tick_params(axis="x", labelsize=8)
+    right.margins(x=0.12)
+
+
+def _heat_map(axes: Axes, values: np.ndarray, parts: Sequence[str], prompts: Sequence[str]) -> None:
+    """(g, m), white at zero."""
+    reach = max(float(np.abs(values).max()), 1e-12)
+    axes.imshow(values, cmap=SIGNED, vmin=-reach, vmax=reach, aspect="auto")
+    axes.set_xticks(range(len(parts)), [shortened(part, 14) for part in parts], fontsize=8,
+                    rotation=90 if len(parts) > PHOTOS_A_ROW else 0)
+    axes.set_yticks(range(len(prompts)), [shortened(prompt, 24) for prompt in prompts], fontsize=8)
+    axes.set_title("parts x prompts, all classes summed", fontsize=9)
+    if values.size <= COUNTED_CELLS:
+        for (row, column), value in np.ndenumerate(values):
+            axes.text(column, row, f"{value:+.2f}", ha="center", va="center", fontsize=8,
+                      color="white" if abs(value) > 0.75 * reach else "black")

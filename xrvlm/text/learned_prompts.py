@@ -1,0 +1,127 @@
+"""Learnable prompts (CoOp, Zhou et al., IJCV 2022, arXiv:2109.01134): context vectors around a class name."""
+
+from abc import ABC, abstractmethod
+from copy import copy
+from dataclasses import replace
+from typing import Literal, Self, get_args
+
+import torch
+from torch import Tensor, nn
+
+from xrvlm.backbones.base import FrozenCLIP, NamePosition, PromptLayout
+from xrvlm.distributed import together
+from xrvlm.errors import UserError, unknown
+from xrvlm.text.class_text import ClassText
+
+ContextKind = Literal["specific", "shared", "shared_then_specific"]
+OWN_PROMPTS = "a learned prompt for each class"    # what binds a method to its classes
+
+
+class ClassPrompts(nn.Module, ABC):
+    """What stands for the classes on the text side: g features of each. Never holds the tower."""
+
+    text_parts: int                      # g
+    label: str                           # what a run's record calls it
+    open_classes: bool = False           # nothing here belongs to a class: `for_classes` makes those of others
+
+    def prepare(self, clip: FrozenCLIP) -> None:
+        """Text encoded once; skipped on load."""
+
+    def for_classes(self, clip: FrozenCLIP, classes: ClassText) -> Self:
+        """The same for other classes, sharing what was learned; this one stays as it is. For `open_classes` alone."""
+        raise NotImplementedError(f"{type(self).__name__} has open_classes and no `for_classes`")
+
+    @abstractmethod
+    def forward(self, clip: FrozenCLIP) -> Tensor:
+        """(g, c, d) unit norm."""
+
+
+class ContextPrompts(ClassPrompts):
+    """`[SOS] v_1 ... v_l Class Name . [EOS]`, g prompts a class.
+
+    Args:
+        text_parts: g, prompts per class.
+        length: l, learned vectors per prompt. Ignored with `words`.
+        context: every class has vectors of its own, or all share one context, or they share the first vectors of it.
+        shared_length: with `shared_then_specific`, how many are shared; None: half.
+        words: start from the token embeddings of these words ("a photo of a") instead of N(0, 0.02).
+        position: where the class name stands.
+
+    Raises:
+        UserError: a prompt does not fit the window of the text tower, there is nothing to learn, or `shared_length`
+            does not go with the rest.
+    """
+
+    label = "learned"
+
+    def __init__(self, clip: FrozenCLIP, names: tuple[str, ...], *, text_parts: int = 1, length: int = 16,
+                 context: ContextKind = "specific", shared_length: int | None = None, words: str | None = None,
+                 position: NamePosition = "end"):
+        super().__init__()
+        if length < 1 or text_parts < 1:
+            raise UserError(f"a learned prompt needs at least one vector and one text part, found context_length="
+                            f"{length} and text_parts={text_parts}")
+        start = None if words is None else clip.embed_words(words)                         # (l, w)
+        length = length if start is None else len(start)
+        if length < 1:
+            raise UserError(f"context_words={words!r} holds no word that the tokenizer knows; give some, or null")
+        self.text_parts, shared = text_parts, _shared_vectors(context, length, shared_length)
+        self.position: NamePosition = position
+        self.open_classes = shared == length
+        self.layout = replace(clip.layout(names, length, position), shared=shared)
+        self.shared = _vectors(text_parts, 1, shared, clip.text_width)                     # (g, 1, l_s, w)
+        self.specific = _vectors(text_parts, len(names), length - shared, clip.text_width)    # (g, c, l_c, w)
+        if start is not None:
+            for vectors, begin in ((self.shared, start[:shared]), (self.specific, start[shared:])):
+                if vectors is not None:
+                    vectors.data.copy_(begin.expand_as(vectors))
+
+    @property
+    def vectors(self) -> Tensor:
+        """(g, c or 1, l, w) all that is learned, in the order of the prompt."""
+        learned = [vectors for vectors in (self.shared, self.specific) if vectors is not None]
+        classes = max(vectors.shape[1] for vectors in learned)
+        return torch.cat([vectors.expand(-1, classes, -1, -1) for vectors in learned], 2)  # (g, c or 1, l, w)
+
+    def for_classes(self, clip: FrozenCLIP, classes: ClassText) -> Self:
+        assert self.specific is None, "vectors of a class's own say nothing of another class"
+        turned, length = copy(self), self.layout.shared
+        turned.layout = replace(clip.layout(classes.names, length, self.position), shared=length)
+        return turned
+
+    def forward(self, clip: FrozenCLIP) -> Tensor:
+        return encode_prompts(clip, self.vectors, self.layout)                             # (g, c, d)
+
+
+def encode_prompts(clip: FrozenCLIP, context: Tensor, layout: PromptLayout) -> Tensor:
+    """(g, c, d) `clip.encode_prompts`; where processes share a step, each encodes some of the classes."""
+    group, count = together(), len(layout.tokens)
+    if not 1 < group.world <= count:
+        return clip.encode_prompts(context, layout)
+    own = group.share(count)
+    part = replace(layout, tokens=layout.tokens[own], slots=layout.slots[own], ends=layout.ends[own])
+    features = clip.encode_prompts(context[:, own] if context.shape[1] > 1 else context, part)
+    return group.gather(features, count, dim=1)
+
+
+def _shared_vectors(context: ContextKind, length: int, shared_length: int | None) -> int:
+    """How many of `length` vectors the classes share."""
+    if context not in get_args(ContextKind):
+        raise unknown("method.context", context, get_args(ContextKind))
+    if context != "shared_then_specific":
+        if shared_length is not None:
+            raise UserError(f"method.shared_length={shared_length} is read with method.context=shared_then_specific "
+                            f"alone, found method.context={context}; leave it out, or change the context")
+        return length if context == "shared" else 0
+    if length < 2:
+        raise UserError("method.context=shared_then_specific needs two learned vectors at least, found one; choose a "
+                        "longer context, or another kind of it")
+    shared = length // 2 if shared_length is None else shared_length
+    if not 1 <= shared < length:
+        raise UserError(f"method.shared_length must leave some of the {length} learned vectors to each side: from 1 to "
+                        f"{length - 1}, found {shared}")
+    return shared
+
+
+def _vectors(text_parts: int, classes: int, length: int, width: int) -> nn.Parameter | None:
+    return nn.Parameter(torch.randn(text_parts, classes, length, width) * 0.02) if length else None

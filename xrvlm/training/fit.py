@@ -1,0 +1,264 @@
+"""The one training loop. It has no test argument: nothing can be selected on the test part."""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from xrvlm.backbones.base import Features, FrozenCLIP
+from xrvlm.distributed import ALONE, Group, processes
+from xrvlm.errors import UserError
+from xrvlm.evaluation.metrics import top1
+from xrvlm.features.source import FeatureSource, training_order
+from xrvlm.files import write_atomically
+from xrvlm.methods.base import Method, Recipe, probabilities
+from xrvlm.randomness import seeded
+from xrvlm.training.averaging import State, add, load_mean, reestimate, state_of
+from xrvlm.training.text_pass import one_text_pass
+
+log = logging.getLogger(__name__)
+Selection = Literal["last", "val"]
+
+
+@dataclass
+class Progress:
+    """What a stopped run needs, beside tensors, to go on as if it had not been stopped."""
+
+    epochs: int = 0                      # that are finished, over all rates of a soup
+    seconds: float = 0.0                 # spent training, over all sessions
+    best_val: float = -1.0               # at this rate
+    losses: list[dict[str, float]] = field(default_factory=list)      # one entry an epoch
+
+
+@dataclass
+class Kept:
+    """Tensors of finished epochs that the result is made of."""
+
+    best: State = field(default_factory=dict)        # of the epoch that is best on the validation images
+    total: State = field(default_factory=dict)       # the sum of all that are averaged
+
+
+def check_selection(recipe: Recipe, selection: Selection) -> None:
+    """UserError where one epoch is to be kept and several are to be averaged."""
+    if selection == "val" and recipe.average_last:
+        raise UserError(f"selection=val keeps one epoch and recipe.average_last={recipe.average_last} averages "
+                        "several: leave one of them out")
+
+
+def fit(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe: Recipe, *, seed: int,
+        val: FeatureSource | None = None, selection: Selection = "last", checkpoint: Path | None = None,
+        identity: str = "") -> Progress:
+    """Train `method` in place.
+
+    With `checkpoint`, the state is written after every epoch and a run that was stopped goes on from it; one of
+    another `identity` is refused. `selection="val"` keeps the epoch with the best top-1 on `val` (the first of
+    equals), of a soup one for each rate. A method without trainable parameters returns at once.
+
+    Where several processes run together (`distributed.joined`) all of them call this, each with the same arguments,
+    and end with the same method; the first alone does where the method does not split its batches.
+    """
+    check_selection(recipe, selection)
+    if not any(parameter.requires_grad for parameter in method.parameters()):
+        return Progress()
+    group = processes() if method.splits_batches else ALONE
+    group.level(method)
+    run = _Fit(method, clip, source, recipe, seed, val, selection, group)
+    total = recipe.epochs * len(run.rates)
+    if checkpoint is not None and checkpoint.exists():
+        run.progress, run.kept = _restore(checkpoint, identity, method, run.optimizer)
+        log.info("resuming after epoch %d of %d", run.progress.epochs, total)
+    progress = run.progress
+    group.check_same(progress.epochs, "checkpoints")
+    group.level(method)
+    epochs = tqdm(range(progress.epochs, total), initial=progress.epochs, total=total, unit="epoch",
+                  desc=method.label, disable=None if group.first else True, leave=False)
+    for done in epochs:
+        start = time.perf_counter()
+        entry = run.epoch(done)
+        progress.epochs, progress.seconds = done + 1, progress.seconds + time.perf_counter() - start
+        progress.losses.append(entry)
+        epochs.set_postfix(loss=f"{entry['loss']:.3f}")
+        if checkpoint is not None and group.first:
+            _save(checkpoint, identity, method, run.optimizer, progress, run.kept)
+    start = time.perf_counter()
+    run.conclude()
+    progress.seconds += time.perf_counter() - start
+    return progress
+
+
+@dataclass
+class _Fit:
+    """A training as it goes on: all epochs at the first rate of the soup, from the start again at the next."""
+
+    method: Method
+    clip: FrozenCLIP
+    source: FeatureSource
+    recipe: Recipe
+    seed: int
+    val: FeatureSource | None
+    selection: Selection
+    group: Group
+    progress: Progress = field(default_factory=Progress)
+    kept: Kept = field(default_factory=Kept)
+
+    def __post_init__(self):
+        self.rates = self.recipe.soup or (1.0,)
+        self.start = state_of(self.method) if len(self.rates) > 1 else {}
+        self.optimizer = self._new_optimizer()
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        return self.recipe.make_optimizer([value for value in self.method.parameters() if value.requires_grad])
+
+    def epoch(self, done: int) -> dict[str, float]:
+        """The next epoch after `done` ones, and its line of losses.csv."""
+        rate, epoch = divmod(done, self.recipe.epochs)
+        recipe = replace(self.recipe, learning_rate=self.recipe.learning_rate * self.rates[rate])
+        if done and not epoch:
+            self.method.load_state_dict(self.start)
+            self.optimizer, self.progress.best_val, self.kept.best = self._new_optimizer(), -1.0, {}
+        entry = {"epoch": done, "learning_rate": recipe.rate(epoch),
+                 "loss": _train_epoch(self.method, self.clip, self.source, recipe, self.optimizer, self.seed, epoch,
+                                      self.group)}
+        if self.val is not None:
+            entry["val_top1"] = score = self.group.from_first(self._score)
+            if self.selection == "val" and score > self.progress.best_val:
+                self.progress.best_val, self.kept.best = score, state_of(self.method)
+        if recipe.averaged > 1 and epoch >= recipe.epochs - max(1, recipe.average_last):
+            self.kept.total = add(self.kept.total, self.kept.best or state_of(self.method), self.method)
+        return entry
+
+    def _score(self) -> float:
+        assert self.val is not None
+        return top1(probabilities(self.method, self.clip, self.val), self.val.labels)
+
+    def conclude(self) -> None:
+        """Make the result of what was kept."""
+        if self.recipe.averaged > 1:
+            load_mean(self.method, self.kept.total, self.recipe.averaged)
+        elif self.kept.best:
+            self.method.load_state_dict(self.kept.best)
+        if self.recipe.averaged > 1 or self.recipe.reestimate:
+            order = training_order(self.source.labels, self.seed, self.recipe.epochs, self.recipe.batch_size,
+                                   balanced=self.recipe.balanced)
+            batches = own_shares(self.source, order, self.recipe.epochs, self.group, self.clip.device)
+            reestimate(self.method, self.clip, batches, self.seed, self.group)
+
+
+def _train_epoch(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe: Recipe,
+                 optimizer: torch.optim.Optimizer, seed: int, epoch: int, group: Group) -> float:
+    """The mean loss of the epoch. Each process of `group` takes its share of every batch."""
+    for parameters in optimizer.param_groups:
+        parameters["lr"] = recipe.rate(epoch)
+    order = training_order(source.labels, seed, epoch, recipe.batch_size, balanced=recipe.balanced)
+    stepper = Stepper(method, recipe, optimizer, group)
+    total, count = torch.zeros((), device=clip.device), 0
+    method.train()
+    optimizer.zero_grad(set_to_none=True)
+    with seeded(seed, "epoch", epoch), group.together():
+        batches = own_shares(source, order, epoch, group, clip.device)
+        for _ in range(0, len(order), recipe.text_every):
+            shared = one_text_pass(method, clip, stepper.step) if recipe.text_every > 1 else nullcontext([])
+            with shared as held:
+                for rows, x, y in islice(batches, recipe.text_every):
+                    loss = method.loss(x, y, clip, label_smoothing=recipe.label_smoothing) * (len(y) / rows)
+                    loss.backward()
+                    stepper.step(held)
+                    if len(y):           # the mean over no rows is no number
+                        total = total + loss.detach() * rows
+                    count += rows
+    mean = (group.total(total) / count).item()
+    if not math.isfinite(mean):
+        raise UserError(f"the loss of {method.label} became {mean} in epoch {epoch + 1}: try a lower "
+                        "recipe.learning_rate, or precision=fp32")
+    return mean
+
+
+def _save(path: Path, identity: str, method: Method, optimizer: torch.optim.Optimizer, progress: Progress,
+          kept: Kept) -> None:
+    tensors = {f"method.{name}": value for name, value in state_of(method).items()}
+    tensors |= {f"{group}.{name}": value for group, state in vars(kept).items() for name, value in state.items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value.detach().cpu().clone() for name, value in state.items()
+                    if isinstance(value, Tensor)}
+    metadata = {"xrvlm": json.dumps({"identity": identity, "progress": asdict(progress)})}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+
+
+def _restore(path: Path, identity: str, method: Method,
+             optimizer: torch.optim.Optimizer) -> tuple[Progress, Kept]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads(file.metadata()["xrvlm"])
+            groups: dict[str, State] = {"method": {}, "optimizer": {}, "best": {}, "total": {}}
+            for key in file.keys():      # noqa: SIM118 (not a dict)
+                group, name = key.split(".", 1)
+                groups[group][name] = file.get_tensor(key).clone()
+        if header["identity"] != identity:
+            raise UserError(f"{path} belongs to a run with other settings; start again with force=true")
+        method.load_state_dict(groups["method"])
+        optimizer_state = optimizer.state_dict()
+        for name, value in groups["optimizer"].items():
+            index, key = name.split(".", 1)
+            optimizer_state["state"].setdefault(int(index), {})[key] = value
+        optimizer.load_state_dict(optimizer_state)
+        return Progress(**header["progress"]), Kept(groups["best"], groups["total"])
+    except UserError:
+        raise
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"cannot resume from {path}: {error}; start this run again with force=true") from error
+
+
+
+
+def own_shares(source: FeatureSource, order: Sequence[Tensor], epoch: int, group: Group,
+               device: torch.device) -> Iterator[tuple[int, Features, Tensor]]:
+    """Of each batch of `order`: its number of rows, and features and labels of this process's shard of them.
+
+    A rank with an empty shard still loads one image, then drops it, so that it takes part in the collectives.
+    """
+    shards = [batch[group.share(len(batch))] for batch in order]
+    read = [shard if len(shard) else batch[:1] for shard, batch in zip(shards, order, strict=True)]
+    for batch, shard, (x, y) in zip(order, shards, source.batches(read, epoch), strict=True):
+        if not len(shard):
+            x, y = x.map(lambda value: value[:0]), y[:0]
+        if x.pooled.device != device:
+            x = x.map(lambda value: _moved(value, device))
+        yield len(batch), x, _moved(y, device)
+
+
+def _moved(value: Tensor, device: torch.device) -> Tensor:
+    """On `device`. A copy to a GPU goes through pinned memory: from any other the host would wait for it."""
+    if value.device == device:
+        return value
+    return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
+
+
+class Stepper:
+    """Takes the steps of a recipe; parameters that are `held` keep their gradients for a later one."""
+
+    def __init__(self, method: nn.Module, recipe: Recipe, optimizer: torch.optim.Optimizer, group: Group):
+        self.method, self.recipe, self.optimizer, self.group = method, recipe, optimizer, group
+
+    def step(self, held: Sequence[nn.Parameter] = ()) -> None:
+        kept = [parameter.grad for parameter in held]
+        for parameter in held:
+            parameter.grad = None        # the optimiser leaves it as it is
+        self.group.sum_gradients(self.method.parameters())
+        if self.recipe.grad_clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.method.parameters(), self.recipe.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        for parameter, gradient in zip(held, kept, strict=True):
+            parameter.grad = gradient
