@@ -57,7 +57,7 @@ def test_keys_of_a_newer_version_are_ignored(tmp_path):
     json.dumps({**asdict(record("z")), "metrics": {"top1": 0.5}}).encode(),
     json.dumps({**asdict(record("z")), "seed": "one"}).encode(),
     json.dumps({**asdict(record("z")), "shots": "few"}).encode(),
-])
+], ids=repr)
 def test_a_damaged_line_stops_the_reader_and_not_the_writer(tmp_path, caplog, damage):
     path = tmp_path / "results.jsonl"
     append_record(tmp_path, record("old"))

@@ -17,7 +17,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from xrvlm.cli.commands import COMMANDS
 from xrvlm.distributed import Group, PeerFailedError, joined, processes
-from xrvlm.errors import UserError
+from xrvlm.errors import UserError, naming_keys
 
 HELP = """\
 xrvlm adapts a frozen CLIP to fine-grained recognition.
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if command not in COMMANDS:
             raise UserError(f"unknown command {command!r}; available: {', '.join(COMMANDS)}; see `xrvlm --help`")
-        with joined() as group:
+        with naming_keys(), joined() as group:
             return _run(group, command, [quote(override) for override in overrides])
     except UserError as error:
         _tell(error)
