@@ -18,7 +18,7 @@ def write_photo(path: Path, colour: int, key: int, size: int = 40) -> None:
 
 
 def photo_folder(root: Path, images: int = 8, classes=CLASSES) -> Path:
-    """`root`/<class>/0.png ..., flat: no test part is given."""
+    """`root`/<class>/0.png ..., flat, without a test set."""
     for colour, name in enumerate(classes):
         for key in range(images):
             write_photo(root / name / f"{key}.png", colour % 3, 100 * (colour // 3) + key)

@@ -7,7 +7,7 @@ import numpy as np
 from photos import write_photo
 from scipy.io import savemat
 
-from xrvlm.data.dataset import PARTS
+from xrvlm.data.dataset import SUBSETS
 
 CUB = ("001.Black_footed_Albatross", "002.Laysan_Albatross", "010.Red_winged_Blackbird")
 DOGS = ("n02085620-Chihuahua", "n02086240-Shih-Tzu", "n02089078-black-and-tan_coonhound")
@@ -65,13 +65,13 @@ def cars(root: Path, devkit: str = "devkit", test_list: str = "cars_test_annos_w
     """`nested`: cars_train/cars_train/00001.jpg, as some pass it on."""
     (root / devkit).mkdir(parents=True, exist_ok=True)
     savemat(root / devkit / "cars_meta.mat", {"class_names": _cell(CARS).reshape(1, -1)})
-    for part, file, each in (("train", f"{devkit}/cars_train_annos.mat", 2), ("test", test_list, 1)):
+    for subset, file, each in (("train", f"{devkit}/cars_train_annos.mat", 2), ("test", test_list, 1)):
         # classes out of order, as in the published lists
         rows = [(1, 2, 30, 31, label + 1, f"{number:05}.jpg")
                 for number, label in enumerate([2, 0, 1] * each, start=1)]
         for row in rows:
-            write_photo(root / f"cars_{part}" / (f"cars_{part}" if nested else "") / row[-1], row[-2] - 1,
-                        int(row[-1][:5]) + 50 * (part == "test"))
+            write_photo(root / f"cars_{subset}" / (f"cars_{subset}" if nested else "") / row[-1], row[-2] - 1,
+                        int(row[-1][:5]) + 50 * (subset == "test"))
         savemat(root / file, {"annotations": _struct(
             ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname"), rows)})
     savemat(root / devkit / "cars_test_annos.mat", {"annotations": _struct(
@@ -103,14 +103,14 @@ def _write_lists(folder: Path, level: str, file: str, names: Sequence[str], of_v
     _write(folder / file, names)
     rows: dict[str, list[str]] = {}
     for label, name in enumerate(of_variant):
-        for key, part in enumerate(("train", "train", "val", "test")):
+        for key, subset in enumerate(("train", "train", "val", "test")):
             number = f"{label * 100 + key:07}"
             if not (folder / "images" / f"{number}.jpg").exists():
                 write_photo(folder / "images" / f"{number}.jpg", label % 3, key + 10 * label)
-            for into in {part, *(["trainval"] if part != "test" else [])}:
+            for into in {subset, *(["trainval"] if subset != "test" else [])}:
                 rows.setdefault(into, []).append(f"{number} {name}")
-    for part, lines in rows.items():
-        _write(folder / f"images_{level}_{part}.txt", lines)
+    for subset, lines in rows.items():
+        _write(folder / f"images_{level}_{subset}.txt", lines)
 
 
 def _write(path: Path, lines: Sequence[str]) -> None:
@@ -129,13 +129,13 @@ def _struct(fields: Sequence[str], rows: Sequence[tuple]) -> np.ndarray:
 
 
 def sizes(dataset):
-    return tuple(len(getattr(dataset.split, part)) for part in PARTS)
+    return tuple(len(getattr(dataset.split, subset)) for subset in SUBSETS)
 
 
 def labels_of(dataset):
-    """{id: class name} of all parts; every image is read, so that every path is right."""
-    items = [item for part in PARTS for item in getattr(dataset.split, part)]
+    """{id: class name} of all subsets; every image is read, so that every path is right."""
+    items = [item for subset in SUBSETS for item in getattr(dataset.split, subset)]
     assert all(dataset.source.read(item.id) for item in items)
     found = {item.id: dataset.split.classes[item.label] for item in items}
-    assert len(found) == len(items), "an image stands in one part"
+    assert len(found) == len(items), "an image is in one subset"
     return found

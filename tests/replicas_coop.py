@@ -28,8 +28,8 @@ def food101(root: Path) -> Path:
     folders(root / "images", names, 3)
     (root / "meta").mkdir()
     write_lines(root / "meta" / "classes.txt", names)
-    for part, keys in (("train", (0, 1)), ("test", (2,))):
-        write_lines(root / "meta" / f"{part}.txt", [f"{name}/{name}_{key}" for name in names for key in keys])
+    for subset, keys in (("train", (0, 1)), ("test", (2,))):
+        write_lines(root / "meta" / f"{subset}.txt", [f"{name}/{name}_{key}" for name in names for key in keys])
     return root
 
 
@@ -37,8 +37,8 @@ def dtd(root: Path) -> Path:
     names = ("banded", "blotchy", "polka-dotted")
     folders(root / "images", names, 3)
     (root / "labels").mkdir()
-    for key, part in enumerate(("train", "val", "test")):
-        write_lines(root / "labels" / f"{part}1.txt", [f"{name}/{name}_{key}.jpg" for name in names])
+    for key, subset in enumerate(("train", "val", "test")):
+        write_lines(root / "labels" / f"{subset}1.txt", [f"{name}/{name}_{key}.jpg" for name in names])
     return root
 
 
@@ -48,8 +48,8 @@ def oxford_pets(root: Path) -> Path:
         for key in range(3):
             write_photo(root / "images" / f"{breed}_{key}.jpg", label, key)
             rows["test" if key == 2 else "trainval"].append(f"{breed}_{key} {label + 1} 1 1")
-    for part, lines in rows.items():
-        write_lines(root / "annotations" / f"{part}.txt", reversed(lines))
+    for subset, lines in rows.items():
+        write_lines(root / "annotations" / f"{subset}.txt", reversed(lines))
     write_lines(root / "annotations" / "list.txt", ["#Image CLASS-ID SPECIES BREED ID"])
     return root
 
@@ -94,8 +94,8 @@ def ucf101(root: Path) -> Path:
             write_photo(root / "UCF-101-midframes" / folder / f"{video}.jpg", label, group)
             number = "" if group == 0 else f" {label + 1}"       # the test list has no numbers
             rows["train" if group else "test"].append(f"{action}/{video}.avi{number}")
-    for part, lines in rows.items():
-        write_lines(root / "ucfTrainTestlist" / f"{part}list01.txt", lines)
+    for subset, lines in rows.items():
+        write_lines(root / "ucfTrainTestlist" / f"{subset}list01.txt", lines)
     return root
 
 

@@ -1,10 +1,11 @@
-"""Records of runs that never were, and what tables say of them."""
+"""Made-up records, and the rows of the tables that they give."""
 
 import re
 from dataclasses import replace
 
+from xrvlm.evaluation.tables import markdown_table
 from xrvlm.experiments.record import RunRecord
-from xrvlm.reporting.tables import markdown_table, tables
+from xrvlm.reporting.tables import tables
 
 
 def record(run: str = "a", *, top1: float = 0.5, **changes) -> RunRecord:

@@ -38,6 +38,9 @@ class Probe(nn.Module):
     def logits(self, x, class_features):
         return self.norm(self.dropout(x.pooled) @ class_features.T)
 
+    def class_probabilities(self, x, class_features, among=None):
+        return self.logits(x, class_features).softmax(dim=1)
+
     def loss(self, x, y, clip, *, label_smoothing=0.0):
         return nn.functional.cross_entropy(self.logits(x, self.linear.weight), y, label_smoothing=label_smoothing)
 

@@ -24,10 +24,10 @@ from xrvlm import methods
 from xrvlm.backbones.base import Features
 from xrvlm.cli.main import main
 from xrvlm.data.folder import image_folder
-from xrvlm.distributed import Group, PeerFailedError, joined, processes, together
+from xrvlm.distributed import Group, PeerFailedError, active_group, joined, processes
 from xrvlm.errors import UserError
-from xrvlm.experiments.record import read_records
-from xrvlm.experiments.run import RunOptions, adapt
+from xrvlm.experiments.record import RunOptions, read_records
+from xrvlm.experiments.run import adapt
 from xrvlm.features import bank
 from xrvlm.features import source as features
 from xrvlm.features.source import FeatureSettings
@@ -44,6 +44,7 @@ from xrvlm.methods import (
     ResidualProbe,
     TaskRes,
     TipAdapter,
+    registry,
 )
 from xrvlm.methods.base import Recipe
 from xrvlm.randomness import seeded
@@ -229,15 +230,15 @@ def ends(tmp_path_factory):
 
 def test_every_method_that_splits_batches_is_tried():
     made = {getattr(make, "func", make) for make in METHODS.values()}
-    assert made == {getattr(methods, name) for name in methods.__all__ if getattr(methods, name).splits_batches}
+    assert made == {getattr(methods, name) for name in registry.classes() if getattr(methods, name).splits_batches}
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_two_processes_end_where_one_does(ends, name):
-    place, alone, _ = ends
+    folder, alone, _ = ends
     assert alone[name]["losses"][-1] < alone[name]["losses"][0]
     for rank in range(2):
-        assert_close(alone[name], torch.load(place / f"{name}-{rank}.pt"))
+        assert_close(alone[name], torch.load(folder / f"{name}-{rank}.pt"))
 
 
 @pytest.mark.parametrize("name", AVERAGED)
@@ -382,7 +383,7 @@ def test_an_environment_that_is_half_torchruns_is_told(monkeypatch, capsys):
 
 def test_one_process_shares_with_nobody():
     group = processes()
-    assert (group.first, group.world, together()) == (True, 1, group)
+    assert (group.first, group.world, active_group()) == (True, 1, group)
     assert group.from_first(lambda: [1]) == [1]
     assert [Group(rank, 3).share(7) for rank in range(3)] == [slice(0, 3), slice(3, 5), slice(5, 7)]
     assert [Group(rank, 3).share(2) for rank in range(3)] == [slice(0, 1), slice(1, 2), slice(2, 2)]

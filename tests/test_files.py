@@ -5,7 +5,6 @@ import pytest
 
 from xrvlm import files
 from xrvlm.errors import UserError
-from xrvlm.files import code_alone
 
 
 def test_a_write_replaces_the_whole_file(tmp_path):
@@ -68,9 +67,3 @@ def test_permissions_are_those_of_an_ordinary_file(tmp_path):
 
 def test_digest_ignores_the_order_of_keys():
     assert files.digest({"a": 1, "b": 2}) == files.digest({"b": 2, "a": 1}) != files.digest({"a": 2, "b": 1})
-
-
-def test_what_code_does_is_the_same_whatever_is_said_of_it():
-    code = 'class A:\n    """Says."""\n\n    def b(self):\n        return 1  # one\n'
-    assert code_alone(code) == code_alone('class A:\n    def b(self):\n        """More."""\n        return  1\n')
-    assert code_alone(code) != code_alone(code.replace("return 1", "return 2"))

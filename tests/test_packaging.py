@@ -55,7 +55,7 @@ def test_the_wheel_holds_configurations_prompts_and_the_tower(wheel):
 def test_it_runs_from_another_folder(installed, tmp_path):
     where = run([sys.executable, "-c", "import xrvlm; print(xrvlm.__file__)"], env=installed, cwd=tmp_path).stdout
     assert where.startswith(installed["PYTHONPATH"])
-    assert "xrvlm adapt data.root=DIR" in run(["xrvlm", "--help"], env=installed, cwd=tmp_path).stdout
+    assert "xrvlm adapt DIR" in run(["xrvlm", "--help"], env=installed, cwd=tmp_path).stdout
     done = run(["xrvlm", "demo", "small=true", "device=cpu"], env=installed, cwd=tmp_path)
     lines = (tmp_path / "runs" / "demo" / "results.jsonl").read_text().splitlines()
     assert {json.loads(line)["method"] for line in lines} == {"zero_shot", "linear_probe", "xr_vlm_plus", "coop",

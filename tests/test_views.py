@@ -168,7 +168,7 @@ def test_what_cannot_be_decoded_is_named_with_the_fix(data, problem):
         decode(data, "robin/photo (1).jpg")
     message = str(raised.value)
     assert message.startswith("cannot read the image robin/photo (1).jpg: ")
-    assert message.endswith("remove or replace it (of a data set, data.skip_damaged=true leaves such files out)")
+    assert message.endswith("remove or replace it (of a data set, skip_damaged=True leaves such files out)")
     assert "\n" not in message
 
 

@@ -40,12 +40,11 @@ VARIANTS = {
     "task_res whole": ("task_res", {"alpha": 1.0}),
     "linear_probe pooled+mid": ("linear_probe", {"inputs": "pooled+mid"}),
 }
-OPEN = {"clip_adapter", "clip_adapter wide", "dclip", "dclip features", "prolip", "zpe",
-        "cocoop", "cocoop noise", "gallop", "gallop one each", "plot", "plot words front",
-        "zero_shot", "coop", "xr_vlm_plus", "xr_vlm_plus text", "xr_vlm_plus classes",
-        "xr_vlm per_class shared text prior", "xr_vlm per_class shared", "xr_vlm per_class part_descriptions",
-        "xr_vlm per_class_diagonal part_descriptions", "xr_vlm alignment shared"}
 CASES = {name: (name, {}) for name in METHODS} | VARIANTS
+OPENED = {"coop", "plot", "plot words front", "xr_vlm per_class shared text prior", "xr_vlm per_class shared",
+          "xr_vlm per_class part_descriptions", "xr_vlm per_class_diagonal part_descriptions",
+          "xr_vlm alignment shared"}    # by their options
+OPEN = OPENED | {case for case, (name, _) in CASES.items() if registry.class_called(name).open_classes}
 OTHERS = ("emu", "Tawny Owl", "kite", "hoopoe", "Sarkel's finch")
 NAMES = ("Sarkel's finch", "red_wren", "jay", "Grande Aigrette é")
 SHORT = Recipe("short", epochs=2, batch_size=6, warmup_epochs=1)

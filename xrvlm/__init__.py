@@ -14,23 +14,32 @@ if TYPE_CHECKING:
     from xrvlm.backbones.openclip import wrap_openclip
     from xrvlm.backbones.openclip_load import load_openclip
     from xrvlm.data.dataset import Dataset, Item, Split
+    from xrvlm.data.datasets.check import check_data
     from xrvlm.data.folder import image_folder
     from xrvlm.data.hub import hub_dataset
     from xrvlm.data.table import table
     from xrvlm.demo.drawn_birds import load_world
     from xrvlm.demo.tiny_clip import load_tiny_clip
     from xrvlm.errors import UserError
-    from xrvlm.experiments.run import Run, RunOptions, adapt, zero_shot
+    from xrvlm.experiments.compare import Candidate, CompareOptions, compare
+    from xrvlm.experiments.evaluate import evaluate
+    from xrvlm.experiments.export import export
+    from xrvlm.experiments.predict import predict
+    from xrvlm.experiments.record import RunOptions
+    from xrvlm.experiments.run import Run, adapt, zero_shot
     from xrvlm.features.source import FeatureSettings
     from xrvlm.inference.classifier import Classifier, load
     from xrvlm.inference.export import export_onnx
     from xrvlm.methods.base import Method, Recipe
+    from xrvlm.reporting.explanations import explain
+    from xrvlm.reporting.report import report
     from xrvlm.text.class_text import ClassText, class_text
 
 __all__ = [
-    "ClassText", "Classifier", "Dataset", "FeatureSettings", "Features", "FrozenCLIP", "Item", "Method", "Recipe",
-    "Run", "RunOptions", "Split", "UserError", "adapt", "class_text", "export_onnx", "hub_dataset", "image_folder",
-    "load", "load_hf", "load_openclip", "load_tiny_clip", "load_world", "table", "wrap_hf", "wrap_openclip",
+    "Candidate", "ClassText", "Classifier", "CompareOptions", "Dataset", "FeatureSettings", "Features", "FrozenCLIP",
+    "Item", "Method", "Recipe", "Run", "RunOptions", "Split", "UserError", "adapt", "check_data", "class_text",
+    "compare", "evaluate", "explain", "export", "export_onnx", "hub_dataset", "image_folder", "load", "load_hf",
+    "load_openclip", "load_tiny_clip", "load_world", "predict", "report", "table", "wrap_hf", "wrap_openclip",
     "zero_shot",
 ]
 
@@ -40,17 +49,25 @@ _NAMES = {
     "backbones.openclip": ("wrap_openclip",),
     "backbones.openclip_load": ("load_openclip",),
     "data.dataset": ("Dataset", "Item", "Split"),
+    "data.datasets.check": ("check_data",),
     "data.folder": ("image_folder",),
     "data.hub": ("hub_dataset",),
     "data.table": ("table",),
     "demo.drawn_birds": ("load_world",),
     "demo.tiny_clip": ("load_tiny_clip",),
     "errors": ("UserError",),
-    "experiments.run": ("Run", "RunOptions", "adapt", "zero_shot"),
+    "experiments.compare": ("Candidate", "CompareOptions", "compare"),
+    "experiments.evaluate": ("evaluate",),
+    "experiments.export": ("export",),
+    "experiments.predict": ("predict",),
+    "experiments.record": ("RunOptions",),
+    "experiments.run": ("Run", "adapt", "zero_shot"),
     "features.source": ("FeatureSettings",),
     "inference.classifier": ("Classifier", "load"),
     "inference.export": ("export_onnx",),
     "methods.base": ("Method", "Recipe"),
+    "reporting.explanations": ("explain",),
+    "reporting.report": ("report",),
     "text.class_text": ("ClassText", "class_text"),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}

@@ -1,8 +1,8 @@
-"""One run over several processes, as torchrun starts them; docs/distributed.md says why it equals one process.
+"""Runs over several processes, started by torchrun; docs/design/distributed.md shows that they equal a single process.
 
-Every process holds the whole method and differentiates the sum of all their losses by its own copy of the parameters:
-what crosses between processes does so through `all_sum`, whose adjoint is itself. The gradients of the copies are
-then summed, which is the chain rule for one parameter that stands in several places.
+Every rank holds a full copy of the method and differentiates the sum of the losses of all ranks with respect to its
+copy. Tensors are exchanged through `all_sum`, which is its own adjoint. The gradients of all copies are then summed, by
+the chain rule for a parameter that is used in several places.
 """
 
 import json
@@ -20,21 +20,21 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from xrvlm import files
-from xrvlm.errors import UserError
+from xrvlm.errors import UserError, option
 
-STEP_TIMEOUT = timedelta(minutes=10)     # of one exchange within a step; waiting for a whole stage has no limit
+STEP_TIMEOUT = timedelta(minutes=10)     # of one collective in a step; waiting for another rank's stage has no limit
 FROM_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 class PeerFailedError(RuntimeError):
-    """Another process of this run has failed, and has told why."""
+    """Another process of this run has failed and reports the cause."""
 
 
 class Group:
-    """The processes of a run as one of them, number `rank` of `world`, sees them.
+    """The process group of a run, in the process with this `rank`; `world` is the world size.
 
-    All of them make the same calls in the same order. `store` is where they leave messages: a wait there has no time
-    limit, since one may train for hours while the others wait, and ends where one of them fails.
+    All ranks must make the same calls in the same order. They exchange messages through `store`. Waiting there has no
+    time limit, because one rank may train for hours while the others wait; it ends if a rank fails.
     """
 
     def __init__(self, rank: int = 0, world: int = 1, store: Any = None):
@@ -42,14 +42,14 @@ class Group:
 
     @property
     def first(self) -> bool:
-        """This process writes, logs and prints."""
+        """True on rank 0, which alone writes, logs and prints."""
         return self.rank == 0
 
     def from_first(self, make: Callable[[], Any]) -> Any:
-        """What `make` gives in the first process, which alone calls it; something that JSON can say."""
+        """The result of `make()`, called on rank 0 only and sent to all ranks as JSON."""
         if self.world == 1:
             return make()
-        key = self._next("said")
+        key = self._next("value")
         if self.first:
             value = make()
             self.store.set(key, json.dumps(value))
@@ -58,50 +58,50 @@ class Group:
         return json.loads(self.store.get(key))
 
     def check_same(self, value: Any, what: str) -> None:
-        """UserError where the first process has another `value` than this one."""
+        """Raise UserError if `value` differs from that of rank 0."""
         if self.from_first(lambda: value) != value:
-            raise UserError(f"the processes of this run see different {what}: give all of them the same command, and "
-                            "folders for data, runs and features on a disk that all of them see")
+            raise UserError(f"the processes of this run see different {what}: start all of them by the same command, "
+                            "and keep data, runs and features on a disk that all of them share")
 
     def meet(self) -> None:
-        """Wait until all processes are here."""
+        """Barrier: wait until all ranks have made this call."""
         if self.world > 1:
-            key = self._next("met")
+            key = self._next("barrier")
             self.store.add(key, 1)
             self._wait(lambda: self.store.add(key, 0) >= self.world)
 
     @contextmanager
     def alone(self, lock_file: Path, busy: str | None = None) -> Iterator[None]:
-        """`files.alone`, for all processes of this run together: the first takes the lock, the others wait for it."""
+        """`files.alone` for the group: rank 0 takes the lock, the other ranks wait for it."""
         with files.alone(lock_file, busy) if self.first else nullcontext():
             self.meet()
             yield
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """In here all processes do the same work, each its share of it: see `together`."""
-        token = _TOGETHER.set(self)
+        """In the `with` block all ranks work on shards of the same work: `active_group` returns this group."""
+        token = _ACTIVE.set(self)
         try:
             yield
         finally:
-            _TOGETHER.reset(token)
+            _ACTIVE.reset(token)
 
     def share(self, count: int) -> slice:
-        """Which of `count` things are this process's: a run of them; none where there are more processes."""
+        """The contiguous shard of `count` items that belongs to this rank; it may be empty."""
         size, more = divmod(count, self.world)
         start = self.rank * size + min(self.rank, more)
         return slice(start, start + size + (self.rank < more))
 
     def gather(self, own: Tensor, count: int, dim: int) -> Tensor:
-        """The shares of all processes side by side along `dim`, `count` in all; differentiable."""
+        """Concatenate the shards of all ranks along `dim`, `count` in total; differentiable."""
         if self.world == 1:
             return own
-        place, shape = self.share(count), list(own.shape)
-        before, after = ([*shape[:dim], size, *shape[dim + 1:]] for size in (place.start, count - place.stop))
+        shard, shape = self.share(count), list(own.shape)
+        before, after = ([*shape[:dim], size, *shape[dim + 1:]] for size in (shard.start, count - shard.stop))
         return all_sum(torch.cat([own.new_zeros(before), own, own.new_zeros(after)], dim))
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Give every copy of a parameter the sum of the gradients of all copies."""
+        """Replace the gradient of each parameter by its sum over all ranks."""
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if self.world == 1 or not gradients:
             return
@@ -111,22 +111,22 @@ class Group:
             gradient.copy_(summed.view_as(gradient))
 
     def total(self, value: Tensor) -> Tensor:
-        """The sum of `value` over the processes, not differentiable."""
+        """The sum of `value` over all ranks, not differentiable."""
         return value if self.world == 1 else all_sum(value.detach())
 
     def level(self, module: nn.Module) -> None:
-        """Give all processes the first one's parameters and buffers, bit for bit."""
+        """Broadcast parameters and buffers from rank 0 to all ranks."""
         if self.world > 1:
             for value in module.state_dict().values():
                 dist.broadcast(value, 0)
 
     def first_to_fail(self) -> bool:
-        """No other process has failed before: this one tells why. From now on no other waits for it."""
+        """Register a failure, which ends the waits of other ranks; True on the first to fail: it reports the cause."""
         if self.world == 1:
             return True
         try:
             return self.store.add("failures", 1) == 1
-        except RuntimeError:                 # the process that kept the store is gone, it failed first
+        except RuntimeError:                 # the process that hosts the store has ended, so it failed first
             return False
 
     def _next(self, what: str) -> str:
@@ -144,19 +144,17 @@ class Group:
 
 ALONE = Group()
 _PROCESSES: ContextVar[Group] = ContextVar("processes", default=ALONE)
-_TOGETHER: ContextVar[Group] = ContextVar("together", default=ALONE)
+_ACTIVE: ContextVar[Group] = ContextVar("active", default=ALONE)
 
 
 def processes() -> Group:
-    """The processes that `joined` brought together; one outside of it."""
+    """The process group of this run, made by `joined`; a group of one outside it."""
     return _PROCESSES.get()
 
 
-def together() -> Group:
-    """The processes that share the work being done here; one process does it whole, as one of several does what is
-    its alone, such as an evaluation.
-    """
-    return _TOGETHER.get()
+def active_group() -> Group:
+    """The group that shards the current work; a group of one outside `Group.together`."""
+    return _ACTIVE.get()
 
 
 def under_torchrun() -> bool:
@@ -165,9 +163,9 @@ def under_torchrun() -> bool:
 
 @contextmanager
 def joined() -> Iterator[Group]:
-    """The processes that torchrun started as one group: gloo on CPUs, NCCL on GPUs; this process alone without it.
+    """The group of the processes that torchrun started, with gloo on CPUs and NCCL on GPUs; else a group of one.
 
-    Raises UserError where the environment says that there are several and not where they meet.
+    Raises UserError if the environment sets WORLD_SIZE but not the other variables of torchrun.
     """
     if not under_torchrun():
         yield ALONE
@@ -177,7 +175,7 @@ def joined() -> Iterator[Group]:
     try:
         yield group
         if not group.store.check(["failures"]):
-            group.meet()                     # who keeps the store leaves last
+            group.meet()                     # the process that hosts the store must end last
     except BaseException:
         group.first_to_fail()
         raise
@@ -188,10 +186,10 @@ def joined() -> Iterator[Group]:
 
 def _join() -> Group:
     if missing := [name for name in FROM_TORCHRUN if name not in os.environ]:
-        raise UserError(f"WORLD_SIZE={os.environ['WORLD_SIZE']} says that this is one of several processes, and "
-                        f"{', '.join(missing)} is not set: start them with torchrun, or unset WORLD_SIZE")
+        raise UserError(f"WORLD_SIZE={os.environ['WORLD_SIZE']} means several processes, but {', '.join(missing)} is "
+                        "not set: start them with torchrun, or unset WORLD_SIZE")
     if not dist.is_available():
-        raise UserError("this torch was built without torch.distributed: install another, or start one process")
+        raise UserError("this torch was built without torch.distributed: install another build, or start one process")
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
@@ -199,8 +197,8 @@ def _join() -> Group:
     if cuda:
         local, available = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= available:
-            raise UserError(f"there is no GPU for process {local + 1} on this machine: start {available} on it, or "
-                            "hide all GPUs with CUDA_VISIBLE_DEVICES= and pass device=cpu")
+            raise UserError(f"there is no GPU for process {local + 1} on this machine: start {available}, or hide all "
+                            f"GPUs with CUDA_VISIBLE_DEVICES= and pass {option('device', 'cpu')}")
         torch.cuda.set_device(local)
     store, rank, world = next(rendezvous("env://"))
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=PrefixStore("steps", store), rank=rank,
@@ -211,14 +209,14 @@ def _join() -> Group:
 def _sum_in_place(value: Tensor) -> None:
     try:
         dist.all_reduce(value)
-    except RuntimeError as error:            # what gloo and NCCL raise where a process is gone
-        raise PeerFailedError(f"another process of this run is gone, or too slow ({error}); the same command goes on "
-                              "where it was") from error
+    except RuntimeError as error:            # raised by gloo and NCCL if a process has ended
+        raise PeerFailedError(f"another process of this run has ended or is too slow ({error}); run the same command "
+                              "again to resume") from error
 
 
 class _AllSum(torch.autograd.Function):
-    """The sum over all processes, in each of them. Every loss depends on every process's summand, so that the gradient
-    of one of these is the sum of the gradients of all copies of the result.
+    """All-reduce. Every rank's loss depends on every rank's input, so the gradient of an input is the sum of the
+    gradients of the output over all ranks.
     """
 
     @staticmethod
@@ -233,7 +231,7 @@ class _AllSum(torch.autograd.Function):
 
 
 def all_sum(value: Tensor) -> Tensor:
-    """The sum of `value` over all processes, in each of them; differentiable."""
+    """All-reduce: the sum of `value` over all ranks; differentiable."""
     total = _AllSum.apply(value)
     assert isinstance(total, Tensor)
     return total

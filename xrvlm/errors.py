@@ -1,8 +1,7 @@
 """The one exception for what a user can mend, and how its message names an option to whoever reads it."""
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
@@ -34,20 +33,6 @@ def _as_key_value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{','.join(map(_as_key_value, value))}]"
     return str(value)
-
-
-@contextmanager
-def naming_keys() -> Iterator[None]:
-    """Inside, messages name the keys of the command line instead of arguments in Python."""
-    before = os.environ.get(SPEAKS_KEYS)
-    os.environ[SPEAKS_KEYS] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(SPEAKS_KEYS, None)
-        else:
-            os.environ[SPEAKS_KEYS] = before
 
 
 def unknown(kind: str, name: str, available: Iterable[str], hint: str = "") -> UserError:

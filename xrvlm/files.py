@@ -1,6 +1,5 @@
-"""Files are written whole or not at all: to a temporary name beside the target, flushed, then renamed."""
+"""Files are written atomically: to a temporary name in the same folder, flushed, then renamed. Also JSON and hashes."""
 
-import ast
 import contextlib
 import hashlib
 import json
@@ -19,9 +18,9 @@ from xrvlm.errors import UserError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write(temporary)` and move the result to `path`; on any failure `path` stays as it was.
+    """Call `write(temporary)` and move the result to `path`; on any failure `path` is unchanged.
 
-    Raises UserError where the disk is full or the folder cannot be written.
+    Raises UserError if the disk is full or the folder cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +51,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, fix: str) -> Any:
-    """The parsed file; a damaged one raises UserError that ends in `fix`."""
+    """The parsed file. Raises UserError, which ends in `fix`, if it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repetition)
     except (OSError, ValueError) as error:
@@ -60,16 +59,16 @@ def read_json(path: Path, fix: str) -> Any:
 
 
 def rewrite_locked(path: Path, change: Callable[[str], str]) -> None:
-    """Replace the text of `path` by `change(text)`, alone among the processes that do so through this call."""
+    """Replace the text of `path` by `change(text)`, under a lock that all processes take in this function."""
     with alone(path.with_name(f".{path.name}.lock")):
         before = path.read_bytes().decode("utf-8", "surrogateescape") if path.exists() else ""
-        after = change(before).encode("utf-8", "surrogateescape")      # bytes that are no text stay as they are
+        after = change(before).encode("utf-8", "surrogateescape")      # bytes that are not UTF-8 are kept
         write_atomically(path, lambda temporary: temporary.write_bytes(after))
 
 
 @contextlib.contextmanager
 def alone(lock_file: Path, busy: str | None = None) -> Iterator[None]:
-    """One process at a time: wait for the others, or raise UserError with the sentence `busy` where there is one."""
+    """Hold an exclusive lock on `lock_file`. Another process waits or, with `busy`, raises UserError that says it."""
     lock = FileLock(lock_file, blocking=busy is None)
     try:
         lock_file.parent.mkdir(parents=True, exist_ok=True)
@@ -85,10 +84,10 @@ def alone(lock_file: Path, busy: str | None = None) -> Iterator[None]:
 
 
 def user_path(path: str | Path) -> Path:
-    """`path` with its `~` expanded; a file may also be called `~photos`."""
+    """`path` with `~` expanded; `~photos` is a file name if there is no such user."""
     try:
         return Path(path).expanduser()
-    except RuntimeError:    # no user of that name
+    except RuntimeError:    # there is no such user
         return Path(path)
 
 
@@ -97,29 +96,19 @@ def sha256(data: bytes) -> str:
 
 
 def folder_of(path: Path) -> Path:
-    """A folder itself, or the one that a file stands in."""
+    """`path` if it is a folder, else the folder that holds it."""
     return path if path.is_dir() else path.parent
 
 
-def code_alone(source: str) -> str:
-    """Python source without comments, docstrings and layout: what it does."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
-                ast.get_docstring(node, clean=False) is not None):
-            node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(tree)
-
-
 def digest(value: Any) -> str:
-    """A hash of anything that JSON can say, whatever the order of its keys."""
+    """A hash of any JSON value, independent of the order of its keys."""
     return sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:    # JSON would keep the last and say nothing
+        if key in found:    # json.loads would silently keep the last
             raise ValueError(f"the key {key!r} occurs twice")
         found[key] = value
     return found
@@ -137,18 +126,18 @@ def _umask() -> int:
 
 
 def _is_disk_error(error: BaseException) -> bool:
-    # safetensors reports a full disk as its own exception, with the system's text inside
+    # safetensors raises its own exception for a full disk, with the system's message in it
     return isinstance(error, OSError) or "I/O error" in str(error) or "No space left" in str(error)
 
 
 def _write_error(path: Path, error: BaseException) -> UserError:
     return UserError(f"cannot write {path}: {error}; free some space or choose another folder, "
-                     "then run the same command again: what was finished before is kept")
+                     "then run the same command again: finished results are kept")
 
 
 @cache
 def packaged(folder: str) -> Path:
-    """Where the shipped `conf` or `prompts` are: in the package, or beside it in a checkout that is not installed."""
+    """The folder of the shipped `conf` or `prompts`: in the package, or next to it in a checkout."""
     try:
         return Path(str(resources.files(f"xrvlm.{folder}")))
     except ModuleNotFoundError:
@@ -162,7 +151,7 @@ def shipped(group: str) -> dict[str, Path]:
 
 
 def shipped_options(group: str, name: str) -> dict[str, Any]:
-    """The options in conf/`group`/`name`.yaml, those that it takes over from others of its group below `defaults` too."""
+    """The options in conf/`group`/`name`.yaml, including those of the files of the group in its `defaults`."""
     options: dict[str, Any] = yaml.safe_load(shipped(group)[name].read_text(encoding="utf-8")) or {}
     before = [shipped_options(group, base) for base in options.pop("defaults", ()) if base != "_self_"]
     return {key: value for part in (*before, options) for key, value in part.items()}

@@ -1,11 +1,12 @@
-"""One image on its way to the tower: the bytes of its file, upright RGB, the views that are asked for, a batch.
+"""From image files to batches for the tower: read the bytes, decode to upright RGB, make the views, collate.
 
-View 0 is the checkpoint's own evaluation transform; the others are augmented. Letters: `b` images of a batch, `v`
+View 0 is the checkpoint's evaluation transform; the others are augmented. Letters: `b` images of a batch, `v`
 augmented views, `s` pixels of a side.
 """
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from multiprocessing import get_all_start_methods, get_start_method
@@ -21,16 +22,16 @@ from PIL import Image, ImageCms
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from tqdm import tqdm
 
-from xrvlm.errors import UserError
+from xrvlm.errors import UserError, option
 from xrvlm.files import digest, sha256, user_path
 from xrvlm.randomness import seeded
 
 ASPECT_RATIOS = [3 / 4, 4 / 3]
-SAMPLE = 4096                            # bytes
-DAMAGED_FIX = "remove or replace it (of a data set, data.skip_damaged=true leaves such files out)"
+SAMPLE = 4096                            # bytes of a file that its fingerprint reads
 
-# only what photos come in: Pillow would also run Ghostscript for an EPS file
+# formats of photos only: Pillow would also run Ghostscript for an EPS file
 _WANTED_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000")
 
 Image.init()
@@ -53,11 +54,11 @@ class ImageSource(Protocol):
     """Where the bytes of the images come from."""
 
     def read(self, item_id: str, /) -> bytes:
-        """The encoded image; UserError where it cannot be read."""
+        """The encoded image. Raises UserError if it cannot be read."""
         ...
 
     def fingerprint(self, ids: Sequence[str], /) -> str:
-        """A hash that changes when one of these images does; for files: of paths, sizes and times of change."""
+        """A hash that changes with the content of these images."""
         ...
 
 
@@ -77,7 +78,7 @@ class FileSource:
         return digest([self._stamp(item_id) for item_id in ids])
 
     def _stamp(self, item_id: str) -> tuple[str, int, int, str]:
-        """Of two files of one size and time, as archives may keep it, the middle tells most images apart."""
+        """(path, size, time of change, hash of the middle): archives can give two files equal size and time."""
         try:
             status = (self.root / item_id).stat()
             with (self.root / item_id).open("rb") as file:
@@ -88,32 +89,37 @@ class FileSource:
         return item_id, status.st_size, status.st_mtime_ns, middle
 
     def _unreadable(self, item_id: str, error: OSError) -> UserError:
-        return UserError(f"cannot read the image {item_id} in {self.root}: {error.strerror}; {DAMAGED_FIX}")
+        return UserError(f"cannot read the image {item_id} in {self.root}: {error.strerror}; {damaged_fix()}")
+
+
+def damaged_fix() -> str:
+    """The fix that the error of an unreadable image ends in."""
+    return f"remove or replace it (of a data set, {option('data.skip_damaged', True)} leaves such files out)"
 
 
 def decode(data: bytes, name: str) -> Image.Image:
-    """The first frame of an image file as an upright RGB image; transparent parts become white.
+    """The first frame of an image file as an upright RGB image; transparency becomes white.
 
-    Raises UserError that says `name` for what is empty, cut short, no image, or too large to be opened safely.
+    Raises UserError, which says `name`, for data that are empty, truncated, no image, or too large to open safely.
     """
     if not data:
-        raise UserError(f"cannot read the image {name}: the file is empty; {DAMAGED_FIX}")
+        raise UserError(f"cannot read the image {name}: the file is empty; {damaged_fix()}")
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             image.load()
             return to_rgb(_upright(image))
     except Image.UnidentifiedImageError as error:
-        raise UserError(f"cannot read the image {name}: not an image that Pillow knows; {DAMAGED_FIX}") from error
+        raise UserError(f"cannot read the image {name}: not an image that Pillow knows; {damaged_fix()}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
         raise UserError(f"cannot read the image {name}: it has too many pixels to be opened safely; "
-                        f"make it smaller, {DAMAGED_FIX}") from error
-    except Exception as error:    # a damaged file raises whatever its codec stumbles on: SyntaxError, zlib.error ...
+                        f"make it smaller, {damaged_fix()}") from error
+    except Exception as error:    # a codec may raise anything on a damaged file: SyntaxError, zlib.error ...
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"cannot read the image {name}: {reason}; {DAMAGED_FIX}") from error
+        raise UserError(f"cannot read the image {name}: {reason}; {damaged_fix()}") from error
 
 
 def read_image(image: Image.Image | str | Path) -> Image.Image:
-    """A PIL image, or an image file, as RGB. UserError that names a file which cannot be read."""
+    """A PIL image, or an image file, as RGB. Raises UserError, which names the file, if it cannot be read."""
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     try:
@@ -122,8 +128,24 @@ def read_image(image: Image.Image | str | Path) -> Image.Image:
         raise UserError(f"cannot read the image {image}: {error.strerror}; check the path") from error
 
 
+def unreadable_images(ids: Sequence[str], source: ImageSource, workers: int) -> set[str]:
+    """The ids of the images that cannot be decoded. Decodes every image once, in `workers` threads."""
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        checks = pool.map(lambda item_id: _is_readable(source, item_id), ids)
+        good = list(tqdm(checks, total=len(ids), desc="checking images", unit="image", disable=None))
+    return {item_id for item_id, readable in zip(ids, good, strict=True) if not readable}
+
+
+def _is_readable(source: ImageSource, item_id: str) -> bool:
+    try:
+        decode(source.read(item_id), item_id)
+    except UserError:
+        return False
+    return True
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode of Pillow as RGB: 16 bits and floats are scaled (not clipped), transparency is laid on white."""
+    """Any mode of Pillow as RGB: 16 bits and floats are scaled (not clipped), transparency becomes white."""
     if image.mode == "I" or image.mode == "F" or image.mode.startswith("I;16"):
         image = _to_8_bits(image)
     if image.mode in ("La", "RGBa"):    # premultiplied alpha, which converts only to its plain form
@@ -144,14 +166,14 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _white(mode: str, largest: float) -> float:
-    """The value that means white. A fixed one wherever possible, so that a dark photo stays dark."""
+    """The value of white: the maximum of a usual range rather than of the image, so that a dark photo stays dark."""
     ranges = (1.0, 255.0, 65535.0) if mode == "F" else (65535.0,)    # Pillow reads 16-bit PGM as I in 0..65535
     return next((top for top in ranges if largest <= top), largest)
 
 
 def _upright(image: Image.Image) -> Image.Image:
     orientation = None
-    with contextlib.suppress(Exception):    # broken metadata is no reason to lose the photo
+    with contextlib.suppress(Exception):    # with broken metadata the photo is still usable
         orientation = image.getexif().get(_ORIENTATION_TAG)
     turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return image if turn is None else image.transpose(turn)
@@ -159,14 +181,14 @@ def _upright(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random resized crop (share of the area between `crop_scale[0]` and `crop_scale[1]`) and horizontal flip."""
+    """Random resized crop, of a fraction of the area within `crop_scale`, and random horizontal flip."""
 
     crop_scale: tuple[float, float] = (0.5, 1.0)
     flip: bool = True
 
 
 def evaluation_view(image: Image.Image, transform: ImageTransform) -> Tensor:
-    """(3, s, s) as the checkpoint wants to be evaluated."""
+    """(3, s, s): the checkpoint's evaluation transform."""
     size, interpolation = transform.image_size, InterpolationMode(transform.interpolation)
     if transform.resize == "squash":
         return _normalise(TF.resize(image, [size, size], interpolation), transform)    # pyright: ignore[reportArgumentType]
@@ -175,7 +197,7 @@ def evaluation_view(image: Image.Image, transform: ImageTransform) -> Tensor:
 
 
 def augmented_view(image: Image.Image, transform: ImageTransform, augmentation: Augmentation, *key: object) -> Tensor:
-    """(3, s, s), drawn from `key` alone."""
+    """(3, s, s): a random crop and flip, seeded with `key`."""
     size, interpolation = transform.image_size, InterpolationMode(transform.interpolation)
     with seeded(*key):
         box = RandomResizedCrop.get_params(image, list(augmentation.crop_scale), ASPECT_RATIOS)  # pyright: ignore[reportArgumentType]
@@ -190,6 +212,8 @@ def _normalise(image: Any, transform: ImageTransform) -> Tensor:
 
 @dataclass(frozen=True)
 class EvaluationViews:
+    """The evaluation view of an image."""
+
     transform: ImageTransform
 
     def __call__(self, image: Image.Image, index: int) -> Tensor:
@@ -198,6 +222,8 @@ class EvaluationViews:
 
 @dataclass(frozen=True)
 class AugmentedViews:
+    """One augmented view of an image, another one each epoch."""
+
     transform: ImageTransform
     augmentation: Augmentation
     ids: tuple[str, ...]
@@ -211,6 +237,8 @@ class AugmentedViews:
 
 @dataclass(frozen=True)
 class BankViews:
+    """The evaluation view of an image, then `views` augmented ones."""
+
     transform: ImageTransform
     augmentation: Augmentation
     ids: tuple[str, ...]
@@ -224,7 +252,7 @@ class BankViews:
 
 
 class ImageDataset(Dataset):
-    """For torch's DataLoader: `(index, view(image, index))` of each of the images `ids`, decoded to RGB."""
+    """For torch's DataLoader: `(index, view(image, index))` of each image in `ids`, decoded to RGB."""
 
     def __init__(self, ids: Sequence[str], source: ImageSource, view: Callable[[Image.Image, int], Any]):
         self.ids, self.source, self.view = ids, source, view
@@ -238,7 +266,7 @@ class ImageDataset(Dataset):
 
 
 class _Guarded(ImageDataset):
-    """Hands a mistake over to the main process, where it is told in one line."""
+    """Returns a UserError instead of raising it, so that it reaches the main process without a worker's traceback."""
 
     def __getitem__(self, index: int) -> Any:
         try:
@@ -248,10 +276,10 @@ class _Guarded(ImageDataset):
 
 
 def load_images(ids: Sequence[str], source: ImageSource, view: Callable, order: Iterable[Tensor],
-          workers: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """(b,) rows and their images on `device`, batch by batch of `order`."""
-    pinned = device.type == "cuda"       # then the copy runs beside the tower
-    # within a process of joblib its own way to start one would be taken, which torch's workers cannot be started in
+                workers: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (rows, images) of each batch of rows in `order`: (b,) and what `view` makes, stacked, on `device`."""
+    pinned = device.type == "cuda"       # then the copy overlaps with the tower
+    # inside a joblib process the start method is joblib's, which torch's workers cannot use
     context = "fork" if workers and get_start_method() not in get_all_start_methods() else None
     loader = DataLoader(_Guarded(ids, source, view), batch_sampler=[batch.tolist() for batch in order],
                         num_workers=workers, collate_fn=_collate, pin_memory=pinned, multiprocessing_context=context)

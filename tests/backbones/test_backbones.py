@@ -211,8 +211,11 @@ def test_the_fingerprint_is_of_weights_function_and_image_size():
 
 
 def test_importing_the_package_imports_no_library_of_models():
-    code = ("import sys, xrvlm.backbones, xrvlm.backbone\n"
-            "assert not {'open_clip', 'timm', 'transformers'} & set(sys.modules)\n"
+    code = ("import sys, xrvlm, xrvlm.text.class_text\n"
+            "libraries = {'open_clip', 'timm', 'transformers'}\n"
+            "assert not (libraries | {'torch', 'torchvision'}) & set(sys.modules)\n"
+            "import xrvlm.backbones\n"
+            "assert not libraries & set(sys.modules)\n"
             "try: xrvlm.backbones.load_nothing\n"
             "except AttributeError as error: assert 'load_nothing' in str(error)\n")
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -46,8 +46,8 @@ def test_a_folder_of_transformers(folder):
     else:
         assert (transform.resize, transform.resize_to, transform.interpolation) == ("shortest", 40, "bilinear")
         assert transform.mean == (0.4, 0.5, 0.6)
-    assert clip.loader == {"target": "xrvlm.backbones.load_hf",
-                           "arguments": {"model": str(folder.path), "image_size": None, "resize_to": None,
+    assert clip.loader == {"name": "hf",
+                           "options": {"model": str(folder.path), "image_size": None, "resize_to": None,
                                          "interpolation": None}}
 
 

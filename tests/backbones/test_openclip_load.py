@@ -87,10 +87,10 @@ def test_a_local_file(tmp_path, monkeypatch, suffix):
     assert clip.name == "xrvlm-test-vit/my"
     assert clip.fingerprint == in_memory().fingerprint
     assert_close(clip.encode_text(["a bird"]), in_memory().encode_text(["a bird"]))
-    assert clip.loader["arguments"]["pretrained"] == f"~/my.{suffix}"
-    again = load_openclip(**json.loads(json.dumps(clip.loader["arguments"])), device="cpu", precision="fp32")
+    assert clip.loader["options"]["pretrained"] == f"~/my.{suffix}"
+    again = load_openclip(**json.loads(json.dumps(clip.loader["options"])), device="cpu", precision="fp32")
     assert again.fingerprint == clip.fingerprint
-    assert clip.loader["target"] == "xrvlm.backbones.load_openclip"
+    assert clip.loader["name"] == "openclip"
 
 
 class Holder(torch.nn.Module):
@@ -146,7 +146,7 @@ def test_the_activation_can_be_forced(publish, weights):
 def test_a_local_file_is_prepared_as_the_models_published_weights_are(publish, weights, caplog):
     publish("xrvlm-test-vit", **SIGLIP_LIKE)
     assert openclip("xrvlm-test-vit", str(weights)).transform.resize == "squash"
-    assert "need model=xrvlm-test-vit-quickgelu" in caplog.text
+    assert "need model='xrvlm-test-vit-quickgelu'" in caplog.text
     caplog.clear()
     assert openclip("xrvlm-test-vit-quickgelu", str(weights)).transform.resize == "shortest"
     openclip("xrvlm-test-vit", str(weights), quick_gelu=True)
@@ -165,7 +165,7 @@ def test_a_local_folder(tmp_path, weights):
     assert clip.transform.mean == (0.5, 0.5, 0.5)
     expected = model.encode_text(saved_tokenizer("<s>")(["a bird"]), normalize=True)
     assert_close(clip.encode_text(["a bird"]), expected)
-    with pytest.raises(UserError, match="brings its own weights; leave out pretrained=openai"):
+    with pytest.raises(UserError, match="brings its own weights; leave out pretrained='openai'"):
         openclip(f"local-dir:{tmp_path}", "openai")
     weights.unlink()
     with pytest.raises(UserError, match="cannot load local-dir:.* with its own weights"):
@@ -256,7 +256,7 @@ def test_weights_of_another_model(tmp_path):
         openclip("xrvlm-test-vit", str(tmp_path / "other.safetensors"))
     message = str(error.value)
     assert "other.safetensors does not fit xrvlm-test-vit: Missing key(s)" in message
-    assert "more differences; name the model that the weights were trained as" in message
+    assert "more differences; choose the model that the weights were trained as" in message
     assert "\n" not in message
     assert len(message) < 800
 
@@ -269,7 +269,7 @@ def test_a_failed_download(publish, monkeypatch):
 
     monkeypatch.setattr(open_clip, "download_pretrained", fails)
     with pytest.raises(UserError, match=r"cannot fetch the weights web of xrvlm-test-vit: no route to host; check the "
-                                        r"network, .*pretrained=/path/to/weights"):
+                                        r"network, .*pretrained='/path/to/weights'"):
         openclip("xrvlm-test-vit", "web")
 
 
@@ -280,7 +280,7 @@ def test_devices_and_precisions(monkeypatch):
         in_memory_with(precision="half")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(UserError, match="device=cuda is not available on this machine; use device=auto"):
+    with pytest.raises(UserError, match="device='cuda' is not available on this machine; use device='auto'"):
         in_memory_with(device="cuda")
     clip = in_memory_with(device="auto")
     assert (clip.device.type, clip.precision) == ("cpu", "fp32")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from towers import EMBED_DIM, IMAGE_KINDS, images, openclip, tiny_vit
 
 from xrvlm.errors import UserError
-from xrvlm.features.bank import Store, open_bank
+from xrvlm.features.bank import Store, encoded, open_bank
 from xrvlm.features.source import FeatureSettings, bank_bytes
 
 WIDTHS = {"vit": 32, "vit quickgelu": 32, "vit mean": 32, "resnet": 256, "coca": 16, "timm class token": 32,
@@ -69,8 +69,9 @@ def test_a_bank_keeps_it_in_full(tmp_path):
     features = clip.encode_image(images(2), ("pooled", "unprojected", "tokens"))
     shapes = {name: torch.Size((1, *value.shape[1:])) for name, value in vars(features).items() if value is not None}
     store = Store(tmp_path, {"of": "a test"}, shapes, torch.float16, batch=2)
-    bank = open_bank(store, ("a", "b"), lambda shards: [features.map(lambda value: value[:, None])], ids=("a", "b"),
-                     labels=torch.tensor([0, 1]), seed=1, lock=".lock", progress=lambda count: None)
+    needs, rows = ("pooled", "unprojected", "tokens"), torch.tensor([0, 1])
+    bank = open_bank(store, ("a", "b"), lambda shards: encoded(clip, needs, store, [(rows, images(2)[:, None])]),
+                     ids=("a", "b"), labels=rows, seed=1, lock=".lock", progress=lambda count: None)
     read = bank.select(torch.tensor([0, 1]), torch.tensor([0, 0]))
     assert torch.equal(read.unprojected, features.unprojected)
     assert not torch.equal(read.tokens, features.tokens), "in half precision"

@@ -106,7 +106,7 @@ def test_texts_padded_on_the_left_stand_where_the_library_puts_them():
 
 
 def test_a_tokenizer_that_never_ends_is_refused():
-    with pytest.raises(UserError, match=r"not with its \[EOS\] id 7; .* use the tokenizer that belongs"):
+    with pytest.raises(UserError, match=r"not with its \[EOS\] id 7, .* use the tokenizer that belongs"):
         Tokens(lambda text: [5, 6], window=10, pad=0, end=7, decode=str, special=())
 
 

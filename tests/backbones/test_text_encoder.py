@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from towers import TEXT, VIT, hf_clip, openclip, openclip_model, simple_tokenizer
 
-from xrvlm.backbones import causal_text, wrap_openclip
+from xrvlm.backbones import causal_text_encoder, wrap_openclip
 from xrvlm.backbones import text_encoder as text_tower
-from xrvlm.backbones.causal_text import CausalText
-from xrvlm.backbones.library_text import LibraryText
-from xrvlm.backbones.text_encoder import Prompts, kept_bytes
+from xrvlm.backbones.causal_text_encoder import CausalTextEncoder
+from xrvlm.backbones.library_text_encoder import LibraryTextEncoder
+from xrvlm.backbones.text_encoder import Prompts, saved_bytes
 from xrvlm.errors import UserError
 
 NAMES = ("dog", "Baird's_Sparrow", "a rather long name of a bird")
@@ -26,7 +26,7 @@ def tiny():
 @pytest.fixture(scope="module")
 def library(tiny):
     """The library's own encoder, with the vectors put in behind its embedding."""
-    return LibraryText(partial(tiny.model.encode_text, normalize=False), tiny.model.token_embedding)
+    return LibraryTextEncoder(partial(tiny.model.encode_text, normalize=False), tiny.model.token_embedding)
 
 
 def context(g=2, c=1, length=4, seed=0):
@@ -45,7 +45,7 @@ def assert_close(found, expected, tolerance=1e-5):
 @pytest.mark.parametrize("position", ["end", "front", "middle"])
 @pytest.mark.parametrize("classes", [1, len(NAMES)], ids=["shared", "own"])
 def test_the_fast_way_equals_the_library_in_value_and_gradient(tiny, library, position, classes):
-    assert isinstance(tiny.clip.text, CausalText)
+    assert isinstance(tiny.clip.text, CausalTextEncoder)
     layout = tiny.clip.layout(NAMES, 5, position)
     wanted = torch.randn(2, len(NAMES), tiny.clip.embed_dim, generator=torch.Generator().manual_seed(1))
     results = []
@@ -101,7 +101,7 @@ def test_ids_under_the_slots_and_behind_the_end_do_not_matter(tiny, library, fas
 @pytest.mark.parametrize(("classes", "shared"), [(1, 4), (len(NAMES), 0), (len(NAMES), 3)],
                          ids=["shared", "own", "shared_then_own"])
 def test_only_real_positions_are_computed_and_a_common_beginning_once(tiny, monkeypatch, classes, shared):
-    monkeypatch.setattr(causal_text, "CPU_PADDING", 0)
+    monkeypatch.setattr(causal_text_encoder, "CPU_PADDING", 0)
     counts = []
     layers = (tiny.model.transformer.resblocks[0].mlp, tiny.model.transformer.resblocks[-1].mlp)
     hooks = [mlp.register_forward_hook(lambda _module, _inputs, output: counts.append(output.shape[:2].numel()))
@@ -133,7 +133,7 @@ def test_the_hook_goes_even_where_the_encoder_fails(tiny):
     def fails(tokens):
         raise RuntimeError("broken")
 
-    way = LibraryText(fails, tiny.model.token_embedding)
+    way = LibraryTextEncoder(fails, tiny.model.token_embedding)
     with pytest.raises(RuntimeError, match="broken"):
         way.encode_prompts(context(), *parts(tiny.clip.layout(NAMES, 4)))
     assert not tiny.model.token_embedding._forward_hooks
@@ -141,7 +141,7 @@ def test_the_hook_goes_even_where_the_encoder_fails(tiny):
 
 def test_blocks_with_layer_scale_and_a_projection_with_bias():
     tiny = openclip("vit", VIT, TEXT | {"ls_init_value": 0.5, "proj_bias": True})
-    assert isinstance(tiny.clip.text, CausalText)
+    assert isinstance(tiny.clip.text, CausalTextEncoder)
     tokens, ends = tiny.clip.tokens.sentences(NAMES)
     assert_close(tiny.clip.text.encode_tokens(tokens, ends), tiny.text(tokens))
 
@@ -163,8 +163,8 @@ def test_memory_decides_how_many_chunks_are_computed_twice(tiny, fast, classes):
 
     def way(memory_gb):
         if fast:
-            return CausalText(tiny.model, memory_gb=memory_gb)
-        return LibraryText(partial(tiny.model.encode_text, normalize=False), tiny.model.token_embedding,
+            return CausalTextEncoder(tiny.model, memory_gb=memory_gb)
+        return LibraryTextEncoder(partial(tiny.model.encode_text, normalize=False), tiny.model.token_embedding,
                            memory_gb=memory_gb)
 
     roomy = way(100)
@@ -172,7 +172,7 @@ def test_memory_decides_how_many_chunks_are_computed_twice(tiny, fast, classes):
     assert blocks_run(roomy, tiny.model, vectors, layout) == 1, "all fits: nothing is computed again"
     prompts = Prompts(*parts(layout), shared=4 if classes == 1 else 0)
     common, alone = roomy._positions(prompts)
-    whole = 2 * (2.5 * common + int(alone.sum())) * roomy.bytes_a_position[torch.float32] / 2**30
+    whole = 2 * (2.5 * common + int(alone.sum())) * roomy.bytes_per_position[torch.float32] / 2**30
     tight = way(whole / 2.5)
     tight.encode_prompts(vectors, *parts(layout))
     beginnings = 1 if fast else 0
@@ -189,8 +189,8 @@ def test_chunks_compute_a_common_beginning_once(tiny, classes):
     counts = []
     hook = tiny.model.transformer.resblocks[0].mlp.register_forward_hook(
         lambda _module, _inputs, output: counts.append(output.shape[:2].numel()))
-    way = CausalText(tiny.model, memory_gb=1e-9)                         # a class at a time
-    way.bytes_a_position = {torch.float32: 1.0}
+    way = CausalTextEncoder(tiny.model, memory_gb=1e-9)                         # a class at a time
+    way.bytes_per_position = {torch.float32: 1.0}
     way.encode_prompts(vectors, *parts(layout)).sum().backward()
     hook.remove()
     rows = alone.tolist()
@@ -204,9 +204,9 @@ def test_what_is_kept_for_the_backward_pass_stays_within_the_memory(tiny, classe
     weights = sum(weight.nbytes for weight in tiny.model.transformer.parameters())
     kept = {}
     for memory in (1e9, 3e5, 1e5):
-        way = CausalText(tiny.model, memory_gb=memory / 2**30)
+        way = CausalTextEncoder(tiny.model, memory_gb=memory / 2**30)
         way.encode_prompts(vectors, *parts(layout))
-        kept[memory] = kept_bytes(lambda way=way: way.encode_prompts(vectors, *parts(layout)))
+        kept[memory] = saved_bytes(lambda way=way: way.encode_prompts(vectors, *parts(layout)))
     for memory in (3e5, 1e5):
         assert kept[memory] < min(kept[1e9], 1.2 * memory + weights + 2 * vectors.nbytes)    # a fifth for padding
 
@@ -223,8 +223,8 @@ def test_memory_must_be_some():
 def test_the_plain_path_is_a_switch(tiny, caplog):
     caplog.set_level("INFO")
     plain = wrapped(text="plain")
-    assert isinstance(plain.text, LibraryText) and "text side: plain" in caplog.text
-    assert isinstance(wrapped().text, CausalText) and "text side: fast" in caplog.text
+    assert isinstance(plain.text, LibraryTextEncoder) and "text side: plain" in caplog.text
+    assert isinstance(wrapped().text, CausalTextEncoder) and "text side: fast" in caplog.text
     layout = plain.layout(NAMES, 4)
     assert_close(plain.encode_prompts(context(), layout), tiny.clip.encode_prompts(context(), layout))
     with pytest.raises(UserError, match="unknown path through the text tower 'slow'"):
@@ -244,19 +244,19 @@ def test_counting_what_is_kept_keeps_nothing():
         results.append(weakref.ref(output))
         return output.sum()
 
-    assert kept_bytes(remembered) == 3 * 4 * 4
+    assert saved_bytes(remembered) == 3 * 4 * 4
     assert results[0]() is None
 
 
 def test_rows_are_arranged_once(tiny):
     layout, other = tiny.clip.layout(NAMES, 4), tiny.clip.layout(NAMES, 5)
     options = {"known": 0, "common": 1, "padding": 0, "like": torch.zeros(1)}
-    rows = causal_text.arrange(Prompts(*parts(layout), 0), **options)
+    rows = causal_text_encoder.arrange(Prompts(*parts(layout), 0), **options)
     again = Prompts(*(part.clone() for part in parts(layout)), 0)
-    assert causal_text.arrange(again, **options | {"like": torch.ones(2)}) is rows
+    assert causal_text_encoder.arrange(again, **options | {"like": torch.ones(2)}) is rows
     for changed in ({"padding": 9}, {"common": 0}, {"like": torch.zeros(1, dtype=torch.bfloat16)}):
-        assert causal_text.arrange(again, **options | changed) is not rows
-    assert causal_text.arrange(Prompts(*parts(other), 0), **options) is not rows
+        assert causal_text_encoder.arrange(again, **options | changed) is not rows
+    assert causal_text_encoder.arrange(Prompts(*parts(other), 0), **options) is not rows
 
 
 def test_rows_that_were_arranged_without_gradients_serve_training(tiny):

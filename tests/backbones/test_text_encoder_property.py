@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 from towers import TEXT, openclip
 
-from xrvlm.backbones.causal_text import CausalText
-from xrvlm.backbones.library_text import LibraryText
-from xrvlm.backbones.text_encoder import Prompts, TextTower
+from xrvlm.backbones.causal_text_encoder import CausalTextEncoder
+from xrvlm.backbones.library_text_encoder import LibraryTextEncoder
+from xrvlm.backbones.text_encoder import Prompts, TextEncoder
 
 settings.register_profile("stable", deadline=None, derandomize=True, database=None, max_examples=40,
                           suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
@@ -33,14 +33,14 @@ def tiny(dtype: torch.dtype):
     return made
 
 
-def fast(dtype: torch.dtype, memory_gb: float = ENOUGH) -> TextTower:
-    return CausalText(tiny(dtype).model, memory_gb=memory_gb)
+def fast(dtype: torch.dtype, memory_gb: float = ENOUGH) -> TextEncoder:
+    return CausalTextEncoder(tiny(dtype).model, memory_gb=memory_gb)
 
 
-def plain(dtype: torch.dtype) -> TextTower:
+def plain(dtype: torch.dtype) -> TextEncoder:
     """77 positions, every block at every one."""
     model = tiny(dtype).model
-    return LibraryText(partial(model.encode_text, normalize=False), model.token_embedding, memory_gb=ENOUGH)
+    return LibraryTextEncoder(partial(model.encode_text, normalize=False), model.token_embedding, memory_gb=ENOUGH)
 
 
 def layout_of(lengths: list[int], length: int, position: str, shared: str, dtype: torch.dtype) -> Prompts:
@@ -56,7 +56,7 @@ def context_of(lengths: list[int], parts: int, length: int, shared: str, dtype: 
     return (0.1 * torch.randn(size, generator=torch.Generator().manual_seed(3), dtype=dtype)).requires_grad_()
 
 
-def value_and_gradient(way: TextTower, context: Tensor, layout: Prompts, uses: int = 1) -> tuple[Tensor, Tensor]:
+def value_and_gradient(way: TextEncoder, context: Tensor, layout: Prompts, uses: int = 1) -> tuple[Tensor, Tensor]:
     """Of the sum of `uses` different losses in one graph."""
     generator, loss = torch.Generator().manual_seed(5), torch.zeros((), dtype=context.dtype)
     given = context

@@ -14,7 +14,8 @@ from xrvlm.cli.main import main
 from xrvlm.data.folder import image_folder
 from xrvlm.demo.tiny_clip import load_tiny_clip
 from xrvlm.errors import UserError
-from xrvlm.experiments.run import RunOptions, adapt
+from xrvlm.experiments.record import RunOptions
+from xrvlm.experiments.run import adapt
 from xrvlm.features.source import FeatureSettings
 from xrvlm.inference.classifier import Classifier
 from xrvlm.methods import LinearProbe

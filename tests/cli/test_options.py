@@ -2,7 +2,7 @@ from typing import Literal
 
 import pytest
 
-from xrvlm.cli.options import check_options
+from xrvlm.cli.commands import check_options
 from xrvlm.errors import UserError, unknown
 from xrvlm.randomness import generator, seed_of, seeded
 

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from photos import photo_folder
@@ -15,7 +14,7 @@ from xrvlm.cli.main import main
 from xrvlm.experiments.record import read_records
 from xrvlm.reporting.tables import terminal_table
 
-PROGRAM = "import torch; torch.set_num_threads(1); import sys; from xrvlm.cli import main; sys.exit(main(sys.argv[1:]))"
+PROGRAM = "import sys, torch; torch.set_num_threads(1); from xrvlm.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
 GRID = ("method=linear_probe,tip_adapter", "shots=1,4", "seed=1,2", "backbone=tiny", "device=cpu", "workers=0")
 INSTALLED = {package.metadata["Name"] for package in importlib.metadata.distributions()}
@@ -49,8 +48,8 @@ def table(runs) -> str:
 
 
 def start(photos, runs, *more) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", PROGRAM, "adapt", "-m", f"data.root={photos}", f"runs={runs}", *GRID,
-                             *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-u", "-c", PROGRAM, "adapt", "-m", f"data.root={photos}", f"runs={runs}",
+                             *GRID, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def encoded(told: str) -> int:
@@ -75,9 +74,11 @@ def test_two_sweeps_at_once_over_a_cold_cache_encode_every_image_once(photos, tm
 
 def test_a_sweep_that_is_killed_half_way_ends_with_the_same_table(photos, tmp_path, straight):
     sweep = start(photos, tmp_path / "runs")
-    while len(list((tmp_path / "runs").glob("*/record.json"))) < 3:
-        assert sweep.poll() is None, sweep.communicate()
-        time.sleep(0.002)
+    assert sweep.stdout is not None
+    for _ in range(3):
+        for line in sweep.stdout:
+            if ": top-1 " in line:           # printed when a run is finished
+                break
     sweep.send_signal(signal.SIGKILL)
     first = sweep.communicate()[1]
     assert sweep.returncode == -signal.SIGKILL
@@ -92,8 +93,8 @@ def test_a_sweep_that_is_killed_half_way_ends_with_the_same_table(photos, tmp_pa
 
 HELD = """
 import os, signal, sys
-from xrvlm import bank
-from xrvlm.cli import main
+from xrvlm.features import bank
+from xrvlm.cli.main import main
 keep = bank._write
 def killed(*arguments):
     print("about to write", flush=True)

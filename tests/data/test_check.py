@@ -7,6 +7,8 @@ import replicas
 from photos import photo_folder
 
 from xrvlm.cli.main import main
+from xrvlm.data.datasets.check import check_data
+from xrvlm.errors import UserError
 
 SPECIES, TRAINING, TOTAL = 200, 5994, 11788
 
@@ -167,3 +169,31 @@ def test_the_two_words_stand_together(capsys):
     assert "data check" in capsys.readouterr().err
     assert main(["data", "check", "--cfg", "job", "data=cub"]) == 0
     assert "cub_200_2011" in capsys.readouterr().out
+
+
+def test_the_check_is_a_library_call(whole_cub, tmp_path):
+    whole = check_data("cub", root=whole_cub)
+    assert (whole.faults, whole.lines[-1]) == ((), "complete")
+    missing = check_data("cub", root=tmp_path)
+    assert missing.faults[0].startswith("missing: images.txt")
+    assert missing.faults[1].startswith("get it from https://www.vision.caltech.edu")
+    assert missing.lines[-1] == "not complete"
+    assert check_data("cub", root=whole_cub.parent).faults[1] == f"{whole_cub} looks right: root='{whole_cub}'"
+    photos = photo_folder(tmp_path / "birds", images=4)
+    counted = check_data(root=photos, name="mine")
+    assert (counted.faults, counted.lines[0]) == ((), "mine")
+    assert "  images   12 train" in counted.lines
+
+
+@pytest.mark.parametrize("name", ["folder", "table", "cub"])
+def test_a_set_that_cannot_be_loaded_is_a_fault_of_it(tmp_path, name):
+    finding = check_data(name, root=tmp_path / "nowhere")
+    assert finding.faults == (f"there is no folder {tmp_path / 'nowhere'}; check root",)
+    assert finding.lines == (f"  wrong    {finding.faults[0]}", "not complete")
+
+
+def test_a_wrong_name_or_option_is_an_error():
+    with pytest.raises(UserError, match="unknown data set 'cup'; .*did you mean 'cub'"):
+        check_data("cup", root="x")
+    with pytest.raises(UserError, match="unknown option of the data set 'folder' 'rooot'"):
+        check_data(rooot="x")

@@ -1,4 +1,4 @@
-"""The parts of a data set, the shots drawn from them, and split.json."""
+"""The subsets of a data set, the shots sampled from them, and split.json."""
 
 import json
 import logging
@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from xrvlm.data.dataset import (
+    SUBSETS,
     Dataset,
     Item,
     Split,
@@ -20,7 +21,7 @@ from xrvlm.data.dataset import (
     label_budget,
     read_split,
     sample_shots,
-    with_test_part,
+    with_test_set,
     write_split,
 )
 from xrvlm.errors import UserError
@@ -46,8 +47,8 @@ class Memory:
 
 
 def made(sizes: dict[str, int], val: int = 0, test: int = 0) -> Split:
-    def items(part: str, count: int | None) -> tuple[Item, ...]:
-        return tuple(Item(f"{part}{name}/{index:03}.jpg", label) for label, (name, size) in enumerate(sizes.items())
+    def items(folder: str, count: int | None) -> tuple[Item, ...]:
+        return tuple(Item(f"{folder}{name}/{index:03}.jpg", label) for label, (name, size) in enumerate(sizes.items())
                      for index in range(size if count is None else count))
     return Split(tuple(sizes), items("", None), items("val/", val), items("test/", test))
 
@@ -67,24 +68,24 @@ def warnings_of(caplog) -> list[str]:
 SPLIT = made({"robin": 20, "jay": 40, "wren": 12})
 
 
-def test_a_quarter_of_each_class_becomes_the_test_part():
+def test_a_quarter_of_each_class_becomes_the_test_set():
     sizes = {"one": 1, "two": 2, "three": 3, "five": 5, "six": 6, "eight": 8, "hundred": 100}
-    split = with_test_part(made(sizes))
+    split = with_test_set(made(sizes))
     assert per_class(split.test, 7) == [0, 1, 1, 1, 2, 2, 25]
     assert per_class(split.train, 7) == [1, 1, 2, 4, 4, 6, 75]
     assert not ids(split.test) & ids(split.train)
     assert ids(split.test) | ids(split.train) == ids(made(sizes).train)
 
 
-def test_a_given_test_part_is_kept():
+def test_a_given_test_set_is_kept():
     split = made({"a": 9, "b": 9}, test=2)
-    assert with_test_part(split) is split
-    assert with_test_part(made({"a": 9, "b": 9}, val=3)).val == made({"a": 9, "b": 9}, val=3).val
+    assert with_test_set(split) is split
+    assert with_test_set(made({"a": 9, "b": 9}, val=3)).val == made({"a": 9, "b": 9}, val=3).val
 
 
-def test_the_test_part_hardly_moves_when_images_are_added():
-    before = ids(with_test_part(made({"a": 40, "b": 40})).test)
-    after = ids(with_test_part(made({"a": 44, "b": 40})).test)
+def test_the_test_set_hardly_changes_when_images_are_added():
+    before = ids(with_test_set(made({"a": 40, "b": 40})).test)
+    after = ids(with_test_set(made({"a": 44, "b": 40})).test)
     assert len(before - after) <= 4
     assert {name for name in before if name.startswith("b/")} <= after
 
@@ -96,11 +97,11 @@ def test_neither_the_order_of_files_nor_of_classes_matters():
     turned = Split(SPLIT.classes[::-1], tuple(Item(item.id, 2 - item.label) for item in items))
     renamed = replace(SPLIT, classes=("a", "b", "c"))
     for val in (False, True):
-        expected = sample_shots(with_test_part(SPLIT), 4, 7, val)
+        expected = sample_shots(with_test_set(SPLIT), 4, 7, val)
         for other in (shuffled, turned, renamed):
-            drawn = sample_shots(with_test_part(other), 4, 7, val)
-            assert [ids(getattr(drawn, part)) for part in ("train", "val", "test")] \
-                == [ids(getattr(expected, part)) for part in ("train", "val", "test")]
+            drawn = sample_shots(with_test_set(other), 4, 7, val)
+            assert [ids(getattr(drawn, subset)) for subset in SUBSETS] \
+                == [ids(getattr(expected, subset)) for subset in SUBSETS]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -115,8 +116,8 @@ def test_few_shots_are_contained_in_many(seed):
     assert smaller == ids(SPLIT.train)
 
 
-def test_the_seed_decides_the_shots_but_not_the_test_part():
-    draws = [sample_shots(with_test_part(SPLIT), 4, seed) for seed in range(5)]
+def test_the_seed_decides_the_shots_but_not_the_test_set():
+    draws = [sample_shots(with_test_set(SPLIT), 4, seed) for seed in range(5)]
     assert len({frozenset(ids(draw.train)) for draw in draws}) == 5
     assert len({draw.test for draw in draws}) == 1
     assert sample_shots(SPLIT, 4, 3) == sample_shots(SPLIT, 4, 3)
@@ -148,7 +149,7 @@ def test_validation_comes_from_what_training_leaves_over(shots, expected):
     assert label_budget(chosen) == len(chosen.train) + sum(expected)
 
 
-def test_validation_from_the_own_part_of_the_data_set():
+def test_validation_from_the_validation_set_of_the_data_set():
     split = made({"a": 20, "b": 20}, val=6)
     for shots, count in ((1, 1), (3, 3), (16, 4), (None, 6)):
         chosen = sample_shots(split, shots, 0, val=True)
@@ -161,7 +162,7 @@ def test_validation_from_the_own_part_of_the_data_set():
 @pytest.mark.parametrize("val", [False, True])
 @pytest.mark.parametrize("shots", [1, 5, None])
 def test_no_test_image_is_ever_trained_on(val, shots):
-    split = with_test_part(SPLIT)
+    split = with_test_set(SPLIT)
     chosen = sample_shots(split, shots, 0, val)
     assert chosen.test == split.test
     assert not ids(chosen.test) & (ids(chosen.train) | ids(chosen.val))
@@ -198,7 +199,7 @@ def test_shots_must_be_a_whole_number(shots):
         sample_shots(SPLIT, shots, 0)
 
 
-def test_the_fingerprint_sees_classes_labels_and_parts():
+def test_the_fingerprint_sees_classes_labels_and_subsets():
     split = made({"a": 2, "b": 2}, val=1, test=1)
     others = [replace(split, classes=("a", "c")), replace(split, val=()), replace(split, train=split.train[1:]),
               replace(split, val=split.test, test=split.val),
@@ -212,7 +213,7 @@ ODD_NAMES = ["with space", "a,b", "it's \"quoted\"", "a=b", "(1)", "~tilde", "ca
 
 
 def test_split_json_round_trip(tmp_path):
-    split = sample_shots(with_test_part(made(dict.fromkeys(ODD_NAMES, 12))), 4, 3, val=True)
+    split = sample_shots(with_test_set(made(dict.fromkeys(ODD_NAMES, 12))), 4, 3, val=True)
     path = tmp_path / "run" / "split.json"
     record = write_split(path, split, Memory(), seed=3, shots=4)
     assert read_split(path) == split
@@ -223,7 +224,7 @@ def test_split_json_round_trip(tmp_path):
     first = split.train[0]
     assert record["train"][0] == {"path": first.id, "class": ODD_NAMES[first.label],
                                   "sha256": sha256(Memory().read(first.id))}
-    assert [len(record[part]) for part in ("train", "val", "test")] == [32, 32, 24]
+    assert [len(record[subset]) for subset in SUBSETS] == [32, 32, 24]
 
 
 def test_images_that_stand_in_training_and_in_test_are_listed(tmp_path, caplog):
@@ -236,7 +237,7 @@ def test_images_that_stand_in_training_and_in_test_are_listed(tmp_path, caplog):
         sha256(twin): (["a/000.jpg", "b/001.jpg"], ["test/a/001.jpg"]),
         sha256(other): (["val/b/000.jpg"], ["test/b/000.jpg"])}
     [message] = warnings_of(caplog)
-    assert message.startswith("2 test images stand in training too")
+    assert message.startswith("2 test images are also training images")
     assert "a/000.jpg = test/a/001.jpg" in message
 
 
@@ -247,10 +248,10 @@ def test_images_that_stand_in_training_and_in_test_are_listed(tmp_path, caplog):
     lambda record: record.update(val=[3])])
 def test_a_damaged_split_is_an_error(tmp_path, damage):
     path = tmp_path / "split.json"
-    record = write_split(path, with_test_part(SPLIT), Memory(), seed=0, shots=None)
+    record = write_split(path, with_test_set(SPLIT), Memory(), seed=0, shots=None)
     damage(record)
     path.write_text(json.dumps(record))
-    with pytest.raises(UserError, match=r"split\.json .*with force=true"):
+    with pytest.raises(UserError, match=r"split\.json .*with force=True"):
         read_split(path)
 
 
@@ -258,9 +259,9 @@ def test_a_damaged_split_is_an_error(tmp_path, damage):
 def test_what_is_no_split(tmp_path, content):
     path = tmp_path / "split.json"
     path.write_text(content)
-    with pytest.raises(UserError, match=r"split\.json.*with force=true"):
+    with pytest.raises(UserError, match=r"split\.json.*with force=True"):
         read_split(path)
-    with pytest.raises(UserError, match=r"nowhere\.json.*with force=true"):
+    with pytest.raises(UserError, match=r"nowhere\.json.*with force=True"):
         read_split(Path("nowhere.json"))
 
 
@@ -271,7 +272,8 @@ def first_pixel(image: Image.Image, index: int) -> tuple[int, object]:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_image_dataset_feeds_a_data_loader(workers):
     items = [Item("x.png", 1), Item("y.png", 0), Item("z.png", 0)]
-    loader = DataLoader(ImageDataset([item.id for item in items], Memory(), first_pixel), batch_size=None, num_workers=workers)
+    images = ImageDataset([item.id for item in items], Memory(), first_pixel)
+    loader = DataLoader(images, batch_size=None, num_workers=workers)
     found = list(loader)
     assert [index for index, _ in found] == [0, 1, 2] == [index for _, (index, _) in found]
     colours = [tuple(bytes.fromhex(sha256(item.id.encode())[:6])) for item in items]

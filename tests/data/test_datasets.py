@@ -97,7 +97,7 @@ def test_aircraft_at_other_levels(tmp_path):
     assert families.split.classes == ("Boeing 707", "Boeing 727", "DC-3", "F/A-18")
     assert labels_of(families)["data/images/0000200.jpg"] == "F/A-18"
     assert Counter(labels_of(makers).values()) == {"Boeing": 8, "McDonnell Douglas": 4, "Douglas Aircraft Company": 4}
-    with pytest.raises(UserError, match=r"unknown data\.level 'species'; available: family, manufacturer, variant"):
+    with pytest.raises(UserError, match=r"unknown level 'species'; available: family, manufacturer, variant"):
         fgvc_aircraft(root, level="species")
 
 
@@ -125,7 +125,7 @@ def test_missing_images_are_told_or_left_out(tmp_path, caplog):
     root = replicas.cub(tmp_path)
     for key in (1, 2):
         (root / "images" / replicas.CUB[0] / f"Black_footed_Albatross_000{key - 1}_{key}.jpg").unlink()
-    with pytest.raises(UserError, match=r"2 images that the lists of CUB-200.*0000_1\.jpg.*skip_damaged=true"):
+    with pytest.raises(UserError, match=r"2 images that the lists of CUB-200.*0000_1\.jpg.*skip_damaged=True"):
         cub_200_2011(root)
     assert sizes(cub_200_2011(root, skip_damaged=True)) == (7, 0, 6)
     assert "skipped 2 of 15 images" in caplog.text
@@ -134,7 +134,7 @@ def test_missing_images_are_told_or_left_out(tmp_path, caplog):
 def test_a_wrong_folder_is_told_with_the_right_one(tmp_path):
     right = replicas.cub(tmp_path / "downloads" / "CUB_200_2011")
     for wrong in (tmp_path, tmp_path / "downloads", right / "images", right / "images" / replicas.CUB[0]):
-        with pytest.raises(UserError, match=f"is not CUB-200-2011 as published.*data.root={right}$"):
+        with pytest.raises(UserError, match=f"is not CUB-200-2011 as published.*root='{right}'$"):
             cub_200_2011(wrong)
     (tmp_path / "other" / "images").mkdir(parents=True)
     shutil.rmtree(right)

@@ -9,7 +9,7 @@ import replicas_coop
 from replicas import labels_of, sizes
 
 from xrvlm.cli.main import main
-from xrvlm.data.dataset import sample_shots, with_test_part
+from xrvlm.data.dataset import sample_shots, with_test_set
 from xrvlm.data.datasets.aircraft import fgvc_aircraft
 from xrvlm.data.datasets.caltech101 import caltech_101
 from xrvlm.data.datasets.cars import stanford_cars
@@ -27,7 +27,7 @@ from xrvlm.data.datasets.sun397 import sun_397
 from xrvlm.data.datasets.ucf101 import ucf_101
 from xrvlm.errors import UserError
 
-# of each: the loader, the classes and parts of its small copy, one image and its class
+# of each: the loader, the classes and sizes of the subsets of its small copy, one image and its class
 OFFICIAL = {
     "food101": (food_101, ("apple pie", "baby back ribs", "tuna tartare"), (6, 0, 3),
                 "images/tuna_tartare/tuna_tartare_2.jpg", "tuna tartare"),
@@ -80,15 +80,15 @@ def replica(name, root):
 
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_the_official_layout(tmp_path, name):
-    loader, classes, parts, image, label = OFFICIAL[name]
+    loader, classes, counts, image, label = OFFICIAL[name]
     dataset = loader(replica(name, tmp_path))
-    assert (dataset.name, dataset.split.classes, sizes(dataset)) == (name, classes, parts)
+    assert (dataset.name, dataset.split.classes, sizes(dataset)) == (name, classes, counts)
     labels = labels_of(dataset)
     assert labels[image] == label
     assert set(labels.values()) == set(classes)
 
 
-def test_the_parts_are_the_official_ones(tmp_path):
+def test_the_subsets_are_the_official_ones(tmp_path):
     dataset = food_101(replicas_coop.food101(tmp_path / "food"))
     assert {item.id[-5] for item in dataset.split.train} == {"0", "1"}
     dataset = oxford_iiit_pets(replicas_coop.oxford_pets(tmp_path / "pets"))
@@ -102,7 +102,7 @@ def test_the_parts_are_the_official_ones(tmp_path):
 
 
 def test_a_set_without_an_official_split_keeps_a_quarter_for_testing(tmp_path):
-    split = with_test_part(euro_sat(replicas_coop.eurosat(tmp_path)).split)
+    split = with_test_set(euro_sat(replicas_coop.eurosat(tmp_path)).split)
     assert (len(split.train), len(split.test)) == (30, 10)
 
 
@@ -124,23 +124,24 @@ def test_coops_split(tmp_path, name):
     assert all(f"{images}/{folder}/" in path for path, label in labels.items()
                for folder, word in words.items() if word == label)
     record = json.loads((root / f"split_zhou_{file}.json").read_text())
-    for part in ("train", "val", "test"):
-        assert {item.id for item in getattr(dataset.split, part)} == {f"{images}/{path}" for path, *_ in record[part]}
+    for subset in ("train", "val", "test"):
+        assert {item.id for item in getattr(dataset.split, subset)} == {
+            f"{images}/{path}" for path, *_ in record[subset]}
     assert set(labels) != set(labels_of(loader(root))), "the official split stays the default"
 
 
 def test_coops_split_of_sets_whose_images_lie_flat(tmp_path):
     root = replicas_coop.oxford_pets(tmp_path / "pets")
     shutil.rmtree(root / "annotations")
-    rows = {part: [[f"{breed}_{key}.jpg", label, breed.lower()] for label, breed in enumerate(replicas_coop.PETS)]
-            for key, part in enumerate(("train", "val", "test"))}
+    rows = {subset: [[f"{breed}_{key}.jpg", label, breed.lower()] for label, breed in enumerate(replicas_coop.PETS)]
+            for key, subset in enumerate(("train", "val", "test"))}
     (root / "split_zhou_OxfordPets.json").write_text(json.dumps(rows))
     dataset = oxford_iiit_pets(root, split="coop")
     assert dataset.split.classes == ("abyssinian", "american bulldog", "bengal")
     assert labels_of(dataset)["images/Bengal_1.jpg"] == "bengal"
     root = replicas_coop.flowers102(tmp_path / "flowers")
-    rows = {part: [[f"image_{key + label:05}.jpg", label, f"flower {label}"] for label in range(2)]
-            for key, part in ((1, "train"), (3, "val"), (5, "test"))}
+    rows = {subset: [[f"image_{key + label:05}.jpg", label, f"flower {label}"] for label in range(2)]
+            for key, subset in ((1, "train"), (3, "val"), (5, "test"))}
     (root / "split_zhou_OxfordFlowers.json").write_text(json.dumps(rows))
     assert labels_of(oxford_flowers(root, split="coop"))["jpg/image_00006.jpg"] == "flower 1"
 
@@ -173,7 +174,7 @@ def test_a_damaged_split_of_coop_is_told(tmp_path, change, message):
     path.write_text(json.dumps(rows))
     with pytest.raises(UserError, match=message):
         food_101(root, split="coop")
-    with pytest.raises(UserError, match=r"unknown data\.split 'zhou'; available: coop, official"):
+    with pytest.raises(UserError, match=r"unknown split 'zhou'; available: coop, official"):
         food_101(root, split="zhou")
 
 
@@ -251,7 +252,7 @@ def test_data_check_says_what_is_missing_and_where_it_is(tmp_path, capsys, name)
     assert main(["data", "check", f"data={name}", f"data.root={tmp_path / 'empty'}"]) == 2
     out, err = capsys.readouterr()
     assert "get it from http" in err
-    assert ("or say data.download=true" in err) == (name in DOWNLOADS)
+    assert ("or pass data.download=true" in err) == (name in DOWNLOADS)
 
 
 def test_data_check_of_coops_split(tmp_path, capsys):

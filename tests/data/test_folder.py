@@ -1,4 +1,4 @@
-"""Class folders, flat and in parts, and the errors that name the fix."""
+"""Class folders, flat and by subset, and the errors that name the fix."""
 
 import logging
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from xrvlm.data.dataset import sample_shots, with_test_part
+from xrvlm.data.dataset import sample_shots, with_test_set
 from xrvlm.data.folder import image_files, image_folder
 from xrvlm.errors import UserError
 from xrvlm.views import FileSource
@@ -47,7 +47,7 @@ def test_flat_class_folders(tmp_path):
 
 
 @pytest.mark.parametrize("word", ["val", "valid", "validation", "Validation"])
-def test_parts(tmp_path, word):
+def test_subsets(tmp_path, word):
     split = image_folder(birds(tmp_path, "train/a/1.jpg", "train/b/2.jpg", f"{word}/b/3.jpg", "test/a/1.jpg")).split
     assert split.classes == ("a", "b")
     assert [item.id for item in split.train] == ["train/a/1.jpg", "train/b/2.jpg"]
@@ -55,7 +55,7 @@ def test_parts(tmp_path, word):
     assert [(item.id, item.label) for item in split.test] == [("test/a/1.jpg", 0)]
 
 
-def test_a_train_folder_alone_is_a_part(tmp_path):
+def test_a_train_folder_may_be_the_only_subset(tmp_path):
     split = image_folder(birds(tmp_path, "train/a/1.jpg", "train/b/2.jpg")).split
     assert (split.classes, split.test) == (("a", "b"), ())
 
@@ -167,12 +167,12 @@ def test_the_source_sees_changes_but_not_where_the_folder_stands(tmp_path):
 
 
 @pytest.mark.parametrize(("names", "message"), [
-    ([], "found no class folders in .*: put each class into a folder of its own"),
-    (["1.jpg", "2.PNG"], "found 2 images directly in .*: put each class into a folder of its own"),
-    (["train/1.jpg", "test/1.jpg"], "found 1 images directly in .*train: put each class into a folder of its own"),
+    ([], "found no class folders in .*: put each class into its own folder"),
+    (["1.jpg", "2.PNG"], "found 2 images directly in .*: put each class into its own folder"),
+    (["train/1.jpg", "test/1.jpg"], "found 1 images directly in .*train: put each class into its own folder"),
     (["a/1.jpg", "a/b/2.jpg"], r"found only one class in .* \(a\); recognition needs two at least"),
     (["train/a/1.jpg", "train/b/1.jpg", "test/c/1.jpg", "test/a/1.jpg"],
-     "no training image of 1 classes: c; add some to its train part or remove the class"),
+     "no training image of 1 classes: c; add some to its training set or remove the class"),
     (["val/a/1.jpg", "test/b/1.jpg"], "holds test, val but no train folder; add one"),
     (["train/a/1.jpg", "test/a/1.jpg", "extra/1.jpg"], "holds train, val or test beside extra; leave only"),
 ])
@@ -185,9 +185,9 @@ def test_layout_errors(tmp_path, names, message):
 
 
 def test_missing_roots(tmp_path):
-    with pytest.raises(UserError, match=r"there is no folder .*nowhere; check data.root"):
+    with pytest.raises(UserError, match=r"there is no folder .*nowhere; check root"):
         image_folder(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"is a file; data.root must be the folder that holds the images"):
+    with pytest.raises(UserError, match=r"is a file; root must be the folder that holds the images"):
         image_folder(photo(tmp_path / "a.jpg"))
 
 
@@ -212,7 +212,7 @@ def test_what_is_left_out_is_said(tmp_path, caplog):
     (root / "b" / "2.heic").write_bytes(b"x")
     assert len(image_folder(root).split.train) == 2
     loose, unreadable = warnings_of(caplog)
-    assert loose.startswith("ignored 1 images that stand beside the class folders")
+    assert loose.startswith("ignored 1 images beside the class folders")
     assert unreadable.startswith("ignored 1 .heic files")
 
 
@@ -244,7 +244,7 @@ def test_image_files(tmp_path):
 def test_real_photos():
     dataset = image_folder(PHOTOS / "flowers17", class_names="flowers17")
     assert (len(dataset.split.train), len(dataset.split.classes)) == (1360, 17)
-    split = with_test_part(dataset.split)
+    split = with_test_set(dataset.split)
     assert len(split.test) == 17 * 20
     names = {item.id.split("/")[0]: dataset.split.classes[item.label] for item in dataset.split.train}
     assert {folder for folder, name in names.items() if folder.replace("_", " ") != name} == {"tigerlily"}

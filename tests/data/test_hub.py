@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from xrvlm.data.hub import hub_dataset
+from xrvlm.data.registry import load_dataset
 from xrvlm.errors import UserError
 from xrvlm.views import ImageDataset, decode
 
@@ -48,11 +49,11 @@ def labelled(items, classes) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("saved", [True, False])
-def test_parts(tmp_path, saved):
-    parts = datasets.DatasetDict(train=birds(), test=birds(3), validation=birds(6))
+def test_subsets(tmp_path, saved):
+    subsets = datasets.DatasetDict(train=birds(), test=birds(3), validation=birds(6))
     if saved:
-        parts.save_to_disk(tmp_path / "birds")
-    dataset = hub_dataset(str(tmp_path / "birds") if saved else parts)
+        subsets.save_to_disk(tmp_path / "birds")
+    dataset = hub_dataset(str(tmp_path / "birds") if saved else subsets)
     assert dataset.name == ("birds" if saved else "hub")
     assert dataset.split.classes == tuple(NAMES)
     assert labelled(dataset.split.train, NAMES) == sorted((f"train/{index}", NAMES[index % 3]) for index in range(12))
@@ -71,6 +72,19 @@ def test_a_single_split(tmp_path, monkeypatch):
     full = hub_dataset(datasets.DatasetDict(full=birds()))
     assert len(full.split.train) == 12
     assert full.source.read("full/3") == jpeg(30)
+
+
+def test_a_saved_folder_is_remembered_and_a_set_in_memory_is_not(tmp_path, monkeypatch):
+    birds().save_to_disk(tmp_path / "birds")
+    monkeypatch.chdir(tmp_path)
+    saved = hub_dataset("birds", class_names=["Robin", "Jay", "Owl"])
+    assert saved.loader == {"name": "hub", "options": {
+        "path": str(tmp_path / "birds"), "config": None, "image_column": None, "label_column": None,
+        "class_names": ["Robin", "Jay", "Owl"], "skip_damaged": False, "name": None}}
+    monkeypatch.chdir("/")
+    assert load_dataset(saved.loader["name"], **saved.loader["options"]).split == saved.split
+    assert hub_dataset(birds()).loader is None
+    assert hub_dataset(datasets.DatasetDict(train=birds())).loader is None
 
 
 def test_a_folder_of_files_loads_too(tmp_path):
@@ -96,8 +110,8 @@ def test_the_source_travels_to_workers_and_knows_its_data(tmp_path):
 
 def test_images_reach_a_transform():
     dataset = hub_dataset(birds())
-    view = ImageDataset([item.id for item in dataset.split.train], dataset.source, lambda image, index: image.getpixel((0, 0))[0])
     ids = [item.id for item in dataset.split.train]
+    view = ImageDataset(ids, dataset.source, lambda image, index: image.getpixel((0, 0))[0])
     assert [view[index] for index in range(12)] == [
         (index, 10 * int(name.split("/")[1])) for index, name in enumerate(ids)]
 
@@ -122,9 +136,9 @@ def test_columns_by_name():
 
 @pytest.mark.parametrize(("change", "options", "message"), [
     (lambda rows: rows.remove_columns("image"), {}, r"cannot tell the image column of hub; its columns are label "
-     r"\(ClassLabel\): set data\.image_column"),
+     r"\(ClassLabel\): set image_column"),
     (lambda rows: rows.remove_columns("label"), {}, r"cannot tell the label column of hub; its columns are "
-     r"a \(string\), b \(string\): set data\.label_column"),
+     r"a \(string\), b \(string\): set label_column"),
     (lambda rows: rows, {"image_column": "photo"}, "no column 'photo' for the image column of hub; its columns are im"),
     (lambda rows: rows, {"label_column": "bird"}, "no column 'bird' for the label column of hub; its columns are lab"),
     (lambda rows: rows.cast_column("a", datasets.Image()), {},
@@ -178,7 +192,7 @@ def test_splits_that_are_not_used(caplog):
 
 
 def test_what_cannot_be_loaded(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"cannot load the data set '.*nowhere': .*; check data\.path and data\.config"):
+    with pytest.raises(UserError, match=r"cannot load the data set '.*nowhere': .*; check path and config"):
         hub_dataset(str(tmp_path / "nowhere"))
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"need the package datasets; pip install 'xrvlm\[datasets\]'"):

@@ -39,8 +39,8 @@ def write(path: Path, rows: Sequence[dict], delimiter: str = ",", encoding: str 
 
 
 def found(dataset) -> list[tuple[str, str, str]]:
-    return [(part, item.id, dataset.split.classes[item.label])
-            for part in ("train", "val", "test") for item in getattr(dataset.split, part)]
+    return [(subset, item.id, dataset.split.classes[item.label])
+            for subset in ("train", "val", "test") for item in getattr(dataset.split, subset)]
 
 
 EXPECTED = [("train", "1.jpg", "robin"), ("train", "sub/2.jpg", "jay"), ("val", "3.jpg", "jay"),
@@ -68,9 +68,9 @@ def test_columns_of_other_names_and_no_split(tmp_path, suffix):
                         for index, row in enumerate(ROWS)])
     dataset = table(root, file=file, path_column="file", class_column="bird")
     assert dataset.split.classes == ("0", "1")
-    assert [part for part, *_ in found(dataset)] == ["train"] * 4
-    parts = table(root, file=file, path_column="file", class_column="bird", split_column="part", name="mine")
-    assert (parts.name, len(parts.split.test)) == ("mine", 1)
+    assert [subset for subset, *_ in found(dataset)] == ["train"] * 4
+    named = table(root, file=file, path_column="file", class_column="bird", split_column="part", name="mine")
+    assert (named.name, len(named.split.test)) == ("mine", 1)
 
 
 def test_the_order_of_the_rows_does_not_matter(tmp_path):
@@ -122,22 +122,22 @@ def test_class_names_and_skip_damaged(tmp_path):
 
 @pytest.mark.parametrize(("text", "message"), [
     ("path,class,split\n1.jpg,a,train\n3.jpg,b,trian\n",
-     r"split\.csv, line 3: unknown part 'trian'; use train, val or test, or data\.split_column=null"),
+     r"split\.csv, line 3: unknown subset 'trian'; use train, val or test, or split_column=None"),
     ("path,class,split\n1.jpg,a,\n", "line 2: the cell of 'split' is empty"),
     ("path,class\n1.jpg, \n", "line 2: the cell of 'class' is empty; fill it in or remove the line"),
     ("path,class\n1.jpg\n", "line 2: the cell of 'class' is empty"),
     ("path,class\n1.jpg,a,b\n", "line 2: more cells than the 2 columns; quote a cell"),
-    ("file,class,part\n1.jpg,a,b\n", "has no column 'path'; its columns are file, class, part: set data.path_column"),
+    ("file,class,part\n1.jpg,a,b\n", "has no column 'path'; its columns are file, class, part: set path_column"),
     ("", "has no column 'path', 'class'"),
     ("path,class\n", "has no rows; write one for each image"),
     ("path,class\n1.jpg,a\n3.jpg,a\n", r"only one class in .* \(a\)"),
     ("path,class\n1.jpg,a\n1.jpg,b\n", "line 3: 1.jpg is 'b' in train here but 'a' in train in line 2; list every"),
     ("path,class,split\n1.jpg,a,train\n./1.jpg,a,test\n", "line 3: 1.jpg is 'a' in test here but 'a' in train in"),
-    ("path,class\n1.jpg,a\n../out.jpg,b\n", r"line 3: \.\./out\.jpg is not inside .*; set data\.root"),
+    ("path,class\n1.jpg,a\n../out.jpg,b\n", r"line 3: \.\./out\.jpg is not inside .*; set root"),
     ("path,class\n1.jpg,a\n/etc/hosts,b\n", "line 3: /etc/hosts is not inside"),
     ("path,class\n1.jpg,a\n.,b\n", r"line 3: \. is not inside"),
     ("path,class\n1.jpg,a\n" + "".join(f"gone{index}.jpg,b\n" for index in range(7)),
-     r"7 images named in .*split\.csv are not in .*: gone0\.jpg, .*gone4\.jpg and 2 more; check data\.root"),
+     r"7 images named in .*split\.csv are not in .*: gone0\.jpg, .*gone4\.jpg and 2 more; check root"),
     ("path,class,split\n1.jpg,a,train\n3.jpg,b,train\n4.jpg,c,test\n", "no training image of 1 classes: c"),
     ('path,class\n"1.jpg"x,a\n', "cannot read the table .*; save it again"),
 ])
@@ -163,9 +163,9 @@ def test_json_errors(tmp_path, text, message):
 
 def test_file_errors(tmp_path, monkeypatch):
     root = birds(tmp_path)
-    with pytest.raises(UserError, match=r"there is no table .*split\.csv; check data\.file"):
+    with pytest.raises(UserError, match=r"there is no table .*split\.csv; check file"):
         table(root)
-    with pytest.raises(UserError, match=r"there is no folder .*; check data\.root"):
+    with pytest.raises(UserError, match=r"there is no folder .*; check root"):
         table(root / "nowhere")
     (root / "t.xlsx").write_text("x")
     with pytest.raises(UserError, match=r"cannot tell the format of the table .*t\.xlsx; save it as \.csv"):
@@ -184,9 +184,9 @@ def test_file_errors(tmp_path, monkeypatch):
 def test_the_split_column(tmp_path):
     root = birds(tmp_path)
     write(root / "split.csv", [{**row, "split": str(index)} for index, row in enumerate(ROWS)])
-    with pytest.raises(UserError, match="line 2: unknown part '0'"):
+    with pytest.raises(UserError, match="line 2: unknown subset '0'"):
         table(root)
-    assert [part for part, *_ in found(table(root, split_column=None))] == ["train"] * 4
+    assert [subset for subset, *_ in found(table(root, split_column=None))] == ["train"] * 4
     with pytest.raises(UserError, match="has no column 'part'; its columns are path, class, split"):
         table(root, split_column="part")
 
@@ -194,5 +194,5 @@ def test_the_split_column(tmp_path):
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="the shared photos are not there")
 def test_real_photos():
     split = table(PHOTOS / "dtd10").split
-    assert [len(part) for part in (split.train, split.val, split.test)] == [600, 240, 360]
+    assert [len(items) for items in (split.train, split.val, split.test)] == [600, 240, 360]
     assert split.classes[0] == "banded"

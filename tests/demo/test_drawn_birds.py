@@ -98,7 +98,7 @@ def test_a_world_is_written_as_an_image_folder_once(tmp_path):
     stamp = (folder / "world.json").stat().st_mtime_ns
     assert birds.write(folder, 1, train_images=2, test_images=1) == folder
     assert (folder / "world.json").stat().st_mtime_ns == stamp
-    with pytest.raises(UserError, match="remove that folder, or choose another with data.root=DIR"):
+    with pytest.raises(UserError, match="choose another folder with root='DIR'"):
         birds.write(folder, 2, train_images=2, test_images=1)
     assert not [path for path in tmp_path.iterdir() if path != folder]
 
@@ -131,7 +131,7 @@ def test_an_interrupted_writing_leaves_nothing(tmp_path, monkeypatch):
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
-    with pytest.raises(UserError, match=r"world\.json.*remove that folder, or choose another"):
+    with pytest.raises(UserError, match=r"world\.json.*choose another folder"):
         load_world(world=1, root=str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 

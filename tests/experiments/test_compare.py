@@ -13,11 +13,11 @@ from command_line import TINY, told
 from photos import photo_folder
 
 from xrvlm.cli.main import main
-from xrvlm.data.dataset import with_test_part
+from xrvlm.data.dataset import with_test_set
 from xrvlm.data.folder import image_folder
 from xrvlm.errors import UserError
-from xrvlm.experiments import compare
-from xrvlm.experiments.compare import Candidate, Terms
+from xrvlm.experiments import budget, compare
+from xrvlm.experiments.compare import Candidate, CompareOptions, default_candidates
 from xrvlm.experiments.compare import compare as compare_methods
 from xrvlm.features import bank
 from xrvlm.features.source import FeatureSettings, bank_bytes
@@ -37,15 +37,15 @@ def photos(tmp_path_factory):
 
 @pytest.fixture
 def terms(tmp_path):
-    return Terms(folds=3, runs=tmp_path / "runs", features=FeatureSettings(views=1))
+    return CompareOptions(folds=3, runs=tmp_path / "runs", features=FeatureSettings(views=1))
 
 
 @pytest.fixture
 def folds(monkeypatch) -> list[str]:
-    """The methods and folds that are trained."""
-    done, keep = [], compare._Work._fold
-    monkeypatch.setattr(compare._Work, "_fold", lambda work, plan, number: done.append(
-        f"{plan.candidate.words} {number}") or keep(work, plan, number))
+    """The label of the method of each fold that is fitted."""
+    done, keep = [], compare.learn
+    monkeypatch.setattr(compare, "learn", lambda method, *rest, **options: done.append(method.label) or keep(
+        method, *rest, **options))
     return done
 
 
@@ -53,8 +53,8 @@ def test_every_method_is_scored_on_every_labelled_image_and_on_no_test_image(cli
     dataset, read = image_folder(photos), set()
     keep = type(dataset.source).read
     monkeypatch.setattr(type(dataset.source), "read", lambda source, name: read.add(name) or keep(source, name))
-    found = compare_methods(clip, dataset, CANDIDATES, terms=terms)
-    whole = with_test_part(dataset.split)
+    found = compare_methods(clip, dataset, CANDIDATES, options=terms)
+    whole = with_test_set(dataset.split)
     assert [score.words for score in found.scores] == ["zero_shot", "linear_probe", "residual_probe"]
     assert {len(score.hits) for score in found.scores} == {len(whole.train)} == {18}
     assert read == {item.id for item in whole.train}
@@ -64,20 +64,21 @@ def test_every_method_is_scored_on_every_labelled_image_and_on_no_test_image(cli
 
 
 def test_features_are_extracted_once_for_all_folds_and_methods(clip, photos, terms, monkeypatch):
-    made, make = [], bank._make
-    monkeypatch.setattr(bank, "_make", lambda shards, *rest: made.append(sum(map(len, shards.values())))
-                        or make(shards, *rest))
+    made, make = [], bank.encoded
+    monkeypatch.setattr(bank, "encoded", make)
+    monkeypatch.setattr("xrvlm.features.source.encoded", lambda *arguments: (
+        made.append(len(features["pooled"])) or features for features in make(*arguments)))
     more = (*CANDIDATES, Candidate("mid", partial(LinearProbe, inputs="pooled+mid")), Candidate("tip", TipAdapter))
-    found = compare_methods(clip, image_folder(photos), more, terms=terms)
+    found = compare_methods(clip, image_folder(photos), more, options=terms)
     assert len(found.scores) == 5
-    assert made == [18, 18]                          # without augmented views for closed forms, with them for training
+    assert sum(made) == 18 + 18                      # without augmented views for closed forms, with them for training
 
 
 def test_a_fold_learns_nothing_from_the_images_that_it_holds_out(clip, photos, terms, monkeypatch):
     seen, keep = [], LinearProbe.prepare
     monkeypatch.setattr(LinearProbe, "prepare", lambda method, tower, support, val=None: seen.append(set(support.ids))
                         or keep(method, tower, support, val))
-    compare_methods(clip, image_folder(photos), CANDIDATES[1:2], terms=terms)
+    compare_methods(clip, image_folder(photos), CANDIDATES[1:2], options=terms)
     assert [len(ids) for ids in seen] == [12, 12, 12]
     assert not set.intersection(*seen)               # each is held out once
 
@@ -94,70 +95,76 @@ def test_what_was_finished_is_not_done_again(clip, photos, terms, folds, monkeyp
     dataset = image_folder(photos)
     monkeypatch.setattr(compare, "write_json", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        compare_methods(clip, dataset, CANDIDATES, terms=terms)
+        compare_methods(clip, dataset, CANDIDATES, options=terms)
     monkeypatch.setattr(compare, "write_json", write)
     (report,) = (terms.runs).rglob("compare.md")
     assert "not finished" in report.read_text() and "zero_shot" in report.read_text()
     before = list(folds)
-    found = compare_methods(clip, dataset, CANDIDATES, terms=terms)
-    assert folds == [f"{candidate.words} {number}" for candidate in CANDIDATES for number in range(3)]
+    found = compare_methods(clip, dataset, CANDIDATES, options=terms)
+    labels = ["CLIP zero-shot", "linear probe", "residual probe"]
+    assert folds == [label for label in labels for _ in range(3)]
     assert len(before) == 5
-    other = compare_methods(clip, dataset, CANDIDATES, terms=Terms(folds=3, runs=terms.runs.parent / "straight",
-                                                                   features=terms.features))
+    straight = replace(terms, runs=terms.runs.parent / "straight")
+    other = compare_methods(clip, dataset, CANDIDATES, options=straight)
     assert [score.hits for score in found.scores] == [score.hits for score in other.scores]
     folds.clear()
-    more = compare_methods(clip, dataset, [*CANDIDATES, Candidate("tip_adapter", TipAdapter)], terms=terms)
-    assert folds == [f"tip_adapter {number}" for number in range(3)]
+    more = compare_methods(clip, dataset, [*CANDIDATES, Candidate("tip_adapter", TipAdapter)], options=terms)
+    assert folds == ["Tip-Adapter"] * 3
     assert len(more.scores) == 4
 
 
 def test_a_method_that_does_not_fit_in_the_budget_is_left_out_and_told(clip, photos, terms, folds):
     long = Candidate("coop", CoOp, Recipe("long", epochs=10**6, batch_size=8))
     start = time.monotonic()
-    found = compare_methods(clip, image_folder(photos), [*CANDIDATES[:2], long, PROBE], terms=terms)
+    found = compare_methods(clip, image_folder(photos), [*CANDIDATES[:2], long, PROBE], options=terms)
     assert time.monotonic() - start < 60
     assert [score.words for score in found.scores] == ["zero_shot", "linear_probe", "residual_probe"]
     assert re.match(r"it would take about [\d.]+ minutes more, and .* were left", found.left_out["coop"])
-    assert not any(name.startswith("coop") for name in folds)
+    assert "CoOp" not in folds
 
 
 def test_a_first_fold_that_took_too_long_ends_a_method(clip, photos, terms, folds, monkeypatch):
-    keep = compare._Work._fold
-    monkeypatch.setattr(compare._Work, "_fold", lambda work, plan, number: keep(work, plan, number) | {
-        "seconds": 10_000 if plan.candidate.words == "linear_probe" else 0})
-    found = compare_methods(clip, image_folder(photos), CANDIDATES, terms=terms)
+    keep = compare.learn
+
+    def slow(method, *rest, **options):
+        progress = keep(method, *rest, **options)
+        progress.seconds = 10_000 if method.label == "linear probe" else 0
+        return progress
+
+    monkeypatch.setattr(compare, "learn", slow)
+    found = compare_methods(clip, image_folder(photos), CANDIDATES, options=terms)
     assert "it would take about 333.3 minutes more" in found.left_out["linear_probe"]
-    assert [name for name in folds if name.startswith("linear_probe")] == ["linear_probe 0"]
+    assert folds.count("linear probe") == 1
     assert len(found.scores) == 2
 
 
 def test_features_that_do_not_fit_in_the_budget_are_not_made(clip, photos, terms, monkeypatch):
-    monkeypatch.setattr(compare, "seconds_an_image", lambda *_: 1e6)
-    found = compare_methods(clip, image_folder(photos), CANDIDATES, terms=terms)
+    monkeypatch.setattr(budget, "seconds_an_image", lambda *_: 1e6)
+    found = compare_methods(clip, image_folder(photos), CANDIDATES, options=terms)
     assert [score.words for score in found.scores] == ["zero_shot", "linear_probe"]
     assert "its features alone would take about" in found.left_out["residual_probe"]
 
 
 def test_the_first_method_is_finished_whatever_the_budget(clip, photos, tmp_path):
-    terms = Terms(folds=3, runs=tmp_path, budget=1e-9, features=FeatureSettings(views=1))
-    found = compare_methods(clip, image_folder(photos), CANDIDATES, terms=terms)
+    terms = CompareOptions(folds=3, runs=tmp_path, budget="0.001s", features=FeatureSettings(views=1))
+    found = compare_methods(clip, image_folder(photos), CANDIDATES, options=terms)
     assert found.recommendation.chosen.words == "zero_shot"
     assert set(found.left_out.values()) == {"the budget was spent before it"}
 
 
 def test_a_method_that_does_not_fit_the_data_is_left_out(clip, photos, terms):
     wrong = Candidate("wrong", partial(LinearProbe, inputs="nothing"))
-    found = compare_methods(clip, image_folder(photos), [wrong, CANDIDATES[1]], terms=terms)
-    assert "unknown method.inputs 'nothing'" in found.left_out["wrong"]
-    with pytest.raises(UserError, match=r"none of the candidates could be scored: .*unknown method\.inputs"):
-        compare_methods(clip, image_folder(photos), [wrong], terms=terms)
+    found = compare_methods(clip, image_folder(photos), [wrong, CANDIDATES[1]], options=terms)
+    assert "unknown inputs 'nothing'" in found.left_out["wrong"]
+    with pytest.raises(UserError, match=r"none of the candidates could be scored: .*unknown inputs"):
+        compare_methods(clip, image_folder(photos), [wrong], options=terms)
 
 
 def test_a_transductive_method_sees_the_held_out_images_and_no_others(clip, photos, terms, monkeypatch):
     seen, keep = [], TransCLIP.transduce
     monkeypatch.setattr(TransCLIP, "transduce", lambda method, tower, unlabelled, support, val=None: seen.append(
         (len(unlabelled.pooled), len(support.ids))) or keep(method, tower, unlabelled, support, val))
-    found = compare_methods(clip, image_folder(photos), [Candidate("trans_clip", TransCLIP)], terms=terms)
+    found = compare_methods(clip, image_folder(photos), [Candidate("trans_clip", TransCLIP)], options=terms)
     assert seen == [(6, 12)] * 3
     assert len(found.scores[0].hits) == 18
 
@@ -166,18 +173,18 @@ def test_a_class_with_one_image_is_trained_on_and_not_scored(clip, tmp_path, ter
     root = photo_folder(tmp_path / "birds", images=6)
     for path in sorted((root / "wren").iterdir())[1:]:
         path.unlink()
-    found = compare_methods(clip, image_folder(root), CANDIDATES[1:2], terms=terms)
+    found = compare_methods(clip, image_folder(root), CANDIDATES[1:2], options=terms)
     assert "1 of 3 classes have one labelled image, which is trained on and never scored: wren" in caplog.text
     assert len(found.scores[0].hits) == 8
 
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"folds": 1}, "folds must be a whole number, at least 2; found 1"),
-    ({"features": FeatureSettings(mode="online")}, "leave features=online out"),
+    ({"features": FeatureSettings(mode="online")}, "leave features='online' out"),
 ])
 def test_terms_that_cannot_be_are_told(options, message):
     with pytest.raises(UserError, match=message):
-        Terms(**options)
+        CompareOptions(**options)
 
 
 def test_nothing_to_compare_is_told(clip, photos):
@@ -215,7 +222,7 @@ def test_an_interruption_keeps_what_is_done(photos, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(("given", "message"), [
-    (("candidates=[nothing]",), "Could not find 'method/nothing'"),
+    (("candidates=[nothing]",), "unknown method 'nothing'; available: "),
     (("candidates=['linear_probe seed=2']",), "a candidate is the name of a method and options of it"),
     (("candidates=['']",), "a candidate is the name of a method"),
     (("budget=soon",), "budget must be a time such as 10m"),
@@ -226,13 +233,11 @@ def test_mistakes_are_told_in_one_line(photos, capsys, given, message):
     assert message in told(capsys, *arguments(photos, *given))
 
 
-def test_the_candidates_of_the_configuration_all_compose(photos, capsys, monkeypatch):
-    scored = []
-    monkeypatch.setattr("xrvlm.experiments.compare._Work.done", lambda work, candidates: scored.extend(candidates) or (
-        _ for _ in ()).throw(UserError("enough")))
-    assert "enough" in told(capsys, *arguments(photos))
+def test_the_candidates_of_the_configuration_are_all_registered():
+    scored = [Candidate.parse(words) for words in default_candidates()]
     assert [candidate.words for candidate in scored][:2] == ["zero_shot", "tip_adapter"]
     assert all(torch.nn.Module in candidate.method.func.__mro__ for candidate in scored)
+    assert [candidate.recipe for candidate in scored if candidate.words == "xr_vlm recipe=fast"] == [{"name": "fast"}]
 
 
 def test_a_candidate_whose_features_are_too_large_takes_no_other_with_it(clip, photos, terms):
@@ -240,16 +245,16 @@ def test_a_candidate_whose_features_are_too_large_takes_no_other_with_it(clip, p
     few, many = (bank_bytes(clip, 18, terms.features, needs, 1) for needs in (("pooled",), ("pooled", "mid_tokens")))
     tight = replace(terms, features=replace(terms.features, budget_gb=(few + many) / 2e9))
     large = Candidate("xr_vlm", partial(XRVLM, image_parts=2, text_parts=2), Recipe("short", epochs=1, batch_size=8))
-    found = compare_methods(clip, dataset, [CANDIDATES[0], PROBE, large], terms=tight)
+    found = compare_methods(clip, dataset, [CANDIDATES[0], PROBE, large], options=tight)
     assert [score.words for score in found.scores] == ["zero_shot", "residual_probe"]
-    assert re.match(r"its features take .* GB, over features\.budget_gb=", found.left_out["xr_vlm"])
+    assert re.match(r"its features take .* GB, over budget_gb=", found.left_out["xr_vlm"])
 
 
 def test_a_candidate_that_the_device_cannot_do_is_left_out(clip, photos, terms, monkeypatch):
-    def no_memory(*_: object) -> None:
+    def no_memory(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
 
     monkeypatch.setattr(LinearProbe, "prepare", no_memory)
-    found = compare_methods(clip, image_folder(photos), CANDIDATES[:2], terms=terms)
+    found = compare_methods(clip, image_folder(photos), CANDIDATES[:2], options=terms)
     assert [score.words for score in found.scores] == ["zero_shot"]
     assert found.left_out["linear_probe"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate"

@@ -50,7 +50,7 @@ def test_the_table_says_what_it_is_and_what_was_left_out():
                              ["A", "a", "70.0 ± 4.6", "20.0 ± 4.0", "0.1", "10"]]
     text = markdown_report(scores, {"coop": "it would take 3 hours"}, caption(100, 5, 3), ["Recommended: b."])
     assert text.startswith("# Which method?\n\nRecommended: b.\n\n")
-    assert "its own is a little too high" in text
+    assert "its accuracy is a little too high" in text
     assert f"| {' | '.join(HEADER)} |" in text
     assert "- coop: it would take 3 hours" in text
     assert "not finished" in markdown_report([], {}, "", ())

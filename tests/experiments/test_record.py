@@ -6,7 +6,7 @@ import pytest
 
 from xrvlm.errors import UserError
 from xrvlm.experiments.record import RESULTS, RunRecord, append_record, read_records
-from xrvlm.inference.classifier import changed_options, method_spec
+from xrvlm.inference.classifier import MethodHeader
 from xrvlm.methods import XRVLM, TipAdapter, XRVLMPlus, ZeroShot
 
 METRICS = {"top1": 0.5, "top5": 0.9, "mean_per_class": 0.5, "macro_f1": 0.4, "ece": 0.1}
@@ -28,7 +28,8 @@ def record(**changes) -> RunRecord:
     (partial(TipAdapter, alpha=2, trainable=True), {"alpha": 2, "trainable": True}),
 ])
 def test_options_are_those_that_are_not_the_defaults(factory, changed):
-    assert changed_options(method_spec(factory)) == changed
+    method = factory.func if isinstance(factory, partial) else factory
+    assert MethodHeader.of(factory).changed(method) == changed
 
 
 class OfOthers(ZeroShot):
@@ -39,7 +40,7 @@ class OfOthers(ZeroShot):
 
 
 def test_an_option_without_a_known_default_counts_as_changed():
-    assert changed_options(method_spec(partial(OfOthers, strength=2.0))) == {"strength": 2.0}
+    assert MethodHeader.of(partial(OfOthers, strength=2.0)).changed(OfOthers) == {"strength": 2.0}
 
 
 def test_options_come_back_as_they_were(tmp_path):
@@ -64,5 +65,5 @@ def test_a_line_from_before_the_options_is_read(tmp_path, value):
 
 def test_options_of_the_wrong_kind_are_told(tmp_path):
     (tmp_path / RESULTS).write_text(json.dumps(asdict(record()) | {"options": ["head"]}) + "\n")
-    with pytest.raises(UserError, match=r"line 1 is damaged \(missing or of the wrong kind: options\); delete"):
+    with pytest.raises(UserError, match=r"line 1 is damaged \(missing or of the wrong type: options\); delete"):
         read_records(tmp_path)

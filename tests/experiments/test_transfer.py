@@ -14,7 +14,7 @@ from xrvlm.cli.main import main
 from xrvlm.errors import UserError
 from xrvlm.experiments.protocols import check_among
 from xrvlm.experiments.record import read_records
-from xrvlm.reporting.results import settings
+from xrvlm.reporting.results import rows_of
 
 pytestmark = pytest.mark.usefixtures("at_home")
 BIRDS = ("blue tit", "jay", "kite", "wren")
@@ -89,7 +89,8 @@ def test_a_closed_run_refuses_other_classes_and_names_what_does_not(runs, tmp_pa
     others = photo_folder(tmp_path / "others", images=2, classes=("emu", "jay"))
     error = told(capsys, "eval", f"run={runs['linear_probe', 1]}", f"data.root={others}", f"among={among}", *HERE)
     assert "1 of 2 classes are unknown to this run ('emu'): linear probe is bound to the 4" in error
-    assert "zero_shot, xr_vlm_plus, coop with a shared context" in error
+    assert "xr_vlm_plus; zero_shot; " in error
+    assert "coop with a shared context" in error
     assert not (runs["linear_probe", 1] / "eval" / "results.jsonl").exists() or all(
         record.data != "others" for record in read_records(runs["linear_probe", 1] / "eval"))
 
@@ -102,7 +103,7 @@ def test_what_eval_finds_on_other_data_stands_in_the_report(runs, place, tmp_pat
     found = [record for record in read_records(place / "runs") if record.data == "dtd"]
     assert {(record.protocol, record.trained_on, record.method) for record in found} == {
         ("transfer", "birds", "zero_shot")}
-    (row,) = settings(found)
+    (row,) = rows_of(found)
     assert len(row.runs) == len(found) == len({runs["zero_shot", 1], runs["zero_shot", 2]})
     assert all((place / "runs" / record.run / "predictions.csv").exists() for record in found)
     assert main(["report", f"runs={place / 'runs'}", f"out={tmp_path / 'report'}"]) == 0
@@ -118,10 +119,10 @@ def test_masked_and_unmasked_scores_are_not_averaged(runs, tmp_path, capsys):
                                   f"among={among}")
             assert (folder / "record.json").exists()
     records = [record for seed in (1, 2) for record in read_records(runs["linear_probe", seed] / "eval")]
-    rows = settings([record for record in records if record.data == "pair"])
-    assert {(row.place, row.seeds) for row in rows} == {
+    rows = rows_of([record for record in records if record.data == "pair"])
+    assert {(row.benchmark, row.seeds) for row in rows} == {
         ("pair · tiny · trained on birds", 2), ("pair · tiny · trained on birds, among all its 4 classes", 2)}
-    assert all(row.code == "" for row in rows)
+    assert all(row.options_suffix == "" for row in rows)
 
 
 def test_a_run_on_imagenet_is_scored_on_its_variants(tmp_path, capsys):

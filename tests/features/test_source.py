@@ -37,13 +37,26 @@ def settings(tmp_path):
     return FeatureSettings(cache=str(tmp_path / "cache"), views=2, dtype="float32")
 
 
+class Counts(list, logging.Handler):
+    """How many images each extraction encoded, as its log says."""
+
+    def __init__(self):
+        logging.Handler.__init__(self)
+
+    def emit(self, record):
+        if "are encoded now" in record.msg:
+            self.append(record.args[0])
+
+    __hash__ = logging.Handler.__hash__
+
+
 @pytest.fixture
-def encoded(monkeypatch) -> list[int]:
-    """How many images each extraction encoded."""
-    counts, make = [], bank_module._make
-    monkeypatch.setattr(bank_module, "_make", lambda shards, *rest: counts.append(sum(map(len, shards.values())))
-                        or make(shards, *rest))
-    return counts
+def encoded(caplog):
+    caplog.set_level(logging.INFO)
+    counts, logger = Counts(), logging.getLogger("xrvlm.features.bank")
+    logger.addHandler(counts)
+    yield counts
+    logger.removeHandler(counts)
 
 
 @pytest.fixture
@@ -93,7 +106,7 @@ def test_workers_and_cache_do_not_change_a_number(clip, dataset, tmp_path):
 
 def test_a_finished_bank_is_read_without_the_tower(clip, dataset, settings, monkeypatch):
     first = extract(clip, dataset.source, dataset.split.train, settings, needs=ALL, views=1)
-    monkeypatch.setattr(bank_module, "_write", lambda *_: pytest.fail("the tower ran again"))
+    monkeypatch.setattr(bank_module, "write_atomically", lambda *_: pytest.fail("the tower ran again"))
     assert_same(everything(extract(clip, dataset.source, dataset.split.train, settings, needs=ALL, views=1)),
                 everything(first))
 
@@ -170,7 +183,7 @@ def test_without_views_the_seed_does_not_matter(clip, dataset, settings, tmp_pat
 def test_an_interrupted_bank_goes_on_where_it_was(clip, dataset, settings, monkeypatch, tmp_path, a_shard_an_image):
     whole = extract(clip, dataset.source, dataset.split.train,
                     FeatureSettings(cache=str(tmp_path / "whole"), dtype="float32"), needs=ALL, views=2)
-    write, written = bank_module._write, []
+    write, written = bank_module.write_atomically, []
 
     def interrupted(path, *arguments):
         if len(written) == 3:
@@ -178,7 +191,7 @@ def test_an_interrupted_bank_goes_on_where_it_was(clip, dataset, settings, monke
         written.append(path.name)
         write(path, *arguments)
 
-    monkeypatch.setattr(bank_module, "_write", interrupted)
+    monkeypatch.setattr(bank_module, "write_atomically", interrupted)
     with pytest.raises(KeyboardInterrupt):
         extract(clip, dataset.source, dataset.split.train, settings, needs=ALL, views=2)
 
@@ -186,7 +199,7 @@ def test_an_interrupted_bank_goes_on_where_it_was(clip, dataset, settings, monke
         written.append(path.name)
         write(path, *arguments)
 
-    monkeypatch.setattr(bank_module, "_write", counted)
+    monkeypatch.setattr(bank_module, "write_atomically", counted)
     resumed = extract(clip, dataset.source, dataset.split.train, settings, needs=ALL, views=2)
     assert len(written) == len(set(written)) == len(dataset.split.train)
     assert_same(everything(resumed), everything(whole))
@@ -220,7 +233,7 @@ def test_a_shard_that_cannot_be_written_is_told(clip, dataset, settings, monkeyp
     def full(path, *_):
         raise UserError(f"cannot write {path}")
 
-    monkeypatch.setattr(bank_module, "_write", full)
+    monkeypatch.setattr(bank_module, "write_atomically", full)
     with pytest.raises(UserError, match="cannot write .*shard-"):
         extract(clip, dataset.source, dataset.split.train, settings)
 
@@ -264,7 +277,7 @@ def test_the_size_is_told_and_the_budget_is_kept(clip, dataset, settings, caplog
         tight = FeatureSettings(cache=settings.cache, budget_gb=1e-6)
         source = feature_source(clip, dataset.source, dataset.split.train, tight, **make)
     assert isinstance(source, OnlineFeatures)
-    assert "over features.budget_gb" in caplog.text
+    assert "is over budget_gb=" in caplog.text
 
 
 def test_a_resident_bank_reads_the_same(clip, dataset, settings, a_shard_an_image):

@@ -10,7 +10,7 @@ from towers import IMAGE_KINDS, images, tiny_vit
 
 from xrvlm.backbones.base import Features, FrozenCLIP
 from xrvlm.errors import UserError
-from xrvlm.inference.classifier import Classifier, describe
+from xrvlm.inference.classifier import Classifier, ModelHeader
 from xrvlm.inference.explain import (
     STEPS,
     attribute,
@@ -55,7 +55,7 @@ def moved(clip: FrozenCLIP, method: type = XRVLM, **options) -> Classifier:
             adapted.logits(x, adapted.class_features(clip))
         for parameter in adapted.relations.parameters():
             parameter.mul_(1 + 0.2 * torch.randn(parameter.shape)).add_(0.02 * torch.randn(parameter.shape))
-    return Classifier(clip, adapted, describe(clip, factory, classes()))
+    return Classifier(clip, adapted, ModelHeader.of(clip, factory, classes()))
 
 
 @cache
@@ -172,7 +172,7 @@ def plus() -> Classifier:
     method = factory(clip, classes())
     method.prepare(clip, bank_of(clip.encode_image(views, method.needs), labels))
     assert method.prior_weight != 1
-    return Classifier(clip, method, describe(clip, factory, classes()))
+    return Classifier(clip, method, ModelHeader.of(clip, factory, classes()))
 
 
 @pytest.mark.parametrize("turned", [False, True], ids=["its classes", "other classes"])
@@ -302,5 +302,5 @@ def test_mistakes_are_told(tmp_path):
 @pytest.mark.parametrize("method", [ZeroShot, CoOp, LinearProbe])
 def test_a_method_without_parts_says_what_can_be_explained(method):
     clip = tiny_vit()
-    with pytest.raises(UserError, match="no image parts to explain; explain takes runs of .* such as method=xr_vlm"):
+    with pytest.raises(UserError, match="no image parts to explain; explain takes runs of .* such as method='xr_vlm"):
         parts_and_relations(method(clip, classes()))

@@ -21,7 +21,7 @@ from xrvlm.cli.main import main
 from xrvlm.features.bank import FeatureBank
 from xrvlm.features.source import without_labels
 from xrvlm.inference import export
-from xrvlm.inference.classifier import describe
+from xrvlm.inference.classifier import ModelHeader
 from xrvlm.methods import plot
 from xrvlm.randomness import seeded
 from xrvlm.views import evaluation_view, read_image
@@ -59,7 +59,7 @@ def classifier(clip: FrozenCLIP, case: str) -> Classifier:
                 value.normal_(0.0, 0.1)
     if method.transductive:
         method.transduce(clip, without_labels(support), support if method.learns else None)
-    return Classifier(clip, method, describe(clip, make, classes()))
+    return Classifier(clip, method, ModelHeader.of(clip, make, classes()))
 
 
 def run(path: Path, batch: Tensor) -> list[Tensor]:
@@ -122,7 +122,7 @@ def test_what_a_caller_must_know_stands_in_the_file(clip, exported):
     assert stored["transform"] == {
         "image_size": 32, "mean": list(clip.transform.mean), "std": list(clip.transform.std), "resize": "shortest",
         "interpolation": "bicubic", "resize_to": 32}
-    assert stored["xrvlm"]["method"]["target"] == "xrvlm.methods.zero_shot.ZeroShot"
+    assert stored["xrvlm"]["method"]["name"] == "zero_shot"
     (entry,), names = onnx.load(exported).graph.input, [output.name for output in onnx.load(exported).graph.output]
     assert (entry.name, names) == ("images", ["probabilities", "logits"])
     assert entry.type.tensor_type.shape.dim[0].dim_param, "the number of images is free"

@@ -67,5 +67,5 @@ def test_the_network_alone_is_learned(clip):
 
 @pytest.mark.parametrize("options", [{"alpha": -0.1}, {"alpha": 1.1}, {"reduction": 0}, {"reduction": 17}])
 def test_bad_options_are_told(clip, options):
-    with pytest.raises(UserError, match=r"method.alpha must be in \[0, 1\] and method.reduction between 1 and the 16 "):
+    with pytest.raises(UserError, match=r"alpha must be in \[0, 1\] and reduction from 1 to the feature dimension 16"):
         ClipAdapter(clip, CLASSES, **options)

@@ -7,7 +7,7 @@ from zoo import SHORT
 
 from xrvlm.backbones.base import Features
 from xrvlm.errors import UserError
-from xrvlm.inference.classifier import Classifier, describe
+from xrvlm.inference.classifier import Classifier, ModelHeader
 from xrvlm.inference.explain import explain
 from xrvlm.methods import CoCoOp, CoOp
 from xrvlm.methods.base import probabilities
@@ -104,7 +104,7 @@ def test_new_classes_get_the_context_of_the_image_too(clip):
 def test_what_reads_class_features_says_so(clip, tmp_path):
     method = made(clip)
     bank = made_bank(clip, CLASSES, torch.arange(3))
-    classifier = Classifier(clip, method, describe(clip, CoCoOp, CLASSES))
+    classifier = Classifier(clip, method, ModelHeader.of(clip, CoCoOp, CLASSES))
     loaded = Classifier.load(classifier.save(tmp_path), clip)
     assert torch.equal(loaded.from_features(features_of(bank)), probabilities(method, clip, bank))
     with pytest.raises(UserError, match="^CoCoOp has no image parts to explain"):
@@ -113,12 +113,12 @@ def test_what_reads_class_features_says_so(clip, tmp_path):
 
 def test_batches_share_no_pass_of_the_language_side(clip):
     bank = made_bank(clip, CLASSES, torch.arange(3).repeat(4))
-    with pytest.raises(UserError, match="^CoCoOp makes class features of every image anew, .* recipe.text_every=1"):
+    with pytest.raises(UserError, match="^CoCoOp computes class features for every image, .* text_every=1"):
         fit(made(clip), clip, bank, replace(SHORT, text_every=2), seed=1)
 
 
 @pytest.mark.parametrize("reduction", [0, 17])
 def test_a_bad_width_is_told(clip, reduction):
-    with pytest.raises(UserError, match=f"method.reduction must be from 1 to the joint dimension of .*, 16; found "
+    with pytest.raises(UserError, match=f"reduction must be from 1 to the feature dimension of .*, 16; found "
                                         f"{reduction}"):
         made(clip, reduction=reduction)

@@ -58,5 +58,5 @@ def test_it_learns_from_no_image(clip):
 
 
 def test_bad_options_are_told(clip):
-    with pytest.raises(UserError, match="unknown method.pooling 'mean'; available: features, scores"):
+    with pytest.raises(UserError, match="unknown pooling 'mean'; available: features, scores"):
         DCLIP(clip, CLASSES, pooling="mean")

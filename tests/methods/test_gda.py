@@ -94,5 +94,5 @@ def test_the_weight_is_chosen_on_validation_images(clip):
 
 
 def test_bad_options_are_told(clip):
-    with pytest.raises(UserError, match="method.alpha must be at least 0, found -1"):
+    with pytest.raises(UserError, match="alpha must be at least 0, found -1"):
         GDA(clip, CLASSES, alpha=-1.0)

@@ -75,5 +75,5 @@ def test_nothing_is_trained_by_steps_of_a_recipe(clip):
 
 
 def test_bad_options_are_told(clip):
-    with pytest.raises(UserError, match="method.steps must be at least 0, found -1"):
+    with pytest.raises(UserError, match="steps must be at least 0, found -1"):
         LPPlusPlus(clip, CLASSES, steps=-1)

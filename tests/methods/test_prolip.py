@@ -6,7 +6,7 @@ from towers import IMAGE_KINDS, images, tiny_resnet, tiny_vit
 
 from xrvlm.backbones.base import Features
 from xrvlm.errors import UserError
-from xrvlm.inference.classifier import Classifier, describe
+from xrvlm.inference.classifier import Classifier, ModelHeader
 from xrvlm.methods import ProLIP, ZeroShot
 from xrvlm.methods.base import probabilities
 from xrvlm.training.fit import fit
@@ -72,17 +72,17 @@ def test_the_projection_alone_is_learned_and_the_pull_holds_it(clip, bank):
 def test_a_saved_model_labels_images(clip, bank, tmp_path):
     method = prepared(ProLIP, clip, bank)
     fit(method, clip, bank, method.recipe, seed=1)
-    model = Classifier(clip, method, describe(clip, ProLIP, CLASSES))
+    model = Classifier(clip, method, ModelHeader.of(clip, ProLIP, CLASSES))
     loaded = Classifier.load(model.save(tmp_path), clip)
     batch = images(12, clip.transform.image_size)
     torch.testing.assert_close(loaded.probabilities(batch), probabilities(method, clip, bank), rtol=1e-4, atol=1e-5)
 
 
 def test_a_tower_without_a_projection_is_told():
-    with pytest.raises(UserError, match="ends in no linear projection .* so that method=prolip has nothing to train"):
+    with pytest.raises(UserError, match="ends in no linear projection .* so prolip has nothing to train"):
         ProLIP(IMAGE_KINDS["hf siglip"]().clip, CLASSES)
 
 
 def test_bad_options_are_told():
-    with pytest.raises(UserError, match="method.strength must be at least 0, found -1"):
+    with pytest.raises(UserError, match="strength must be at least 0, found -1"):
         ProLIP(tiny_vit(), CLASSES, strength=-1.0)

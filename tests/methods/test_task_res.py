@@ -51,5 +51,5 @@ def test_the_texts_are_as_long_as_the_tower_makes_them(clip):
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0])
 def test_bad_options_are_told(clip, alpha):
-    with pytest.raises(UserError, match="method.alpha must be above 0"):
+    with pytest.raises(UserError, match="alpha must be above 0"):
         TaskRes(clip, CLASSES, alpha=alpha)

@@ -8,7 +8,7 @@ from banks import CLASSES, bank_of, features_of, made_bank, prepared
 from xrvlm.backbones.base import Features
 from xrvlm.errors import UserError
 from xrvlm.features.bank import FeatureBank
-from xrvlm.inference.classifier import Classifier, describe
+from xrvlm.inference.classifier import Classifier, ModelHeader
 from xrvlm.methods import TipAdapter, ZeroShot
 from xrvlm.methods.base import probabilities
 from xrvlm.training.fit import fit
@@ -75,7 +75,7 @@ def test_the_fine_tuned_one_starts_as_the_other(clip):
 
 def test_the_number_of_training_images_comes_from_the_file(clip, bank, tmp_path):
     method = prepared(TipAdapter, clip, bank)
-    path = Classifier(clip, method, describe(clip, TipAdapter, CLASSES)).save(tmp_path)
+    path = Classifier(clip, method, ModelHeader.of(clip, TipAdapter, CLASSES)).save(tmp_path)
     loaded = Classifier.load(path, clip).method
     assert loaded.keys.shape == (5, clip.embed_dim)
     x = features_of(made_bank(clip, CLASSES, LABELS))
@@ -84,5 +84,5 @@ def test_the_number_of_training_images_comes_from_the_file(clip, bank, tmp_path)
 
 @pytest.mark.parametrize("options", [{"alpha": -0.1}, {"beta": 0.0}, {"beta": -1.0}])
 def test_bad_options_are_told(clip, options):
-    with pytest.raises(UserError, match=r"method.alpha must be at least 0 and method.beta above 0, found "):
+    with pytest.raises(UserError, match=r"alpha must be at least 0 and beta above 0, found "):
         TipAdapter(clip, CLASSES, **options)

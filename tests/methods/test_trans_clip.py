@@ -10,9 +10,10 @@ from photos import photo_folder
 from xrvlm import image_folder
 from xrvlm.backbones.base import Features
 from xrvlm.errors import UserError
-from xrvlm.experiments.run import RunOptions, adapt
+from xrvlm.experiments.record import RunOptions
+from xrvlm.experiments.run import adapt
 from xrvlm.features.source import FeatureSettings, without_labels
-from xrvlm.inference.classifier import Classifier, describe
+from xrvlm.inference.classifier import Classifier, ModelHeader
 from xrvlm.methods import TransCLIP, trans_clip
 from xrvlm.methods.base import probabilities
 from xrvlm.reporting.tables import terminal_table
@@ -207,7 +208,8 @@ def test_saved_with_the_images_it_has_seen(clip, tmp_path):
     test, support = clusters(clip)
     method = prepared(TransCLIP, clip)
     method.transduce(clip, features_of(test), support)
-    loaded = Classifier.load(Classifier(clip, method, describe(clip, TransCLIP, CLASSES)).save(tmp_path), clip).method
+    header = ModelHeader.of(clip, TransCLIP, CLASSES)
+    loaded = Classifier.load(Classifier(clip, method, header).save(tmp_path), clip).method
     assert loaded.seen.shape == (27, clip.embed_dim)
     assert torch.equal(probabilities(loaded, clip, test), probabilities(method, clip, test))
 
@@ -239,14 +241,15 @@ def test_a_run_is_marked_and_sees_no_label_of_the_test_part(tmp_path, clip, monk
 
 
 def test_new_classes_are_refused(tmp_path, clip):
-    with pytest.raises(UserError, match="^TransCLIP is bound to the 2 classes that it was trained on; zero_shot"):
+    with pytest.raises(UserError, match="^TransCLIP is bound to the 2 classes that it was trained on; methods that "
+                                        "score new classes: .*zero_shot"):
         adapt(clip, image_folder(photo_folder(tmp_path / "photos", 8, "abcd")), TransCLIP, protocol="base_to_new",
               options=RunOptions(runs=tmp_path / "runs"))
 
 
 @pytest.mark.parametrize("name", ["text_weight", "shots_weight"])
 def test_bad_options_are_told(clip, name):
-    with pytest.raises(UserError, match=f"method.{name} must be at least 0, or null for the method's own, found -1"):
+    with pytest.raises(UserError, match=f"{name} must be at least 0 where it is set, found -1"):
         TransCLIP(clip, CLASSES, **{name: -1.0})
 
 

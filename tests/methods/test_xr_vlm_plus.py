@@ -345,8 +345,8 @@ def test_part_descriptions_are_the_prompts_where_there_are_any(clip, always_rela
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"relate_to": "texts"}, "unknown method.relate_to 'texts'; available: classes, text, text_and_classes; did you"),
-    ({"image_parts": 0}, "method.image_parts must be at least 1, found 0"),
+    ({"relate_to": "texts"}, "unknown relate_to 'texts'; available: classes, text, text_and_classes; did you"),
+    ({"image_parts": 0}, "image_parts must be at least 1, found 0"),
 ])
 def test_bad_options_are_told(clip, options, message):
     with pytest.raises(UserError, match=message):
@@ -356,5 +356,5 @@ def test_bad_options_are_told(clip, options, message):
 def test_a_tower_without_positions_is_told():
     clip = tiny_vit()
     clip.image_width = 0
-    with pytest.raises(UserError, match="shows no positions to find parts in: xr_vlm_plus needs another backbone"):
+    with pytest.raises(UserError, match="shows no positions: xr_vlm_plus needs another backbone"):
         XRVLMPlus(clip, CLASSES)

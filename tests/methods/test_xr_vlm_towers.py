@@ -11,7 +11,8 @@ from towers import IMAGE_KINDS, VIT, openclip
 
 from xrvlm.data.folder import image_folder
 from xrvlm.errors import UserError
-from xrvlm.experiments.run import RunOptions, adapt
+from xrvlm.experiments.record import RunOptions
+from xrvlm.experiments.run import adapt
 from xrvlm.features.source import FeatureSettings
 from xrvlm.inference.classifier import Classifier
 from xrvlm.methods import XRVLM
@@ -72,6 +73,6 @@ def test_the_text_side_learns(kind, part_prompts, place, tmp_path):
 @pytest.mark.parametrize("part_prompts", ["learned", "descriptions", "learned_from_descriptions", "vectors"])
 def test_a_tower_without_positions_is_refused_before_anything_is_trained(part_prompts, place, tmp_path):
     clip = openclip("flat", VIT | {"layers": 1}).clip
-    with pytest.raises(UserError, match="flat shows no positions to attend to: xr_vlm needs another backbone, methods"):
+    with pytest.raises(UserError, match="flat shows no positions: xr_vlm needs another backbone, methods"):
         adapted(clip, place, tmp_path, part_prompts=part_prompts)
     assert not list(tmp_path.iterdir())

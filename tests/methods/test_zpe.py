@@ -75,14 +75,14 @@ def test_one_template_is_zero_shot_and_says_so(clip, bank, caplog):
     classes = class_text(("bird", "dog"))
     with caplog.at_level(logging.WARNING):
         method = prepared(ZPE, clip, bank, classes=classes)
-    assert "there is one alone: this is zero_shot; give several, such as text.templates=ensemble" in caplog.text
+    assert "there is only one: this equals zero_shot; give several, such as templates='ensemble'" in caplog.text
     zero_shot = prepared(ZeroShot, clip, classes=classes)
     torch.testing.assert_close(probabilities(method, clip, bank), probabilities(zero_shot, clip, bank))
 
 
 def test_sentences_that_are_no_templates_are_told(clip):
     described = class_text(("bird", "dog"), descriptions={"bird": ["a bird.", "the bird."], "dog": ["a dog.", "dog."]})
-    with pytest.raises(UserError, match="gives each class sentences of its own: leave it out .* or use method=dclip"):
+    with pytest.raises(UserError, match="descriptions differ between classes: leave descriptions out .*method='dclip'"):
         ZPE(clip, described)
 
 
@@ -95,5 +95,5 @@ def test_new_classes_come_in_the_same_templates(clip, bank):
 
 
 def test_bad_options_are_told(clip):
-    with pytest.raises(UserError, match="method.temperature must be above 0, found 0"):
+    with pytest.raises(UserError, match="temperature must be above 0, found 0"):
         ZPE(clip, CLASSES, temperature=0.0)

@@ -56,7 +56,7 @@ def test_a_folder(photos, run, capsys):
     assert "12 images: mean overlap of the part maps" in lines[-2]
     assert all("strongest: part" in line and "dead parts" in line for line in lines[:-2])
     for line in lines[:-2]:
-        assert ("nothing to hold against it" in line) == (f": {CLASSES[1]} " in line)
+        assert ("(which is this class)" in line) == (f": {CLASSES[1]} " in line)
     found = json.loads((run / "explain" / "explanations.json").read_text())
     assert sorted(path.relative_to(run / "explain").as_posix() for path in (run / "explain").rglob("*.png")) \
         == sorted(row["image"] for row in found["images"])
@@ -77,7 +77,7 @@ def test_a_folder(photos, run, capsys):
     assert len(found["words"][found["images"][0]["prediction"]][0]) == 2
 
 
-def test_without_images_the_test_part_of_the_run(run, tmp_path, capsys):
+def test_without_images_the_test_set_of_the_run(run, tmp_path, capsys):
     assert main(["explain", f"run={run}", f"out={tmp_path / 'out'}", "pictures=false", "device=cpu"]) == 0
     rows = json.loads((tmp_path / "out" / "explanations.json").read_text())["images"]
     with (run / "predictions.csv").open(newline="") as file:
@@ -117,7 +117,7 @@ def test_mistakes_are_told_in_one_line(photos, run, tmp_path, capsys):
     assert explained(run, photo) == 0
     predicted = predictions(run)["0.png"]
     assert explained(run, photo, f"against={predicted}") == 2
-    assert f"against={predicted} is what the model says of 0.png, explained in" in told(capsys)
+    assert f"against={predicted} is the class predicted for 0.png, explained in" in told(capsys)
     (tmp_path / "empty").mkdir()
     assert explained(run, tmp_path / "empty") == 2
     assert "found no image below" in told(capsys)

@@ -16,10 +16,10 @@ from xrvlm.cli.main import main
 from xrvlm.data.dataset import Split, write_split
 from xrvlm.data.folder import image_folder
 from xrvlm.errors import UserError
+from xrvlm.evaluation import metrics
 from xrvlm.experiments import record as records
 from xrvlm.experiments.record import append_record
 from xrvlm.reporting import page as page_module
-from xrvlm.reporting import published
 from xrvlm.reporting.report import write_report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -71,7 +71,7 @@ def write_run(folder: Path, split: Split, wrong: int, source) -> None:
     labels = torch.tensor([item.label for item in split.test])
     guesses = (labels + (torch.arange(len(labels)) < wrong)) % 3
     scores = torch.nn.functional.one_hot(guesses, 3) * 0.7 + 0.1
-    records.write_scores(folder, [item.id for item in split.test], labels, scores, CLASSES)
+    metrics.write_scores(folder, [item.id for item in split.test], labels, scores, CLASSES)
     records.write_losses(folder, [{"epoch": 1, "loss": 2.0, "learning_rate": 0.1}])
     write_split(folder / "split.json", split, source, seed=1, shots=1)
 
@@ -79,10 +79,14 @@ def write_run(folder: Path, split: Split, wrong: int, source) -> None:
 @pytest.fixture(scope="module")
 def page(sweep, tmp_path_factory) -> Path:
     runs, source = sweep
-    out = tmp_path_factory.mktemp("report")
-    with pytest.MonkeyPatch.context() as patch:          # their test part is not that of DTD
-        patch.setattr(published, "_test_part", lambda _: (47, 1692))
-        return write_report(runs, out, source_of=lambda _: source).with_suffix(".html")
+    root = tmp_path_factory.mktemp("published")
+    shutil.copytree(runs, root / "runs")
+    for path in (root / "runs").glob("*/split.json"):    # as many classes and test images as CoOp's split of DTD
+        split = json.loads(path.read_text())
+        split["classes"] += [f"class {i}" for i in range(47 - len(split["classes"]))]
+        split["test"] += split["test"][:1] * (1692 - len(split["test"]))
+        path.write_text(json.dumps(split))
+    return write_report(root / "runs", root / "report", source_of=lambda _: source).html
 
 
 def test_the_page_stands_alone(page):
@@ -134,7 +138,7 @@ def test_details_show_what_was_confused(page):
         assert any(kind in image["alt"] for image in images)
     assert len([1 for tag, attributes in reader.tags if tag == "details" and attributes.get("class") == "run"]) == 3
     assert "% of 4" in text
-    assert "2 settings with fewer shots left out" in text
+    assert "2 rows with fewer shots left out" in text
 
 
 def test_without_photos_the_page_says_so(sweep, tmp_path):
@@ -142,8 +146,8 @@ def test_without_photos_the_page_says_so(sweep, tmp_path):
         raise UserError("there is no folder /photos; check data.root")
 
     for source, told in ((gone, "No photos: there is no folder /photos; check data.root."),
-                         (None, "No photos: photos were not asked for.")):
-        text = write_report(sweep[0], tmp_path, source_of=source).with_suffix(".html").read_text(encoding="utf-8")
+                         (None, "No photos: the report was made with photos=False.")):
+        text = write_report(sweep[0], tmp_path, source_of=source).html.read_text(encoding="utf-8")
         assert told in text
         assert "data:image/jpeg" not in text
 
@@ -151,30 +155,30 @@ def test_without_photos_the_page_says_so(sweep, tmp_path):
 def test_a_long_table_shows_intervals_when_asked_for(sweep, tmp_path, monkeypatch):
     for most, checked in ((3, True), (2, False)):        # three methods
         monkeypatch.setattr(page_module, "MANY", most)
-        text = write_report(sweep[0], tmp_path).with_suffix(".html").read_text(encoding="utf-8")
+        text = write_report(sweep[0], tmp_path).html.read_text(encoding="utf-8")
         box, = [attributes for tag, attributes in Reader(text).tags if tag == "input"]
         assert ("checked" in box) == checked
         assert text.count('<small class="interval ') == 4                    # two methods at two numbers of shots
 
 
 def test_another_baseline(sweep, tmp_path):
-    out = write_report(sweep[0], tmp_path, baseline="CoOp")
-    text = Reader(out.with_suffix(".html").read_text(encoding="utf-8")).text
+    made = write_report(sweep[0], tmp_path, baseline="CoOp")
+    text = Reader(made.html.read_text(encoding="utf-8")).text
     assert "points above CoOp on the same test images" in text
     row = text.split("XR-VLM <i>", 1)[1]
     assert re.search(r"^[^%]*70\.8 ± 5\.9 \+16\.7 \[", row)
-    markdown = out.read_text(encoding="utf-8")
+    markdown = made.markdown.read_text(encoding="utf-8")
     assert "| Difference |" in markdown
     assert "| baseline |" in markdown
-    assert "What others report for dtd is left out" in markdown
+    assert "Results that others published for dtd are left out" in markdown
     assert "Published" not in markdown
     with pytest.raises(UserError, match="unknown baseline 'CoOps'.*did you mean 'CoOp'"):
         write_report(sweep[0], tmp_path, baseline="CoOps")
 
 
-def test_the_same_runs_make_the_same_page(sweep, page, tmp_path):
+def test_the_same_runs_make_the_same_page(sweep, tmp_path):
     runs, source = sweep
-    first, again = (write_report(runs, page.parent.parent / name, source_of=lambda _: source).with_suffix(".html")
+    first, again = (write_report(runs, tmp_path / name, source_of=lambda _: source).html
                     for name in ("once", "more"))        # as deep, for links to the runs are relative
     assert again.read_bytes() == first.read_bytes()
 

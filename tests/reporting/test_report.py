@@ -6,7 +6,6 @@ import re
 import statistics
 import subprocess
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import unquote
@@ -23,7 +22,7 @@ from xrvlm.evaluation import metrics
 from xrvlm.experiments import record as records
 from xrvlm.experiments.record import RunRecord, append_record, read_records
 from xrvlm.reporting.plots import figures as plots
-from xrvlm.reporting.report import write_report
+from xrvlm.reporting.report import report, write_report
 from xrvlm.reporting.tables import terminal_table
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +61,7 @@ def test_a_damaged_line_stops_the_reader_and_not_the_writer(tmp_path, caplog, da
     path = tmp_path / "results.jsonl"
     append_record(tmp_path, record("old"))
     path.write_bytes(path.read_bytes() + damage)
-    with caplog.at_level(logging.WARNING, logger="xrvlm.report"):
+    with caplog.at_level(logging.WARNING, logger="xrvlm.experiments.record"):
         append_record(tmp_path, record("new"))
     assert damage in path.read_bytes().split(b"\n")
     with pytest.raises(UserError, match=rf"{re.escape(str(path))}, line 2 is damaged .*delete that line.*xrvlm adapt"):
@@ -74,7 +73,7 @@ def test_a_damaged_line_stops_the_reader_and_not_the_writer(tmp_path, caplog, da
 
 def test_a_damaged_line_is_told_to_the_writer(tmp_path, caplog):
     (tmp_path / "results.jsonl").write_text('{"method": "xr_v')
-    with caplog.at_level(logging.WARNING, logger="xrvlm.report"):
+    with caplog.at_level(logging.WARNING, logger="xrvlm.experiments.record"):
         append_record(tmp_path, record())
     assert "damaged line" in caplog.text
 
@@ -97,18 +96,18 @@ def test_two_processes_append_at_the_same_time(tmp_path):
     (tmp_path / "record.json").write_text(json.dumps(asdict(record())))
     program = (
         "import json, sys\nfrom dataclasses import replace\nfrom pathlib import Path\n"
-        "from xrvlm.records import RunRecord, append_record\n"
-        "assert 'matplotlib.pyplot' not in sys.modules, 'plots keeps to the objects of matplotlib'\n"
+        "from xrvlm.experiments.record import RunRecord, append_record\n"
+        "assert 'matplotlib' not in sys.modules\n"
         "folder = Path(sys.argv[1])\n"
         "base = RunRecord(**json.loads((folder / 'record.json').read_text()))\n"
-        "(folder / 'ready').touch()\n"
+        "print('ready', flush=True)\n"
         "for i in range(60): append_record(folder, replace(base, run=f'child{i}'))\n")
-    child = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT)
-    while not (tmp_path / "ready").exists() and child.poll() is None:
-        time.sleep(0.001)
-    for i in range(60):
-        append_record(tmp_path, record(f"parent{i}"))
-    assert child.wait(timeout=60) == 0
+    with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"    # or "" if it failed
+        for i in range(60):
+            append_record(tmp_path, record(f"parent{i}"))
+        assert child.wait(timeout=60) == 0
     expected = {f"{who}{i}" for who in ("child", "parent") for i in range(60)}
     assert {entry.run for entry in read_records(tmp_path)} == expected
 
@@ -160,7 +159,7 @@ def test_zero_shot_has_no_deviation_over_seeds_that_agree(tmp_path):
         append_record(tmp_path, record(f"v{seed}", seed=seed, label="free", shots=0, top1=0.4 + seed / 10))
         for shots in (1, 4):
             append_record(tmp_path, record(f"c{seed}{shots}", seed=seed, label="CoOp", shots=shots))
-    text = write_report(tmp_path).read_text(encoding="utf-8")
+    text = write_report(tmp_path).markdown.read_text(encoding="utf-8")
     rows = {row["Method"]: row for row in table_rows(text) if "4" in row}
     assert (rows["CLIP"]["0"], rows["free"]["0"], rows["CoOp"]["4"]) == ("40.0", "55.0 ± 7.1", "50.0 ± 0.0")
 
@@ -216,7 +215,7 @@ def test_base_to_new_has_a_table_and_columns_of_its_own():
 
 
 def test_a_record_of_base_to_new_has_its_metrics_and_older_lines_have_none(tmp_path):
-    with pytest.raises(ValueError, match=r"wrong kind: metrics\.new_top1, metrics\.harmonic_mean, metrics\.all_top1"):
+    with pytest.raises(ValueError, match=r"type: metrics\.new_top1, metrics\.harmonic_mean, metrics\.all_top1"):
         record(protocol="base_to_new")
     old = {key: value for key, value in asdict(record()).items() if key != "protocol"}
     (tmp_path / "results.jsonl").write_text(json.dumps(old))
@@ -226,14 +225,14 @@ def test_a_record_of_base_to_new_has_its_metrics_and_older_lines_have_none(tmp_p
 def test_a_report_of_base_to_new_says_what_it_shows(tmp_path):
     for shots in (1, 4):
         append_record(tmp_path, on_new_classes(f"r{shots}", 0.6, 0.5, shots=shots))
-    text = write_report(tmp_path).read_text(encoding="utf-8")
+    text = write_report(tmp_path).markdown.read_text(encoding="utf-8")
     assert "harmonic mean over shots, cub · ViT-B-16/openai · base to new" in text
     assert text.count("Of the base classes; its `predictions_new.csv`") == 1
-    again = write_report(tmp_path, all_shots=True).read_text(encoding="utf-8")
+    again = write_report(tmp_path, all_shots=True).markdown.read_text(encoding="utf-8")
     assert again.count("Of the base classes; its `predictions_new.csv`") == 2
 
 
-def test_rows_alike_in_every_column_are_told_apart():
+def test_rows_alike_in_every_column_are_with_distinguishing_options():
     records = [record(f"r{i}", seed=1 + i % 2, setting=f"{i // 2}abcdef") for i in range(4)]
     text = long_tables(records)
     assert "[0abcde" in text.replace("\\", "")
@@ -283,9 +282,9 @@ def write_run(folder: Path, right: int) -> dict:
     labels = [0, 0, 1, 1, 2, 2, 2, 2]
     probabilities, truth = scores(labels, right), torch.tensor(labels)
     summary = metrics.summarise(probabilities, truth, CLASSES)
-    records.write_metrics(folder / records.METRICS_FILE, summary, metrics.details(probabilities, truth, CLASSES))
+    metrics.write_metrics(folder / metrics.METRICS_FILE, summary, metrics.details(probabilities, truth, CLASSES))
     ids = [f"x ({i}).jpg" for i in range(8)]
-    records.write_predictions(folder / records.PREDICTIONS, ids, truth, probabilities, CLASSES)
+    metrics.write_predictions(folder / metrics.PREDICTIONS, ids, truth, probabilities, CLASSES)
     records.write_losses(folder, [{"epoch": epoch, "loss": 2 / epoch, "learning_rate": 0.1, "val_top1": 0.5}
                                   for epoch in (1, 2, 3)])
     return summary
@@ -294,14 +293,14 @@ def write_run(folder: Path, right: int) -> dict:
 def test_predictions(tmp_path):
     probabilities = torch.tensor([[0.1, 0.5, 0.2, 0.2], [0.25, 0.25, 0.25, 0.25]])
     ids = ["a,1.jpg", "caf\udce9.jpg"]
-    records.write_predictions(tmp_path / records.PREDICTIONS, ids, torch.tensor([2, 0]), probabilities, CLASSES, topk=3)
+    metrics.write_predictions(tmp_path / metrics.PREDICTIONS, ids, torch.tensor([2, 0]), probabilities, CLASSES, topk=3)
     with (tmp_path / "predictions.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["image", "label", "prediction", "class_1", "probability_1", "class_2", "probability_2",
                        "class_3", "probability_3"]
     assert rows[1] == ["a,1.jpg", CLASSES[2], "a,b", "a,b", "0.500000", CLASSES[2], "0.200000", "d", "0.200000"]
     assert [rows[2][0], *rows[2][3::2]] == ["caf\\udce9.jpg", *CLASSES[:3]]   # equal: the lowest class first
-    records.write_predictions(tmp_path / records.PREDICTIONS, ["a", "b"], None, probabilities, CLASSES, topk=9)
+    metrics.write_predictions(tmp_path / metrics.PREDICTIONS, ["a", "b"], None, probabilities, CLASSES, topk=9)
     with (tmp_path / "predictions.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["label"] for row in rows] == ["", ""]
@@ -334,11 +333,11 @@ def test_a_report_of_a_sweep(tmp_path):
             run = f"it's [{shots}] é/seed={seed}"
             summary = write_run(runs / run, right)
             append_record(runs, record(run, shots=shots, seed=seed, metrics=summary))
-    page = write_report(runs)
+    page = write_report(runs).markdown
     assert page == runs / "report" / "report.md"
     assert len(links(page)) == 5          # shots; and of 16 shots a folder, confusion, reliability and a loss
-    assert "1 setting with fewer shots left out here: `xrvlm report all_shots=true`" in page.read_text(encoding="utf-8")
-    assert write_report(runs, all_shots=True) == page
+    assert "1 row with fewer shots left out here: `xrvlm report all_shots=true`" in page.read_text(encoding="utf-8")
+    assert write_report(runs, all_shots=True).markdown == page
     text = page.read_text(encoding="utf-8")
     assert "left out" not in text
     assert [row["Top-1"] for row in table_rows(text) if "Top-1" in row] == ["81.2 ± 8.8"] * 2    # of 75.0 and 87.5
@@ -351,6 +350,23 @@ def test_a_report_of_a_sweep(tmp_path):
     assert [row["Class"] for row in table_rows(text) if "Class" in row][:3] == ['café "noir"', "Baird's Sparrow", "a,b"]
 
 
+def test_report_is_one_call(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_run(tmp_path / "runs" / "a", right=6)
+    append_record(tmp_path / "runs", record("a"))
+    made = report("~/runs", photos=False)
+    assert made.markdown == tmp_path / "runs" / "report" / "report.md"
+    assert all(path.is_file() for path in (made.markdown, made.html, made.latex))
+    assert made.table == terminal_table([record("a")])
+    assert "made with photos=False" in made.html.read_text(encoding="utf-8")
+    assert report(str(tmp_path / "runs"), "~/there", photos=True).html == tmp_path / "there" / "report.html"
+    assert "does not say where its images were" in (tmp_path / "there" / "report.html").read_text(encoding="utf-8")
+    with pytest.raises(UserError, match="unknown baseline 'nothing'"):
+        report(tmp_path / "runs", baseline="nothing")
+    with pytest.raises(UserError, match="xrvlm adapt"):
+        report(tmp_path / "runs" / "a")
+
+
 def test_a_report_names_what_a_run_lacks(tmp_path):
     append_record(tmp_path, record("gone"))
     append_record(tmp_path, record("torn", shots=16))
@@ -360,7 +376,7 @@ def test_a_report_names_what_a_run_lacks(tmp_path):
     (tmp_path / "torn" / "losses.csv").write_bytes(b"epoch,loss\n1,\xff\n")
     (tmp_path / "torn" / "metrics.json").write_text('{"summary": {}}')
     out = tmp_path / "elsewhere"
-    text = write_report(tmp_path / "results.jsonl", out, all_shots=True).read_text(encoding="utf-8")
+    text = write_report(tmp_path / "results.jsonl", out, all_shots=True).markdown.read_text(encoding="utf-8")
     sections = dict(zip(["start", "table", "free", "gone", "torn"], text.split("\n### "), strict=True))
     for file in ("predictions.csv", "losses.csv", "metrics.json"):
         assert f"folder holds no `{file}`" in sections["gone"]
@@ -408,7 +424,7 @@ def test_the_report_compares_four_settings_of_one_shot_count(tmp_path):
     assert not list(tmp_path.glob("report/*bars.png"))
     append_record(tmp_path, record("head", shots=16, setting="s9", head="mlp", options={"head": "mlp"}))
     append_record(tmp_path, record("zero", shots=0, label="CLIP"))
-    text = write_report(tmp_path).read_text(encoding="utf-8")
+    text = write_report(tmp_path).markdown.read_text(encoding="utf-8")
     picture, = tmp_path.glob("report/*-16shots-bars.png")
     assert text.index(picture.name) < text.index("| Method |")
     assert "### All metrics" not in text
@@ -417,11 +433,11 @@ def test_the_report_compares_four_settings_of_one_shot_count(tmp_path):
 def test_a_report_over_shots_begins_with_shots_as_columns(tmp_path):
     for shots in (1, 4, "all"):
         append_record(tmp_path, record(f"r{shots}", shots=shots, setting=f"s{shots}"))
-    text = write_report(tmp_path).read_text(encoding="utf-8")
+    text = write_report(tmp_path).markdown.read_text(encoding="utf-8")
     first, heading, second = (text.index(words) for words in ("| 1 | 4 | all |", "### All metrics", "| Shots |"))
     assert first < text.index("-shots.png") < heading < second
     assert re.findall(r"^### .*XR-VLM, (.*)$", text, re.MULTILINE) == ["all shots"]
-    assert "2 settings with fewer shots left out here" in text
+    assert "2 rows with fewer shots left out here" in text
 
 
 def test_a_part_map_lies_where_the_part_is():

@@ -4,28 +4,28 @@ import pytest
 from results import record
 
 from xrvlm.experiments.record import RunRecord
-from xrvlm.reporting.results import by_series, names, settings, shot_counts
+from xrvlm.reporting.results import by_curve, display_names, rows_of, shot_counts
 
 
 def named(*records: RunRecord) -> dict[str, list[int | str]]:
-    """The shots of each series, by its name."""
-    rows = settings(records)
-    told = names(rows)
-    return {told[next(iter(points.values()))]: list(points) for points in by_series(rows)}
+    """The shots of each curve, by its name."""
+    rows = rows_of(records)
+    names = display_names(rows)
+    return {names[next(iter(points.values()))]: list(points) for points in by_curve(rows)}
 
 
-def test_a_series_goes_on_over_shots_though_the_settings_differ():
+def test_a_curve_goes_on_over_shots_though_the_setting_hashes_differ():
     records = [record(f"{shots}-{seed}", shots=shots, seed=seed, setting=f"hash{shots}")
                for shots in (16, "all", 1) for seed in (1, 2)]
-    rows = settings(records)
-    assert [(row.first.shots, row.seeds, row.mark, row.code) for row in rows] == [
+    rows = rows_of(records)
+    assert [(row.first.shots, row.seeds, row.options_suffix, row.hash_suffix) for row in rows] == [
         (1, 2, "", ""), (16, 2, "", ""), ("all", 2, "", "")]
     assert named(*records) == {"XR-VLM": [1, 16, "all"]}
-    assert shot_counts([*rows, *settings([record("zero", shots=0)])]) == [1, 16, "all"]
+    assert shot_counts([*rows, *rows_of([record("zero", shots=0)])]) == [1, 16, "all"]
 
 
-def test_the_mean_and_the_sample_deviation_are_of_the_runs_of_one_setting():
-    row, = settings([record("a", top1=0.5), record("b", seed=2, top1=0.56), record("c", seed=3, top1=0.59)])
+def test_the_mean_and_the_sample_deviation_are_of_the_runs_of_one_row():
+    row, = rows_of([record("a", top1=0.5), record("b", seed=2, top1=0.56), record("c", seed=3, top1=0.59)])
     assert row.values("top1") == pytest.approx([50, 56, 59])
     assert row.percent("top1") == pytest.approx((55, statistics.stdev([50, 56, 59])))
 
@@ -37,7 +37,7 @@ def test_the_mean_and_the_sample_deviation_are_of_the_runs_of_one_setting():
     ({"head": "mlp", "options": {"head": "mlp"}}, "XR-VLM (head=mlp)"),
     ({"prompts": "none", "options": {"part_prompts": None}}, "XR-VLM (part_prompts=None)"),
 ])
-def test_other_methods_are_other_series_and_the_name_says_what_differs(change, name):
+def test_other_methods_are_other_curves_and_the_name_says_what_differs(change, name):
     found = named(record("a", shots=1), record("b", shots=2), record("c", shots=2, **change))
     assert list(found.values()) == [[1, 2], [2]]
     assert list(found)[1] == name
@@ -55,10 +55,10 @@ def test_a_name_tells_variants_only_where_options_do_not_and_options_only_where_
     assert set(found) == {"XR-VLM, names", "XR-VLM, part", "XR-VLM, part (image_parts=1)", "Tip"}
 
 
-def test_an_option_that_a_column_shows_is_no_mark():
-    rows = settings([record("a"), record("b", prompts="vectors", options={"part_prompts": "vectors"}),
+def test_an_option_that_a_column_shows_is_no_suffix():
+    rows = rows_of([record("a"), record("b", prompts="vectors", options={"part_prompts": "vectors"}),
                      record("c", prompts="vectors", options={"image_parts": 1, "part_prompts": "vectors"})])
-    assert sorted(row.mark for row in rows) == ["", "", " (image_parts=1)"]
+    assert sorted(row.options_suffix for row in rows) == ["", "", " (image_parts=1)"]
 
 
 def test_what_differs_in_nothing_that_is_recorded_is_joined_by_the_hash_of_its_series():
@@ -79,7 +79,7 @@ def test_older_lines_without_that_hash_are_joined_only_where_no_doubt_is():
 
 
 def test_a_recipe_named_after_the_method_is_its_own():
-    own = names(settings([record("a", label="Tip-Adapter-F", recipe="tip_adapter_f", method="tip_adapter")]))
+    own = display_names(rows_of([record("a", label="Tip-Adapter-F", recipe="tip_adapter_f", method="tip_adapter")]))
     changed = named(record("a", label="Tip-Adapter-F", recipe="tip_adapter_f", method="tip_adapter"),
                     record("b", label="Tip-Adapter-F", recipe="long", method="tip_adapter"))
     assert list(own.values()) == ["Tip-Adapter-F"]

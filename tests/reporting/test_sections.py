@@ -17,7 +17,7 @@ from xrvlm.data.folder import image_folder
 from xrvlm.errors import UserError
 from xrvlm.reporting.paired import read_outcomes
 from xrvlm.reporting.published import published
-from xrvlm.reporting.results import Setting
+from xrvlm.reporting.results import Row
 from xrvlm.reporting.sections import SIDE, Album
 from xrvlm.reporting.tables import latex_tables, latex_text, tables
 from xrvlm.views import FileSource
@@ -81,16 +81,16 @@ def test_a_page_holds_so_many_photos_and_each_only_once(tmp_path):
     most = len(base64.b64decode(Album(lambda _: source).photo(folder, images[1]).split(",")[1])) + 10
     album = Album(lambda _: source, most_bytes=most)
     assert album.photo(folder, images[1]) == album.photo(folder, images[1])
-    with pytest.raises(UserError, match="as many photos as it may"):
+    with pytest.raises(UserError, match="have reached their size limit"):
         album.photo(folder, images[2])
 
 
 def test_photos_that_are_not_to_be_had_say_why(tmp_path):
     folder, source, images = run_folder(tmp_path)
-    with pytest.raises(UserError, match="not asked for"):
+    with pytest.raises(UserError, match="made with photos=False"):
         Album(None).photo(folder, images[0])
     (source.root / images[0]).write_bytes(png(30, 30))
-    with pytest.raises(UserError, match=r"0\.png is no longer the image that the run was tested on"):
+    with pytest.raises(UserError, match=r"0\.png is not the image that the run was tested on"):
         Album(lambda _: source).photo(folder, images[0])
     (source.root / images[0]).unlink()
     with pytest.raises(UserError, match="cannot read the image"):
@@ -105,15 +105,15 @@ def test_photos_that_are_not_to_be_had_say_why(tmp_path):
 TOWER = "ViT-B-16-quickgelu/openai"
 
 
-def row_on(root: Path, classes: int, images: int, **changes) -> Setting:
-    """A setting of one run whose split.json tells of so many classes and test images."""
+def row_on(root: Path, classes: int, images: int, **changes) -> Row:
+    """A row of one run whose split.json has so many classes and test images."""
     run = record(f"{classes}-{images}", split=f"{classes}-{images}", **({"backbone": TOWER, "shots": 16} | changes))
     (root / run.run).mkdir(parents=True, exist_ok=True)
     (root / run.run / "split.json").write_text(json.dumps({"classes": ["x"] * classes, "test": [{}] * images}))
-    return Setting((run,))
+    return Row((run,))
 
 
-def test_published_figures_where_data_test_part_tower_and_shots_match(tmp_path):
+def test_published_figures_where_data_test_set_backbone_and_shots_match(tmp_path):
     row = row_on(tmp_path, 100, 3333, data="FGVC-Aircraft", label="CoOp")
     found = published([row], tmp_path)
     assert list(found.top1) == ["CLIP zero-shot", "CoOp", "Tip-Adapter-F", "linear probe", "PLOT++", "PromptSRC",
@@ -123,16 +123,16 @@ def test_published_figures_where_data_test_part_tower_and_shots_match(tmp_path):
     assert published([free], tmp_path).of(free) == 43.6
 
 
-def test_no_published_figure_beside_another_test_part(tmp_path):
-    """DTD's official split, and a folder of that name, have other test images than what the figures are of."""
+def test_no_published_figure_beside_another_test_set(tmp_path):
+    """DTD's official split, and a folder of that name, have other test images than the published results."""
     official, theirs = (row_on(tmp_path, 47, images, data="dtd", label="CoOp") for images in (1880, 1692))
     found = published([official], tmp_path)
     assert found.top1 == {}
-    assert found.mismatch == ("What others report for dtd is left out: theirs is of a test part of 1,692 images of 47 "
-                              "classes, which is CoOp's, and here it is 1,880 of 47.")
-    assert "here it is 1,692 of 47 and 1,880 of 47." in published([official, theirs], tmp_path).mismatch
+    assert found.mismatch == ("Results that others published for dtd are left out: they were measured on CoOp's test "
+                              "set of 1,692 images of 47 classes, and the one here is 1,880 of 47.")
+    assert "the one here is 1,692 of 47 and 1,880 of 47." in published([official, theirs], tmp_path).mismatch
     (tmp_path / official.first.run / "split.json").write_text("{}")
-    assert "here it is not told by its split.json." in published([official], tmp_path).mismatch
+    assert "the one here is unknown, for its split.json does not hold it." in published([official], tmp_path).mismatch
 
 
 @pytest.mark.parametrize("change", [

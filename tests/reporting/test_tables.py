@@ -1,7 +1,11 @@
+import subprocess
+import sys
+
 from results import long_tables, record, table_rows
 
+from xrvlm.evaluation.tables import Table, markdown_table
 from xrvlm.experiments.record import RunRecord
-from xrvlm.reporting.tables import Table, markdown_table, table_over_shots, tables, terminal_table
+from xrvlm.reporting.tables import table_over_shots, tables, terminal_table
 
 
 def over_shots(records: list[RunRecord]) -> Table:
@@ -36,8 +40,8 @@ def test_a_column_a_shot_count_and_a_row_a_method():
         ["XR-VLM (image_parts=1)", "learned", "-", "20.0 ± 10.0", "-", "95.0 ± 0.0"],
     ]
     assert [row.first.shots for row in table.rows] == [0, 4, "all", "all"]
-    told = ("head: product", "recipe: own", "top-1 in % by the shots", "deviation over 3 seeds", "(n): of n seeds")
-    assert all(words in table.caption for words in told)
+    expected = ("head: product", "recipe: own", "top-1 in % by the shots", "deviation over 3 seeds", "(n): of n seeds")
+    assert all(words in table.caption for words in expected)
 
 
 def test_one_seed_everywhere_needs_no_word_on_deviations():
@@ -75,7 +79,7 @@ def test_the_terminal_shows_shots_as_columns_and_names_the_rest():
     text = terminal_table(SWEEP)
     assert "ECE" not in text
     assert "25.0 ± 7.1 (2)" in text
-    assert text.rstrip().endswith("stand in report.md.")
+    assert text.rstrip().endswith("are in report.md.")
     assert max(map(len, text.splitlines())) <= 120
     assert "report.md" not in terminal_table(runs("A", {4: [0.5]}))
 
@@ -90,3 +94,8 @@ def test_markdown_holds_the_same():
     rows = table_rows(markdown_table(over_shots(SWEEP)))
     assert [(row["Method"], row["1"], row["all"]) for row in rows][2] == ("XR-VLM", "25.0 ± 7.1 (2)", "91.0 ± 1.7")
     assert len(table_rows(long_tables(SWEEP))) == 8
+
+
+def test_tables_load_no_library_of_pictures_and_pages():
+    program = "import sys, xrvlm.reporting.tables; print(*{'torch', 'matplotlib', 'jinja2'} & {*sys.modules})"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "\n"

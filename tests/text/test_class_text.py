@@ -67,10 +67,10 @@ def test_a_name_with_braces_is_not_a_template():
     ("phot", "unknown template list 'phot'; available: .*ensemble.*photo.*; did you mean 'photo'\\?; or pass a path"),
     ("/no/where.txt", "no template list at /no/where.txt; check the path"),
     ("mine.txt", "no template list at mine.txt; check the path"),
-    (["no place"], "'no place' in text.templates must hold exactly one {}"),
+    (["no place"], "'no place' in templates must hold exactly one {}"),
     ("{} and {}", "must hold exactly one {}"),
     (["a {name}"], "must hold exactly one {}"),
-    ([], "text.templates is empty"),
+    ([], "^templates is empty"),
 ])
 def test_wrong_templates(wanted, message):
     with pytest.raises(UserError, match=message):
@@ -118,18 +118,18 @@ def test_descriptions(tmp_path, by_path):
 def test_descriptions_meet_their_classes_whatever_the_underscores_and_the_file_system():
     spelt = {"a b": "1", "c_d": "2", unicodedata.normalize("NFD", "caf\u00e9"): "3"}
     assert class_text(["a_b", "c d", "caf\u00e9"], descriptions=spelt).prompts == (("1",), ("2",), ("3",))
-    with pytest.raises(UserError, match=r"no descriptions for 1 of 1 classes in text.descriptions: 'Robin'; add"):
+    with pytest.raises(UserError, match=r"no descriptions for 1 of 1 classes in descriptions: 'Robin'; add"):
         class_text(["Robin"], descriptions={"robin": "case is as is"})
 
 
 @pytest.mark.parametrize("wrong", [[], "", " ", ["a", ""], [1], 3, None, {"a": "b"}])
 def test_wrong_descriptions_name_the_class(wrong):
-    with pytest.raises(UserError, match=r"descriptions of class 'robin' in text.descriptions must be a sentence or"):
+    with pytest.raises(UserError, match=r"descriptions of class 'robin' in descriptions must be a sentence or"):
         class_text(["robin"], descriptions={"robin": wrong})
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    ("{", "cannot read .*d.json: .*; mend it"), ("[1]", "must hold one JSON object"),
+    ("{", "cannot read .*d.json: .*; correct it"), ("[1]", "must hold one JSON object"),
     ('{"jay": "x"}', "no descriptions for 1 of 1 classes in .*d.json: 'robin'")])
 def test_wrong_description_files(tmp_path, content, message):
     with pytest.raises(UserError, match=message):
@@ -155,25 +155,25 @@ def test_parts(tmp_path, by_path):
 
 
 @pytest.mark.parametrize(("jay", "message"), [
-    ({"bill": "x"}, "class 'jay' in text.parts has no part 'tail'"),
-    ({"bill": "x", "tail": "y", "eye": "z"}, "class 'jay' in text.parts has the part 'eye', which the classes before"),
+    ({"bill": "x"}, "class 'jay' in parts has no part 'tail'"),
+    ({"bill": "x", "tail": "y", "eye": "z"}, "class 'jay' in parts has the part 'eye', which earlier classes"),
     ({"tail": "y", "bill": "x"}, "parts in the order tail, bill; write them as bill, tail"),
-    ({}, "parts of class 'jay' in text.parts must be"),
-    (["x", "y"], "parts of class 'jay' in text.parts must be"),
-    ({"bill": "x", "tail": ""}, "part 'tail' of class 'jay' in text.parts must have a name and a sentence, found ''"),
-    ({"bill": ["x"], "tail": "y"}, r"part 'bill' of class 'jay' in text.parts must have .*, found \['x'\]"),
-    ({3: "x", "tail": "y"}, "part 3 of class 'jay' in text.parts must have a name"),
+    ({}, "parts of class 'jay' in parts must be"),
+    (["x", "y"], "parts of class 'jay' in parts must be"),
+    ({"bill": "x", "tail": ""}, "part 'tail' of class 'jay' in parts must have a name and a sentence, found ''"),
+    ({"bill": ["x"], "tail": "y"}, r"part 'bill' of class 'jay' in parts must have .*, found \['x'\]"),
+    ({3: "x", "tail": "y"}, "part 3 of class 'jay' in parts must have a name"),
 ])
 def test_wrong_parts(jay, message):
     with pytest.raises(UserError, match=message):
         class_text(["robin", "jay"], parts={**PARTS, "jay": jay})
-    with pytest.raises(UserError, match=r"no parts for 1 of 2 classes in text.parts: 'wren'"):
+    with pytest.raises(UserError, match=r"no parts for 1 of 2 classes in parts: 'wren'"):
         class_text(["robin", "wren"], parts=PARTS)
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    ("", "cannot read .*p.json: .*; mend it or pass another file"),
-    ("{}", "no parts for 1 of 1 classes in .*p.json: 'robin'; add them, or call the classes as it does"),
+    ("", "cannot read .*p.json: .*; correct it or pass another file"),
+    ("{}", "no parts for 1 of 1 classes in .*p.json: 'robin'; add them, or set class_names to its names"),
     ('{"robin": {"bill": "x"}, "robin": {"bill": "y"}}', "cannot read .*p.json: the key 'robin' occurs twice"),
     ('{"robin": {"bill": "x", "bill": "y"}}', "cannot read .*p.json: the key 'bill' occurs twice"),
     ('{"robin": {"bill": "x"}, "a b": {"bill": "x"}, "a_b": {"bill": "y"}}',
@@ -186,7 +186,7 @@ def test_wrong_part_files(tmp_path, content, message):
 
 
 def test_a_class_that_is_no_text():
-    with pytest.raises(UserError, match=r"^3 in text.parts is no class name"):
+    with pytest.raises(UserError, match=r"^3 in parts is no class name"):
         class_text(["robin"], parts={"robin": {"bill": "x"}, 3: {"bill": "y"}})
 
 
@@ -245,14 +245,14 @@ def test_name_classes_in_every_form(tmp_path):
 
 
 @pytest.mark.parametrize(("names", "message"), [
-    (["x"], "data.class_names holds 1 names for 2 classes; give one name a class, in this order: n01, n02"),
+    (["x"], "class_names holds 1 names for 2 classes; give one name per class, in this order: n01, n02"),
     ("flowers17", "flowers17 holds 17 names for 2 classes"),
     ("birds", "unknown class-name list 'birds'; available: .*flowers17.*; or pass a path"),
-    (["x", "x"], "duplicate class names in data.class_names: 'x' and 'x'"),
+    (["x", "x"], "duplicate class names in class_names: 'x' and 'x'"),
     (["x_y", "x y"], "duplicate class names"),
-    (["x", 3], "class name 3 in data.class_names is not a word"),
-    (["x", " "], "class name ' ' in data.class_names is not a word"),
-    ({"n01": "x"}, "data.class_names has no name for 1 of 2 classes: 'n02'; add them"),
+    (["x", 3], "class name 3 in class_names is not a word"),
+    (["x", " "], "class name ' ' in class_names is not a word"),
+    ({"n01": "x"}, "class_names has no name for 1 of 2 classes: 'n02'; add them"),
     ({"n01": "x", "n02": "y", "n3": "z"}, "names classes that the data set does not have: 'n3'; its classes are n01"),
     ({"n01": "x", "n02": "x"}, "duplicate class names"),
 ])
@@ -267,19 +267,19 @@ def test_small_words():
     assert readable("a_b c__d") == "a b c  d"
 
 
-@pytest.mark.parametrize("place", ["xrvlm/prompts", "prompts"])
-def test_the_texts_are_found_installed_and_in_a_checkout(tmp_path, place):
+@pytest.mark.parametrize("folder", ["xrvlm/prompts", "prompts"])
+def test_the_texts_are_found_installed_and_in_a_checkout(tmp_path, folder):
     root = Path(__file__).parents[2]
-    (tmp_path / "xrvlm").mkdir()
-    for module in ("__init__", "errors", "files", "text"):
-        shutil.copy(root / "xrvlm" / f"{module}.py", tmp_path / "xrvlm")
+    (tmp_path / "xrvlm" / "text").mkdir(parents=True)
+    for module in ("errors", "files", "text/__init__", "text/class_text"):
+        shutil.copy(root / "xrvlm" / f"{module}.py", tmp_path / "xrvlm" / f"{module}.py")
     (tmp_path / "xrvlm" / "__init__.py").write_text("")
-    (tmp_path / place / "templates").mkdir(parents=True)
-    (tmp_path / place / "__init__.py").write_text("")
-    (tmp_path / place / "templates" / "mine.txt").write_text("found the {}.")
+    (tmp_path / folder / "templates").mkdir(parents=True)
+    (tmp_path / folder / "__init__.py").write_text("")
+    (tmp_path / folder / "templates" / "mine.txt").write_text("found the {}.")
     # -S: no site-packages finder of an editable install; filelock is all that is needed from there
     site = Path(sys.modules["filelock"].__file__ or "").parents[1]
-    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(site)!r}]; import xrvlm.text as t; " \
+    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(site)!r}]; import xrvlm.text.class_text as t; " \
            "print(t.templates('mine'))"
     done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
     assert done.stdout.strip() == "('found the {}.',)"

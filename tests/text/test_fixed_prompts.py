@@ -141,9 +141,9 @@ def test_a_sentence_that_cannot_be_read_names_its_class_and_part(kind, sentence,
 def test_descriptions_that_are_not_there_are_told():
     clip = tiny_vit()
     for kind in ("descriptions", "learned_from_descriptions"):
-        with pytest.raises(UserError, match="needs a sentence for each part of each class: .*text.parts=NAME"):
+        with pytest.raises(UserError, match="needs a sentence for each part of each class: .*parts='NAME'"):
             described_parts(kind, clip, class_text(["cat", "dog"]))
-    with pytest.raises(UserError, match="unknown method.part_prompts 'described'; available: descriptions, learned, "):
+    with pytest.raises(UserError, match="unknown part_prompts 'described'; available: descriptions, learned, "):
         described_parts("described", clip, classes())
 
 

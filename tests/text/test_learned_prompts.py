@@ -57,13 +57,13 @@ def test_words_fill_the_context_from_the_front(clip, options):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"context": "both"}, "unknown method.context 'both'; available: shared, shared_then_specific, specific"),
-    ({"shared_length": 2}, "shared_length=2 is read with method.context=shared_then_specific alone, found .*=specific"),
-    ({"context": "shared", "shared_length": 2}, "shared_length=2 is read with .* alone, found method.context=shared;"),
-    ({"context": "shared_then_specific", "shared_length": 0}, "leave some of the 16 .*: from 1 to 15, found 0"),
-    ({"context": "shared_then_specific", "shared_length": 16}, "from 1 to 15, found 16"),
-    ({"context": "shared_then_specific", "shared_length": 4, "words": "a photo of a"}, "from 1 to 3, found 4"),
-    ({"context": "shared_then_specific", "length": 1}, "needs two learned vectors at least, found one"),
+    ({"context": "both"}, "unknown context 'both'; available: shared, shared_then_specific, specific"),
+    ({"shared_length": 2}, "shared_length=2 needs context='shared_then_specific', found .*='specific'"),
+    ({"context": "shared", "shared_length": 2}, "shared_length=2 needs .*, found context='shared';"),
+    ({"context": "shared_then_specific", "shared_length": 0}, "from 1 to 15, so that some of the 16 .*, found 0"),
+    ({"context": "shared_then_specific", "shared_length": 16}, "from 1 to 15, .*, found 16"),
+    ({"context": "shared_then_specific", "shared_length": 4, "words": "a photo of a"}, "from 1 to 3, .*, found 4"),
+    ({"context": "shared_then_specific", "length": 1}, "needs at least two learned vectors, found one"),
     ({"length": 0}, "at least one vector and one text part, found context_length=0 and text_parts=1"),
     ({"text_parts": 0}, "found context_length=16 and text_parts=0"),
     ({"words": "  "}, "holds no word that the tokenizer knows"),

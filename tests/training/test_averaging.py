@@ -133,5 +133,5 @@ def test_a_resumed_mean_ends_bit_equal(tmp_path, stop, optimizer, selection):
 
 
 def test_keeping_one_epoch_and_averaging_several_exclude_each_other():
-    with pytest.raises(UserError, match="selection=val keeps one epoch and recipe.average_last=2 averages several"):
+    with pytest.raises(UserError, match="selection='val' keeps one epoch and average_last=2 averages several"):
         trained(replace(RECIPE, average_last=2), selection="val", val=Source())

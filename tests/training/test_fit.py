@@ -100,7 +100,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, damage):
     method = Probe()
     if damage == "other tensors":
         method.linear = nn.Linear(4, 3)
-    with pytest.raises(UserError, match="start (this run )?again with force=true"):
+    with pytest.raises(UserError, match="start (this run )?again with force=True"):
         fit(method, Tower(), Source(), RECIPE, seed=1, checkpoint=checkpoint,
             identity="b" if damage == "identity" else "a")
 
@@ -110,14 +110,14 @@ def test_a_loss_that_is_not_finite_is_told():
         def loss(self, x, y, clip, *, label_smoothing=0.0):
             return super().loss(x, y, clip) * math.inf
 
-    with pytest.raises(UserError, match="became (inf|nan) in epoch 1: try a lower recipe.learning_rate"):
+    with pytest.raises(UserError, match="became (inf|nan) in epoch 1: try a lower learning_rate"):
         fit(Exploding(), Tower(), Source(), RECIPE, seed=1)
 
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"optimizer": "lion"}, "unknown optimizer 'lion'"), ({"epochs": -1}, "epochs"), ({"batch_size": 1}, "batch_size"),
     ({"learning_rate": 0.0}, "learning_rate"), ({"label_smoothing": 1.0}, "label_smoothing"),
-    ({"text_every": 0}, "text_every"), ({"average_last": 2}, "average_last from 0 to the 1 epochs"),
+    ({"text_every": 0}, "text_every"), ({"average_last": 2}, "average_last must be from 0 to the 1 epochs"),
     ({"soup": [1, 0]}, r"such as \[0.5, 1, 2\], found \[1, 0\]"), ({"soup": 2.0}, "soup must be a list")])
 def test_bad_recipes_are_told(options, message):
     with pytest.raises(UserError, match=message):

@@ -1,9 +1,9 @@
-"""Where a FrozenCLIP comes from. open_clip and transformers are imported when the first of theirs is asked for."""
+"""Frozen CLIP models of open_clip and transformers. Each library is imported on first use."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from xrvlm.backbones import _torchvision as _torchvision  # before anything else imports torchvision
+from xrvlm.backbones import _torchvision as _torchvision  # before any other import of torchvision
 
 if TYPE_CHECKING:
     from xrvlm.backbones.hf import load_hf, wrap_hf

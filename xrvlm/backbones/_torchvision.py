@@ -1,28 +1,23 @@
-"""Import torchvision beside a torch that it was not built for.
+"""Import torchvision next to a torch build that it does not match.
 
-The torchvision wheel of PyPI links CUDA; next to a CPU-only torch its C++ library cannot be loaded, and the import
-then fails because the two operators that Python code decorates do not exist. Declaring them is enough for all that is
-used here (transforms). Where the pair matches, nothing is done.
+The torchvision wheel on PyPI links CUDA. With a CPU-only torch its C++ library does not load, and `import torchvision`
+fails because two operators are missing that its Python code decorates. Defining their schemas is enough for what xrvlm
+uses (transforms). If torch and torchvision match, this module changes nothing.
 """
 
 import sys
 
 import torch
 
-
-def _declare_missing_operators() -> torch.library.Library:
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
-
-
 try:
     import torchvision
 except RuntimeError as error:
     if "operator torchvision::" not in str(error):
         raise
-    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-        del sys.modules[name]
-    _library = _declare_missing_operators()     # must stay alive: the operators go with it
+    for _module in tuple(sys.modules):
+        if _module.split(".")[0] == "torchvision":
+            del sys.modules[_module]
+    _library = torch.library.Library("torchvision", "FRAGMENT")     # referenced here: its operators live as long as it
+    for _operator in ("nms", "qnms"):
+        _library.define(f"{_operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     import torchvision  # noqa: F401

@@ -1,6 +1,6 @@
-"""What the rest of the project sees of a frozen CLIP: features of images, of sentences, of learnable prompts.
+"""The interface of a frozen CLIP: features of images, of sentences and of learnable prompts.
 
-Letters: `b` batch, `p` positions, `d` joint dimension, `e` width of the image tower, `f` width in front of its
+Letters: `b` batch, `p` positions, `d` joint dimension, `e` width of the image tower, `f` width before its
 projection, `w` width of the text tower, `c` classes, `g` text parts, `l` learned vectors in a prompt, `t` tokens in a
 prompt.
 """
@@ -23,15 +23,15 @@ DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
 @dataclass(frozen=True)
 class Features:
-    """All that an image side may see of the frozen tower; float32 unless read from a half-precision bank."""
+    """Image features, all that a method sees of an image; float32 unless read from a half-precision bank."""
 
     pooled: Tensor                       # (b, d) unit norm
-    tokens: Tensor | None = None         # (b, p, d) last block, every position projected into the joint space
-    mid_tokens: Tensor | None = None     # (b, p, e) what enters the second-last block (ViT), the last map (ResNet)
-    unprojected: Tensor | None = None    # (b, f) what the last linear map reads that makes the pooled feature
+    tokens: Tensor | None = None         # (b, p, d) last block, each position projected to the joint space
+    mid_tokens: Tensor | None = None     # (b, p, e) input of the second-last block (ViT), last map (ResNet)
+    unprojected: Tensor | None = None    # (b, f) input of the last linear map, whose output is `pooled`
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Features":
-        """The same features with `change` applied to each tensor that is there."""
+        """Apply `change` to each tensor that is not None."""
         return Features(**{name: change(value) for name, value in vars(self).items() if value is not None})
 
     def to(self, device: torch.device) -> "Features":
@@ -43,46 +43,46 @@ class Features:
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """How a checkpoint wants its images: sizes in pixels, `mean` and `std` of RGB in 0..1."""
+    """The image preprocessing of a checkpoint: sizes in pixels, `mean` and `std` of RGB in 0..1."""
 
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: Interpolation = "bicubic"
-    resize: Literal["shortest", "squash"] = "shortest"    # shorter side then centre crop, or both sides at once
+    resize: Literal["shortest", "squash"] = "shortest"    # shorter side and centre crop, or both sides
     resize_to: int | None = None         # shorter side before the centre crop; None: image_size
 
 
 @dataclass(frozen=True)
 class PromptLayout:
-    """Where the constant tokens and the learned vectors of each class prompt stand. Made by `FrozenCLIP.layout`."""
+    """Token ids of each class prompt and the positions of its learned vectors. Made by `FrozenCLIP.layout`."""
 
-    tokens: Tensor                       # (c, t) token ids, padded behind [EOS]; ids under a slot are ignored
+    tokens: Tensor                       # (c, t) token ids, padded after [EOS]; ids at a slot are ignored
     slots: Tensor                        # (c, l) positions of the learned vectors
     ends: Tensor                         # (c,) position of [EOS]
-    shared: int = 0                      # how many of the l vectors, from the first on, are the same for all classes
+    shared: int = 0                      # the first `shared` of the l vectors are the same for all classes
 
 
 class FrozenCLIP(nn.Module, ABC):
     """A CLIP whose parameters and buffers never change: no gradients, always in eval mode."""
 
-    name: str                            # as a person would call it: "ViT-B-16-quickgelu/openai"
+    name: str                            # for people: "ViT-B-16-quickgelu/openai"
     embed_dim: int                       # d
     image_width: int                     # e; 0 for a tower without positions
     text_width: int                      # w
     context_length: int                  # positions of the text window
-    transform: ImageTransform            # the checkpoint's own evaluation transform, unless a user set another
-    logit_scale: Tensor                  # () already exponentiated, float32
-    logit_bias: Tensor                   # () 0 but for SigLIP
-    fingerprint: str                     # hash of weights, activation, image size and a transform that is not the
-                                         # checkpoint's own; not of device or precision
-    precision: Precision                 # what the tower computes in; features are float32 all the same
-    text_path: str = "plain"             # or "fast": how the text side is computed, which rounds otherwise
-    loader: Mapping[str, Any] | None     # {"target": dotted path, "arguments": ...} of what made it; None: in memory
+    transform: ImageTransform            # the checkpoint's evaluation transform, or what the user set instead
+    logit_scale: Tensor                  # () exponentiated, float32
+    logit_bias: Tensor                   # () 0 except for SigLIP
+    fingerprint: str                     # hash of weights, activation, image size and changes of the transform;
+                                         # not of device or precision
+    precision: Precision                 # the tower computes in it; features are always float32
+    text_path: str = "plain"             # or "fast": how text is computed; the two round differently
+    loader: Mapping[str, Any] | None     # {"name", "options"} for `registry.load_tower`; None: wrapped in memory
 
     @abstractmethod
     def state_hash(self) -> str:
-        """sha256 of all parameters and buffers as they are now: the same before and after a training, or not frozen."""
+        """sha256 of all current parameters and buffers; training must not change it."""
 
     @property
     @abstractmethod
@@ -90,34 +90,39 @@ class FrozenCLIP(nn.Module, ABC):
 
     @abstractmethod
     def encode_image(self, images: Tensor, needs: Collection[Need] = ("pooled",)) -> Features:
-        """Features of `images` (b, 3, h, w), normalised as `transform` says. float32, no gradients."""
+        """Features of `images` (b, 3, h, w), which are normalised by `transform`. float32, no gradients."""
 
     @abstractmethod
     def image_projection(self) -> tuple[Tensor, Tensor]:
-        """(f, d) weight and (d,) bias of the image tower's last linear map: copies, float32, zeros for no bias.
+        """(f, d) weight and (d,) bias of the image tower's last linear map, as float32 copies; a missing bias is 0.
 
-        `unprojected @ weight + bias`, brought to unit norm, is `pooled`. UserError for a tower that ends in none.
+        `normalize(unprojected @ weight + bias)` is `pooled`.
+
+        Raises:
+            UserError: the tower does not end in a linear map.
         """
 
     @abstractmethod
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """(n, d) unit norm, float32, no gradients. UserError for a text that does not fit the window."""
+        """(n, d) unit norm, float32, no gradients. UserError if a text does not fit the window."""
 
     @abstractmethod
     def text_lengths(self, texts: Sequence[str]) -> Tensor:
-        """(n,) how long the tower makes their features, which `encode_text` brings to unit norm."""
+        """(n,) norms of the text features before `encode_text` normalises them."""
 
     @abstractmethod
     def layout(self, names: Sequence[str], length: int, position: NamePosition = "end") -> PromptLayout:
-        """`[SOS] v_1 ... v_length Name . [EOS]` for each name (`_` becomes a space), or with the name in front or
-        in the middle. UserError that names the class whose prompt does not fit the window."""
+        """`[SOS] v_1 ... v_length Name . [EOS]` for each name, or with the name in front or in the middle.
+
+        `_` in a name becomes a space. UserError if a prompt does not fit the window; it names the class.
+        """
 
     @abstractmethod
     def sentence_layout(self, sentences: Sequence[str]) -> tuple[PromptLayout, Tensor]:
-        """Each of n sentences as a prompt whose words are all learned, and their embeddings (n, l, w) to start from.
+        """Layout of n sentences with a learned vector for each word, and the word embeddings (n, l, w) to start from.
 
-        l is the number of word tokens in the longest; a shorter one has its further slots where its padding stands.
-        UserError for a sentence without a word or one that does not fit the window.
+        l is the number of word tokens in the longest sentence; the extra slots of a shorter one are at its padding.
+        UserError if a sentence has no word or does not fit the window.
         """
 
     @abstractmethod
@@ -126,9 +131,11 @@ class FrozenCLIP(nn.Module, ABC):
 
     @abstractmethod
     def embed_words(self, text: str) -> Tensor:
-        """(t, w) token embeddings of `text` without [SOS] and [EOS], float32: a start for learned vectors."""
+        """(t, w) token embeddings of `text` without [SOS] and [EOS], float32; used to initialise learned vectors."""
 
     @abstractmethod
     def nearest_words(self, vectors: Tensor, count: int) -> list[list[tuple[str, float]]]:
-        """For each of `vectors` (n, w) the `count` words whose token embeddings are nearest, with their Euclidean
-        distances, nearest first (as CoOp reads its prompts); special tokens are left out."""
+        """For each of `vectors` (n, w) the `count` words with the nearest token embeddings, as (word, distance).
+
+        Euclidean, nearest first, without special tokens. CoOp interprets its learned prompts like this.
+        """

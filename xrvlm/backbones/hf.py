@@ -13,33 +13,33 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
 from xrvlm.backbones.base import DeviceName, FrozenCLIP, ImageTransform, Interpolation, PrecisionName
-from xrvlm.backbones.library_text import LibraryText
+from xrvlm.backbones.library_text_encoder import LibraryTextEncoder
 from xrvlm.backbones.text_encoder import TextPath, Tokens, check_text_path
-from xrvlm.backbones.tower import ImageSide, Parts, Reading, Tower, adjusted, at_each_position, captured
-from xrvlm.errors import UserError
+from xrvlm.backbones.tower import Components, ImageEncoder, Reading, Tower, adjusted, at_each_position, captured
+from xrvlm.errors import UserError, option
 
 log = logging.getLogger(__name__)
-KINDS = ("clip", "siglip")               # fixed-size SigLIP 2 checkpoints call themselves siglip too
-INTERPOLATION: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}    # as Pillow counts
+KINDS = ("clip", "siglip")               # fixed-size SigLIP 2 checkpoints are of kind siglip too
+INTERPOLATION: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}    # by Pillow's numbers
 
 
 def load_hf(model: str, *, image_size: int | None = None, resize_to: int | None = None,
             interpolation: Interpolation | None = None, text: TextPath = "fast", text_memory_gb: float | None = None,
             device: DeviceName = "auto", precision: PrecisionName = "auto") -> FrozenCLIP:
-    """A CLIP or SigLIP model of the Hugging Face hub, or of a local folder in its format, frozen.
+    """Load a CLIP or SigLIP model of the Hugging Face hub, or of a local folder in its format, and freeze it.
 
     Args:
         model: `owner/name` on the hub, or a folder.
-        image_size: pixels, where not the checkpoint's own; the position embedding is interpolated.
-        resize_to: pixels of the shorter side before the centre crop; None: as the checkpoint's own transform.
-        interpolation: `bicubic` or `bilinear`, of training crops too; None: the checkpoint's own.
-        text: `fast` cuts CLIP's prompts behind the longest, `plain` computes the whole window.
+        image_size: pixels; None: the checkpoint's. For another size the position embedding is interpolated.
+        resize_to: pixels of the shorter side before the centre crop; None: as in the checkpoint's transform.
+        interpolation: `bicubic` or `bilinear`, for training crops too; None: the checkpoint's.
+        text: `fast` cuts CLIP's prompts to the longest, `plain` computes the full window.
         text_memory_gb: see `wrap_openclip`.
 
     Raises:
-        UserError: the model cannot be fetched or read, is of another kind, or its weights are incomplete.
+        UserError: the model cannot be downloaded or read, is of another kind, or its weights are incomplete.
     """
-    arguments = {"model": model, "image_size": image_size, "resize_to": resize_to, "interpolation": interpolation}
+    options = {"model": model, "image_size": image_size, "resize_to": resize_to, "interpolation": interpolation}
     folder = Path(model).expanduser()
     source = str(folder) if folder.is_dir() else model
     try:
@@ -49,17 +49,17 @@ def load_hf(model: str, *, image_size: int | None = None, resize_to: int | None 
         tokenizer, processor = AutoTokenizer.from_pretrained(source), AutoImageProcessor.from_pretrained(source)
     except UserError:
         raise
-    except Exception as error:    # the hub, JSON, safetensors and the tokenizers raise their own
+    except Exception as error:    # the hub, JSON, safetensors and the tokenizers raise various types
         reason = shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
         raise UserError(f"cannot load {model} with transformers: {reason}; check the name and the network, or pass a "
                         "folder with config.json, weights, tokenizer and preprocessor_config.json") from error
     if missing := sorted([*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])]):
         raise UserError(f"{model} lacks {len(missing)} of its weights ({', '.join(missing[:3])} ...), which would stay "
-                        "random; fetch a complete checkpoint")
+                        "random; download a complete checkpoint")
     return wrap_hf(network, tokenizer, name=model, transform=_transform(model, processor), image_size=image_size,
                    resize_to=resize_to, interpolation=interpolation, text=text, text_memory_gb=text_memory_gb,
                    device=device, precision=precision,
-                   loader={"target": "xrvlm.backbones.load_hf", "arguments": arguments})
+                   loader={"name": "hf", "options": options})
 
 
 def wrap_hf(model: Any, tokenizer: Any, *, name: str, transform: ImageTransform | None = None,
@@ -67,9 +67,9 @@ def wrap_hf(model: Any, tokenizer: Any, *, name: str, transform: ImageTransform 
             text: TextPath = "fast", text_memory_gb: float | None = None,
             device: DeviceName = "auto", precision: PrecisionName = "auto",
             loader: Mapping[str, Any] | None = None) -> FrozenCLIP:
-    """Freeze a CLIPModel or SiglipModel that stands in memory. The model itself is moved and converted, not a copy.
+    """Freeze a CLIPModel or SiglipModel in memory. The model itself is moved and converted, not a copy.
 
-    `transform=None` takes the usual one of its kind; the other arguments are those of `load_hf`.
+    `transform=None`: the usual one of its kind. `name`, `loader`: as in `wrap_openclip`. The rest: as in `load_hf`.
     """
     _check_kind(name, model.config.model_type)
     transform = _resized(name, model.config.vision_config.patch_size, transform or _usual_transform(model), image_size)
@@ -77,27 +77,27 @@ def wrap_hf(model: Any, tokenizer: Any, *, name: str, transform: ImageTransform 
     interpolates = transform.image_size != model.config.vision_config.image_size
     clip = model.config.model_type == "clip"
     image = HFImage(model, interpolates)
-    # SigLIP reads the last of all positions and every one sees every other: never fewer than its window
+    # SigLIP is not causal and is read at the last position, so it needs the full window
     check_text_path(text)
     shortens = clip and text == "fast"
-    text_side = LibraryText(partial(_text_features, model), model.text_model.embeddings.token_embedding,
-                            shortens=shortens, memory_gb=text_memory_gb)
-    log.info("text side: plain, transformers' own encoder, %s",
-             "as far as the longest prompt reaches" if shortens else "over its whole window")
+    text_encoder = LibraryTextEncoder(partial(_text_features, model), model.text_model.embeddings.token_embedding,
+                                      shortens=shortens, memory_gb=text_memory_gb)
+    log.info("text side: plain, transformers' encoder over %s",
+             "the length of the longest prompt" if shortens else "the full window")
     tokens = Tokens.of_hf(tokenizer, window=model.config.text_config.max_position_embeddings)
-    if clip and model.text_model.eos_token_id not in (2, tokens.end):    # 2: older checkpoints, read at the largest id
+    if clip and model.text_model.eos_token_id not in (2, tokens.end):    # 2: old checkpoints, read at the largest id
         raise UserError(f"{name} reads texts at token {model.text_model.eos_token_id}, its tokenizer ends them with "
                         f"{tokens.end}; use the tokenizer that belongs to the checkpoint")
-    parts = Parts(
-        image=image, text=text_side, tokens=tokens, transform=transform, adjustment=adjustment,
+    components = Components(
+        image=image, text=text_encoder, tokens=tokens, transform=transform, adjustment=adjustment,
         embed_dim=image.embed_dim,
         logit_scale=model.logit_scale.detach().float().exp(),
         logit_bias=torch.zeros(()) if clip else model.logit_bias.detach(),
         activation=f"{model.config.vision_config.hidden_act} {model.config.text_config.hidden_act}")
-    return Tower(model, parts, name=name, device=device, precision=precision, loader=loader)
+    return Tower(model, components, name=name, device=device, precision=precision, loader=loader)
 
 
-class HFImage(ImageSide):
+class HFImage(ImageEncoder):
     """CLIP is read at the class token, SigLIP by an attention pool (MAP head) over all positions."""
 
     def __init__(self, model: Any, interpolates: bool):
@@ -115,7 +115,7 @@ class HFImage(ImageSide):
         return Reading(output.pooler_output, output.last_hidden_state, entered[0])
 
     def project(self, states: Tensor) -> Tensor:
-        if self.pools:    # these states are behind the final norm, CLIP's are before it
+        if self.pools:    # these states follow the final norm, CLIP's precede it
             return at_each_position(self.model.vision_model.head, states)
         return self.model.visual_projection(self.model.vision_model.post_layernorm(states))
 
@@ -127,14 +127,14 @@ class HFImage(ImageSide):
 
 
 def _text_features(model: Any, tokens: Tensor) -> Tensor:
-    # without an attention mask: behind [EOS] a causal tower does not look, and SigLIP was trained to see its padding
+    # no attention mask: a causal tower ignores what follows [EOS], and SigLIP was trained with visible padding
     return model.get_text_features(tokens).pooler_output
 
 
 def _check_kind(name: str, kind: str) -> None:
     if kind not in KINDS:
-        raise UserError(f"{name} is a model of type {kind!r}; supported of transformers: {', '.join(KINDS)}; for "
-                        "others see backbone=openclip")
+        raise UserError(f"{name} is a model of type {kind!r}; supported of transformers: {', '.join(KINDS)}; "
+                        "open_clip has other kinds")
 
 
 def _usual_transform(model: Any) -> ImageTransform:
@@ -145,7 +145,7 @@ def _usual_transform(model: Any) -> ImageTransform:
 
 
 def _transform(name: str, processor: Any) -> ImageTransform:
-    """The image processor's settings; UserError for what an ImageTransform cannot say."""
+    """The image processor's options as an ImageTransform; UserError if that cannot represent them."""
     size, crops = dict(processor.size), bool(getattr(processor, "do_center_crop", False))
     crop = dict(processor.crop_size) if crops else size
     fits = crop.get("height") == crop.get("width") is not None and ("shortest_edge" in size if crops else True)
@@ -162,6 +162,6 @@ def _resized(name: str, patch: int, transform: ImageTransform, image_size: int |
     if image_size is None or image_size == transform.image_size:
         return transform
     if image_size < 1 or image_size % patch:
-        raise UserError(f"image_size={image_size} does not fit {name}: use a multiple of {patch}")
+        raise UserError(f"{option('backbone.image_size', image_size)} does not fit {name}: use a multiple of {patch}")
     resize_to = transform.resize_to and round(transform.resize_to * image_size / transform.image_size)
     return replace(transform, image_size=image_size, resize_to=resize_to)

@@ -1,4 +1,4 @@
-"""The 1,000 classes of ImageNet as the libraries list them: synsets from timm, names from open_clip (MIT)."""
+"""The 1,000 classes of ImageNet: synsets from timm, names from open_clip (MIT)."""
 
 from collections import Counter
 
@@ -7,10 +7,10 @@ from timm.data.imagenet_info import ImageNetInfo
 
 
 def imagenet_classes() -> dict[str, str]:
-    """{synset: name}, in the order of the synsets: n01440764 is a tench.
+    """{synset: name} in the order of the synsets, such as {"n01440764": "tench"}.
 
-    The names are those that OpenAI chose for CLIP, worth several points over WordNet's. Two of them stand twice there
-    (missile, sunglasses): of these the classes have the first name of their synset in WordNet.
+    The names are OpenAI's for CLIP, which give several points more accuracy than WordNet's. Two of them name two
+    classes each (missile, sunglasses); those classes get the first WordNet name of their synset.
     """
     info = ImageNetInfo()
     synsets = info.label_names()

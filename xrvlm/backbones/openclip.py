@@ -1,4 +1,4 @@
-"""Models of open_clip, in memory, as a FrozenCLIP: which text side, tokenizer and transform belong to one."""
+"""open_clip models as a FrozenCLIP: chooses image encoder, text encoder, tokenizer and transform."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -17,12 +17,12 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from xrvlm.backbones.base import DeviceName, FrozenCLIP, ImageTransform, Interpolation, PrecisionName
-from xrvlm.backbones.causal_text import CausalText
-from xrvlm.backbones.library_text import LibraryText
-from xrvlm.backbones.text_encoder import TextPath, TextTower, Tokens, check_text_path
+from xrvlm.backbones.causal_text_encoder import CausalTextEncoder
+from xrvlm.backbones.library_text_encoder import LibraryTextEncoder
+from xrvlm.backbones.text_encoder import TextEncoder, TextPath, Tokens, check_text_path
 from xrvlm.backbones.tower import (
-    ImageSide,
-    Parts,
+    Components,
+    ImageEncoder,
     Reading,
     Tower,
     WithoutPositions,
@@ -40,41 +40,42 @@ def wrap_openclip(model: Any, tokenizer: Any, *, name: str, transform: ImageTran
                   text: TextPath = "fast", text_memory_gb: float | None = None,
                   device: DeviceName = "auto", precision: PrecisionName = "auto",
                   loader: Mapping[str, Any] | None = None) -> FrozenCLIP:
-    """Freeze an open_clip model that stands in memory. The model itself is moved and converted, not a copy.
+    """Freeze an open_clip model in memory. The model itself is moved and converted, not a copy.
 
     Args:
         tokenizer: what `open_clip.get_tokenizer` returns for the model.
-        transform: None takes what open_clip keeps with the model.
-        resize_to: pixels of the shorter side before the centre crop; None: as the checkpoint's own transform.
-        interpolation: `bicubic` or `bilinear`, of training crops too; None: the checkpoint's own.
-        text: `fast` computes a causal text tower where it must be, `plain` by the library's own encoder, every
-            position in every block: the same features and gradients but for the order of sums.
-        text_memory_gb: GiB for what the backward pass needs of the text tower; classes beyond it are computed once
-            more. None: 4 on a CPU, half of a GPU's memory.
-        loader: how a saved classifier gets this tower again; None where it must be passed by hand.
+        name: what runs and reports call the tower.
+        transform: None: the transform that open_clip keeps with the model.
+        resize_to: pixels of the shorter side before the centre crop; None: as in the checkpoint's transform.
+        interpolation: `bicubic` or `bilinear`, for training crops too; None: the checkpoint's.
+        text: `fast` computes only the necessary positions of a causal text tower; `plain` calls open_clip's encoder,
+            which computes every position in every block. Features and gradients differ by rounding only.
+        text_memory_gb: GiB for activations that the backward pass of the text tower needs; classes that do not fit
+            are recomputed. None: 4 on a CPU, half of a GPU's memory.
+        loader: how `registry.load_tower` loads this tower for a saved classifier; None if the user must pass it.
 
     Raises:
-        UserError: a tokenizer or an image transform that is not supported, or a device that is not there.
+        UserError: the tokenizer or the image transform is not supported, or the device is not available.
     """
-    seen, adjustment = adjusted(transform or _transform(model), resize_to, interpolation)
-    parts = Parts(
-        image=image_side(model), text=_text_side(model, text, text_memory_gb), tokens=_tokens(tokenizer),
-        transform=seen, adjustment=adjustment, embed_dim=_embed_dim(model),
+    chosen, adjustment = adjusted(transform or _transform(model), resize_to, interpolation)
+    components = Components(
+        image=image_encoder(model), text=_text_encoder(model, text, text_memory_gb), tokens=_tokens(tokenizer),
+        transform=chosen, adjustment=adjustment, embed_dim=_embed_dim(model),
         logit_scale=_number(model.logit_scale).exp(),
         logit_bias=torch.zeros(()) if model.logit_bias is None else _number(model.logit_bias),
         activation=" ".join(sorted(_activations(model))))
-    return Tower(model, parts, name=name, device=device, precision=precision, loader=loader)
+    return Tower(model, components, name=name, device=device, precision=precision, loader=loader)
 
 
-def _text_side(model: Any, path: TextPath, memory_gb: float | None) -> TextTower:
+def _text_encoder(model: Any, path: TextPath, memory_gb: float | None) -> TextEncoder:
     check_text_path(path)
     text: Any = model if isinstance(model, CLIP) else model.text
     if path == "fast" and not isinstance(text, HFTextEncoder) and _is_plain_causal(text):
-        log.info("text side: fast, real tokens alone, a common beginning once, the last block at [EOS]")
-        return CausalText(text, memory_gb=memory_gb)
-    log.info("text side: plain, the library's own encoder over its whole window")
+        log.info("text side: fast, no padding, the common prefix once, the last block at [EOS] only")
+        return CausalTextEncoder(text, memory_gb=memory_gb)
+    log.info("text side: plain, open_clip's encoder over the full window")
     embedding = text.transformer.get_input_embeddings() if isinstance(text, HFTextEncoder) else text.token_embedding
-    return LibraryText(partial(model.encode_text, normalize=False), embedding, memory_gb=memory_gb)
+    return LibraryTextEncoder(partial(model.encode_text, normalize=False), embedding, memory_gb=memory_gb)
 
 
 def _is_plain_causal(text: Any) -> bool:
@@ -137,29 +138,29 @@ def _transform(model: Any) -> ImageTransform:
     if height != width:
         raise UserError(f"the image tower reads {height} x {width} pixels; only square images are supported")
     if config.interpolation not in ("bicubic", "bilinear") or config.resize_mode not in ("shortest", "squash"):
-        raise UserError(f"the checkpoint wants resize_mode={config.resize_mode}, interpolation={config.interpolation}, "
+        raise UserError(f"the checkpoint has resize_mode={config.resize_mode}, interpolation={config.interpolation}, "
                         "which are not supported; pass a `transform` to wrap_openclip")
     (red, green, blue), (red_std, green_std, blue_std) = config.mean, config.std
     return ImageTransform(height, (red, green, blue), (red_std, green_std, blue_std), config.interpolation,
                           config.resize_mode)
 
 
-Encode = Callable[[Tensor], Tensor]      # (b, 3, h, w) -> (b, d), the library's own call
+Encode = Callable[[Tensor], Tensor]      # (b, 3, h, w) -> (b, d), the library's method
 
 
-def image_side(model: Any) -> ImageSide:
-    """How to read the image tower of an open_clip model."""
+def image_encoder(model: Any) -> ImageEncoder:
+    """The ImageEncoder for the image tower of an open_clip model."""
     encode, visual = partial(model.encode_image, normalize=False), model.visual
     if isinstance(visual, ModifiedResNet):
         return ResNet(encode, visual)
     if isinstance(visual, VisionTransformer) and len(visual.transformer.resblocks) > 1:
         return ViT(encode, visual)
     if isinstance(visual, TimmModel):
-        return _timm_side(encode, visual)
+        return _timm_encoder(encode, visual)
     return WithoutPositions(encode, type(visual).__name__)
 
 
-def _timm_side(encode: Encode, visual: TimmModel) -> ImageSide:
+def _timm_encoder(encode: Encode, visual: TimmModel) -> ImageEncoder:
     trunk: Any = visual.trunk
     blocks = getattr(trunk, "blocks", None)
     if blocks is None:
@@ -167,12 +168,12 @@ def _timm_side(encode: Encode, visual: TimmModel) -> ImageSide:
     return TimmViT(encode, visual) if len(blocks) > 1 else WithoutPositions(encode, type(trunk).__name__)
 
 
-class ViT(ImageSide):
-    """open_clip's ViT, read at the class token, by the mean of the patches, or by an attention pool (CoCa)."""
+class ViT(ImageEncoder):
+    """open_clip's ViT, pooled at the class token, by the mean of the patches, or by an attention pool (CoCa)."""
 
     def __init__(self, encode: Encode, visual: Any):
         self.encode, self.visual, self.width = encode, visual, visual.conv1.out_channels
-        # what the class token does not decide is read without it
+        # the class token is a position only if the image feature is read there
         self.first = 0 if visual.attn_pool is None and visual.pool_type == "tok" else 1
 
     def pooled(self, images: Tensor) -> Tensor:
@@ -198,17 +199,17 @@ class ViT(ImageSide):
             pooled = self.encode(images)
         return pooled, self.visual._pool(left[0])[0]
 
-    def _pool(self, alone: Tensor) -> Tensor:
-        pooled = self.visual._pool(alone)[0]
+    def _pool(self, states: Tensor) -> Tensor:
+        pooled = self.visual._pool(states)[0]
         return pooled if self.visual.proj is None else pooled @ self.visual.proj
 
 
-class ResNet(ImageSide):
-    """CLIP's ResNet: value and output projection of the attention pool at every cell of the last map."""
+class ResNet(ImageEncoder):
+    """CLIP's ResNet: a cell of the last map is projected by the attention pool's value and output projections."""
 
     def __init__(self, encode: Encode, visual: Any):
         self.encode, self.visual, self.width = encode, visual, visual.attnpool.v_proj.in_features
-        # measured (docs/performance.md): less work on a CPU, and the cells of a map are rows, as `project` wants them
+        # docs/results/performance_log.md: faster on a CPU, and cells are contiguous rows, which `project` reads
         visual.to(memory_format=torch.channels_last)
 
     def pooled(self, images: Tensor) -> Tensor:
@@ -229,7 +230,7 @@ class ResNet(ImageSide):
         return projection.weight.T, projection.bias
 
     def unprojected(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        # c_proj is never called as a module, torch's attention takes its weights: the pool is done once more
+        # torch's attention uses the weights of c_proj without calling the module, so the pool is computed again
         with captured(self.visual.layer4, "output") as left:
             pooled = self.encode(images)
         pool, cells = self.visual.attnpool, left[0].flatten(2).mT                      # (b, p, e)
@@ -239,20 +240,20 @@ class ResNet(ImageSide):
         return pooled, F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(1)
 
 
-class Timm(ImageSide):
-    """What is the same for all trunks of timm."""
+class Timm(ImageEncoder):
+    """Common to all timm trunks."""
 
     visual: Any
 
     def last_linear(self) -> nn.Linear | None:
-        """The head's `proj`, or the trunk's own classifier where open_clip uses it as such; an MLP is none."""
-        own = getattr(self.visual.head, "proj", None)
-        last = own if own is not None or len(self.visual.head) else self.visual.trunk.get_classifier()
+        """The head's `proj`, or the trunk's classifier if open_clip projects by it; None for an MLP."""
+        proj = getattr(self.visual.head, "proj", None)
+        last = proj if proj is not None or len(self.visual.head) else self.visual.trunk.get_classifier()
         return last if isinstance(last, nn.Linear) else None
 
 
 class TimmViT(Timm):
-    """A timm trunk of blocks over tokens, whatever its pooling: class token, mean or attention (MAP)."""
+    """A timm trunk of transformer blocks, pooled at the class token, by the mean or by attention (MAP)."""
 
     def __init__(self, encode: Encode, visual: Any):
         self.encode, self.visual, self.width = encode, visual, visual.trunk.num_features
@@ -271,12 +272,12 @@ class TimmViT(Timm):
     def project(self, states: Tensor) -> Tensor:
         return at_each_position(self._pool, states, copies=self.prefix + 1)
 
-    def _pool(self, alone: Tensor) -> Tensor:
-        return self.visual.head(self.visual.trunk.forward_head(alone))
+    def _pool(self, states: Tensor) -> Tensor:
+        return self.visual.head(self.visual.trunk.forward_head(states))
 
 
 class TimmMap(Timm):
-    """A timm trunk that ends in a map (ConvNeXt, Swin, FastViT): its cells are the positions."""
+    """A timm trunk that ends in a feature map (ConvNeXt, Swin, FastViT); the cells are the positions."""
 
     def __init__(self, encode: Encode, visual: Any):
         self.encode, self.visual, self.width = encode, visual, visual.trunk.num_features
@@ -294,6 +295,6 @@ class TimmMap(Timm):
     def project(self, states: Tensor) -> Tensor:
         return at_each_position(self._pool, states)
 
-    def _pool(self, alone: Tensor) -> Tensor:                                          # (n, 1, e) -> (n, d)
-        cell = alone[:, None] if self.channels_last else alone.mT[..., None]           # an image of one cell
+    def _pool(self, states: Tensor) -> Tensor:                                         # (n, 1, e) -> (n, d)
+        cell = states[:, None] if self.channels_last else states.mT[..., None]         # a 1 x 1 feature map
         return self.visual.head(self.visual.trunk.forward_head(cell))

@@ -1,4 +1,4 @@
-"""Any model of open_clip by name, with published weights or a local file, checked for what goes wrong silently."""
+"""Load an open_clip model by name, with published weights or a file, and check for errors that would be silent."""
 
 import logging
 import warnings
@@ -21,7 +21,7 @@ from torch import nn
 from xrvlm.backbones.base import DeviceName, FrozenCLIP, Interpolation, PrecisionName
 from xrvlm.backbones.openclip import wrap_openclip
 from xrvlm.backbones.text_encoder import TextPath
-from xrvlm.errors import UserError, unknown
+from xrvlm.errors import UserError, option, unknown
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -35,44 +35,44 @@ def load_openclip(model: str, pretrained: str | None = None, *, image_size: int 
                   interpolation: Interpolation | None = None, text: TextPath = "fast",
                   text_memory_gb: float | None = None, allow_random: bool = False, device: DeviceName = "auto",
                   precision: PrecisionName = "auto") -> FrozenCLIP:
-    """A model of open_clip, frozen.
+    """Load a model of open_clip and freeze it.
 
     Args:
-        model: a name of `open_clip.list_models()`; or `hf-hub:owner/name` or `local-dir:/folder`, which bring weights.
+        model: a name of `open_clip.list_models()`; or `hf-hub:owner/name` or `local-dir:/folder`, with their weights.
         pretrained: a tag of `open_clip.list_pretrained()`, or a weights file.
-        image_size: pixels, where not the checkpoint's own; the position embedding is interpolated.
-        quick_gelu: the activation; None: what the published weights were trained with, else the model's own.
-        resize_to: pixels of the shorter side before the centre crop; None: as the checkpoint's own transform.
-        interpolation: `bicubic` or `bilinear`, of training crops too; None: the checkpoint's own.
-        text: `fast` or `plain`, and `text_memory_gb`: how the text tower is computed; see `wrap_openclip`.
-        allow_random: let `pretrained=None` mean random weights (tests, benchmarks).
+        image_size: pixels; None: the checkpoint's. For another size the position embedding is interpolated.
+        quick_gelu: whether the activation is QuickGELU; None: as the published weights need, else the model's default.
+        resize_to: pixels of the shorter side before the centre crop; None: as in the checkpoint's transform.
+        interpolation: `bicubic` or `bilinear`, for training crops too; None: the checkpoint's.
+        text, text_memory_gb: how text is computed; see `wrap_openclip`.
+        allow_random: with `pretrained=None` use random weights (for tests and benchmarks).
 
     Raises:
-        UserError: an unknown name, or weights that cannot be fetched, are damaged or do not fit.
+        UserError: the name is unknown, or the weights cannot be downloaded, are damaged or do not fit.
     """
-    arguments = {"model": model, "pretrained": pretrained, "image_size": image_size, "quick_gelu": quick_gelu,
-                 "resize_to": resize_to, "interpolation": interpolation, "allow_random": allow_random}
+    options = {"model": model, "pretrained": pretrained, "image_size": image_size, "quick_gelu": quick_gelu,
+               "resize_to": resize_to, "interpolation": interpolation, "allow_random": allow_random}
     model = _known_model(model)
     config: Any = _fetched(lambda: open_clip.get_model_config(model), f"the configuration of {model}")
     _check_image_size(model, config["vision_cfg"], image_size)
-    settled = quick_gelu is not None or bool(config.get("quick_gelu"))
-    options = _weights(model, pretrained, allow_random, activation_settled=settled)
+    known = quick_gelu is not None or bool(config.get("quick_gelu"))
+    creation = _weights(model, pretrained, allow_random, activation_known=known)
     if quick_gelu is not None:
-        options["quick_gelu"] = quick_gelu
-    network = _create(model, options, image_size, resnet=_is_resnet(config["vision_cfg"]))
+        creation["quick_gelu"] = quick_gelu
+    network = _create(model, creation, image_size, resnet=_is_resnet(config["vision_cfg"]))
     tokenizer = _fetched(lambda: open_clip.get_tokenizer(model), f"the tokenizer of {model}")
-    suffix = "-quickgelu" if options.get("quick_gelu") and "quickgelu" not in model else ""
+    suffix = "-quickgelu" if creation.get("quick_gelu") and "quickgelu" not in model else ""
     weights = f"/{Path(pretrained).stem}" if pretrained else "" if model.startswith(BRINGS_WEIGHTS) else "/random"
     return wrap_openclip(network, tokenizer, name=f"{model}{suffix}{weights}", device=device, precision=precision,
                          resize_to=resize_to, interpolation=interpolation, text=text, text_memory_gb=text_memory_gb,
-                         loader={"target": "xrvlm.backbones.load_openclip", "arguments": arguments})
+                         loader={"name": "openclip", "options": options})
 
 
 def _known_model(model: str) -> str:
     if model.startswith("local-dir:"):
         folder = Path(model.removeprefix("local-dir:")).expanduser()
         if not (folder / "open_clip_config.json").is_file():
-            raise UserError(f"no open_clip_config.json in {folder}; name a folder that open_clip can load")
+            raise UserError(f"no open_clip_config.json in {folder}; pass a folder that open_clip can load")
         return f"local-dir:{folder}"
     if model.startswith("hf-hub:"):
         return model
@@ -82,38 +82,39 @@ def _known_model(model: str) -> str:
     return name
 
 
-def _weights(model: str, pretrained: str | None, allow_random: bool, *, activation_settled: bool) -> dict[str, Any]:
-    """What `open_clip.create_model` must be told to find the weights, and what belongs to them."""
+def _weights(model: str, pretrained: str | None, allow_random: bool, *, activation_known: bool) -> dict[str, Any]:
+    """The arguments of `open_clip.create_model` that select the weights and their activation and preprocessing."""
     tags = open_clip.list_pretrained_tags_by_model(model)
     if model.startswith(BRINGS_WEIGHTS):
         if pretrained is not None:
-            raise UserError(f"{model} brings its own weights; leave out pretrained={pretrained}")
+            raise UserError(f"{model} brings its own weights; leave out {option('backbone.pretrained', pretrained)}")
         return {"require_pretrained": True}
     if pretrained is None:
         if not allow_random:
-            raise UserError(f"no weights for {model}: set pretrained to one of {', '.join(tags)}, or to a weights file")
+            raise UserError(f"no weights for {model}: set {option('backbone.pretrained')} to one of {', '.join(tags)}, "
+                            "or to a weights file")
         return {"pretrained_text": False, "force_preprocess_cfg": _usual_preprocessing(model, tags)}
     if pretrained not in tags and (pretrained.endswith(WEIGHT_FILES) or any(mark in pretrained for mark in "/\\~")):
-        return _local_weights(model, Path(pretrained).expanduser(), tags, activation_settled)
+        return _local_weights(model, Path(pretrained).expanduser(), tags, activation_known)
     if pretrained not in tags:
         raise unknown(f"weights of {model}", pretrained, tags, "or pass the path of a weights file")
     published = get_pretrained_cfg(model, pretrained)
     _fetched(lambda: open_clip.download_pretrained(published), f"the weights {pretrained} of {model}")
-    if published.get("quick_gelu") and not activation_settled:
-        log.info("%s of %s was trained with QuickGELU: switched to it", pretrained, model)
+    if published.get("quick_gelu") and not activation_known:
+        log.info("%s of %s was trained with QuickGELU, which is used", pretrained, model)
         return {"pretrained": pretrained, "quick_gelu": True}
     return {"pretrained": pretrained}
 
 
-def _local_weights(model: str, path: Path, tags: list[str], activation_settled: bool) -> dict[str, Any]:
+def _local_weights(model: str, path: Path, tags: list[str], activation_known: bool) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no weights file at {path}; check the path, or use a published tag: {', '.join(tags)}")
     options = {"pretrained": str(path), "force_preprocess_cfg": _usual_preprocessing(model, tags)}
     if _is_torchscript(path):    # only OpenAI published such archives
         return options | {"quick_gelu": True}
-    if not activation_settled and f"{model}-quickgelu" in open_clip.list_models():
-        log.warning("%s is loaded without QuickGELU; weights of OpenAI, MetaCLIP or DFN need model=%s-quickgelu",
-                    path.name, model)
+    if not activation_known and f"{model}-quickgelu" in open_clip.list_models():
+        log.warning("%s is loaded without QuickGELU; weights of OpenAI, MetaCLIP or DFN need %s",
+                    path.name, option("backbone.model", f"{model}-quickgelu"))
     return options
 
 
@@ -125,7 +126,7 @@ def _is_torchscript(path: str | Path) -> bool:
 
 
 def _unscripted(path: str, folder: str) -> str:
-    """The tensors of a TorchScript archive as a plain file: open_clip would unpickle the archive unchecked."""
+    """Copy the tensors of a TorchScript archive to safetensors: open_clip would unpickle the archive unchecked."""
     state = torch.jit.load(path, map_location="cpu").state_dict()
     weights = {name: tensor.contiguous() for name, tensor in state.items()
                if name not in ("input_resolution", "context_length", "vocab_size")}
@@ -134,7 +135,7 @@ def _unscripted(path: str, folder: str) -> str:
 
 
 def _usual_preprocessing(model: str, tags: list[str]) -> dict[str, Any]:
-    """What most published weights of the model want (SigLIP: mean 0.5, squashed): a file does not say it itself."""
+    """The preprocessing of most published weights of the model (SigLIP: mean 0.5, squashed): a file has none."""
     keys = ("mean", "std", "interpolation", "resize_mode")
     known = [get_pretrained_cfg(model, tag) for tag in tags]
     usual = Counter(tuple(config.get(key) for key in keys) for config in known).most_common(1)
@@ -147,9 +148,9 @@ def _create(model: str, options: dict[str, Any], image_size: int | None, *, resn
         with _quiet(), TemporaryDirectory() as scratch:
             if _is_torchscript(source):
                 options = options | {"pretrained": _unscripted(source, scratch)}
-            # open_clip interpolates what ViTs know of positions when it loads them, not the ResNets' attention pool
+            # open_clip interpolates the position embedding of a ViT on loading, but not that of a ResNet's pool
             network: Any = open_clip.create_model(model, force_image_size=None if resnet else image_size, **options)
-    except Exception as error:    # pickle, zip, safetensors, hub and state dict raise their own
+    except Exception as error:    # pickle, zip, safetensors, the hub and load_state_dict raise various types
         raise _unusable(model, source, error) from error
     if resnet and image_size is not None:
         _resize_attention_pool(network.visual, image_size)
@@ -174,7 +175,7 @@ def _is_resnet(vision: dict[str, Any]) -> bool:
 def _check_image_size(model: str, vision: dict[str, Any], image_size: int | None) -> None:
     step = RESNET_STRIDE if _is_resnet(vision) else vision.get("patch_size", 1)
     if image_size is not None and (image_size < 1 or image_size % step):
-        raise UserError(f"image_size={image_size} does not fit {model}: use a multiple of {step}")
+        raise UserError(f"{option('backbone.image_size', image_size)} does not fit {model}: use a multiple of {step}")
 
 
 def _unusable(model: str, source: str, error: Exception) -> UserError:
@@ -184,33 +185,34 @@ def _unusable(model: str, source: str, error: Exception) -> UserError:
         lines = lines[1:]
     reason = "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more differences" if len(lines) > 3 else "")
     if "state_dict" in str(error) or isinstance(error, AssertionError):
-        return UserError(f"{source} does not fit {model}: {reason}; name the model that the weights were trained as")
-    return UserError(f"cannot load {model} with {source}: {reason}; the file may be damaged or no weights file: "
-                     "fetch it again, or pass backbone.pretrained=/path/to/weights")
+        return UserError(f"{source} does not fit {model}: {reason}; choose the model that the weights were trained as")
+    return UserError(f"cannot load {model} with {source}: {reason}; the file may be damaged or not a weights file: "
+                     f"download it again, or pass {option('backbone.pretrained', '/path/to/weights')}")
 
 
 def _fetched(fetch: Callable[[], Result], what: str) -> Result:
     try:
         with _quiet():
             return fetch()
-    except Exception as error:    # each way to the network raises its own
+    except Exception as error:    # each network library raises other types
         reason = shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
-        raise UserError(f"cannot fetch {what}: {reason}; check the network, or bring it from elsewhere: "
-                        "backbone.pretrained=/path/to/weights, or backbone.model=local-dir:/folder (with "
-                        "open_clip_config.json, weights and tokenizer files)") from error
+        raise UserError(f"cannot fetch {what}: {reason}; check the network, or use local files: "
+                        f"{option('backbone.pretrained', '/path/to/weights')}, or "
+                        f"{option('backbone.model', 'local-dir:/folder')} (with open_clip_config.json, weights and "
+                        "tokenizer files)") from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the chatter of open_clip on the root logger, and without warnings of what is settled here."""
-    def ours(record: logging.LogRecord) -> bool:
+    """Drop what open_clip logs on the root logger, and warnings about what this module handles."""
+    def not_of_open_clip(record: logging.LogRecord) -> bool:
         return "open_clip" not in record.pathname
 
-    logging.root.addFilter(ours)
+    logging.root.addFilter(not_of_open_clip)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="QuickGELU mismatch")
             warnings.filterwarnings("ignore", message="`torch.jit.load` is")
             yield
     finally:
-        logging.root.removeFilter(ours)
+        logging.root.removeFilter(not_of_open_clip)

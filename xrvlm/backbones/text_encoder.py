@@ -1,8 +1,8 @@
-"""The text side of a frozen CLIP: prompts of constant tokens and learned vectors in, features at [EOS] out.
+"""The text encoder of a frozen CLIP: from prompts of constant tokens and learned vectors to features at [EOS].
 
-Two ways, equal in value and gradient: `LibraryText` calls a library's own encoder whatever it is, `CausalText`
-(causal_text.py) computes what a causal transformer needs. Both take any number of classes in bounded memory. Letters as
-in xrvlm/backbone.py; `n` prompts. docs/text_tower.md says why each step is exact.
+There are two implementations with equal values and gradients. `LibraryTextEncoder` calls the encoder of any library.
+`CausalTextEncoder` computes only the positions that a causal transformer needs. Both encode any number of classes in
+bounded memory. Letters as in base.py; `n` prompts. docs/design/text_tower.md shows that each step is exact.
 """
 
 from abc import ABC, abstractmethod
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from xrvlm.backbones.base import NamePosition, PromptLayout
-from xrvlm.errors import UserError, unknown
+from xrvlm.errors import UserError, option, unknown
 
 TextPath = Literal["fast", "plain"]
-PROMPTS_AT_ONCE = 256                    # bounds the memory where no gradient is kept
+PROMPTS_AT_ONCE = 256                    # bounds the memory without gradients
 GIB = 2**30
-CPU_MEMORY = 4.0                         # GiB for what a backward pass needs: a constant, not what is free just now,
-GPU_SHARE = 0.5                          # since the chunks decide in which order floats are summed
+CPU_MEMORY = 4.0                         # GiB for saved activations: constants rather than the free memory,
+GPU_SHARE = 0.5                          # because the chunks decide the order in which floats are summed
 
 
 def check_text_path(path: TextPath) -> None:
@@ -34,66 +34,67 @@ class Prompts(NamedTuple):
     tokens: Tensor                       # (c, t) ids
     slots: Tensor                        # (c, l) positions of the learned vectors
     ends: Tensor                         # (c,) position of [EOS]
-    shared: int = 0                      # how many of the l vectors, from the first on, are the same in all prompts
+    shared: int = 0                      # the first `shared` of the l vectors are the same in all prompts
 
     def split(self, sizes: list[int]) -> Iterator["Prompts"]:
-        parts = zip(self.tokens.split(sizes), self.slots.split(sizes), self.ends.split(sizes), strict=True)
-        return (Prompts(tokens, slots, ends, self.shared) for tokens, slots, ends in parts)
+        chunks = zip(self.tokens.split(sizes), self.slots.split(sizes), self.ends.split(sizes), strict=True)
+        return (Prompts(tokens, slots, ends, self.shared) for tokens, slots, ends in chunks)
 
 
-class TextTower(ABC):
-    """Holds references to modules of the tower, owns nothing: it is no module itself.
+class TextEncoder(ABC):
+    """Encodes sentences and learned prompts. Not a module: it refers to modules of the model.
 
     Args:
-        memory_gb: GiB that the activations kept for the backward pass may take; beyond it classes are computed in
-            chunks, and again in the backward pass. None: 4 on a CPU, half of a GPU's memory.
+        memory_gb: GiB for activations saved for the backward pass; classes that do not fit are encoded in chunks,
+            which the backward pass recomputes. None: 4 on a CPU, half of a GPU's memory.
     """
 
     def __init__(self, embedding: nn.Embedding, *, memory_gb: float | None = None):
         if memory_gb is not None and not memory_gb > 0:
-            raise UserError(f"text_memory_gb={memory_gb} leaves no memory to the text side; give a number of GiB above "
-                            "0, or null for the default")
+            raise UserError(f"{option('backbone.text_memory_gb', memory_gb)} leaves no memory to the text encoder; "
+                            "pass a positive number of GiB, or "
+                            f"{option('backbone.text_memory_gb', None)} for the default")
         self.embedding, self.memory_gb = embedding, memory_gb
-        self.bytes_a_position: dict[torch.dtype, float] = {}
+        self.bytes_per_position: dict[torch.dtype, float] = {}
 
     def encode_tokens(self, tokens: Tensor, ends: Tensor) -> Tensor:
         """(n, t) token ids with [EOS] at `ends` (n,) -> (n, d), not normalised."""
-        nothing = self.embedding.weight.new_zeros(1, 1, 0, self.embedding.embedding_dim)
-        return self.encode_prompts(nothing, tokens, tokens[:, :0], ends)[0]
+        no_context = self.embedding.weight.new_zeros(1, 1, 0, self.embedding.embedding_dim)
+        return self.encode_prompts(no_context, tokens, tokens[:, :0], ends)[0]
 
     def encode_prompts(self, context: Tensor, tokens: Tensor, slots: Tensor, ends: Tensor, *,
                        shared: int = 0) -> Tensor:
-        """Learned vectors `context` (g, c or 1, l, w) at the positions `slots` (c, l) of `tokens` (c, t) -> (g, c, d).
+        """Encode `tokens` (c, t) with the learned vectors `context` (g, c or 1, l, w) at `slots` (c, l) -> (g, c, d).
 
-        Differentiable in `context`; not normalised. `shared`: so many of the l vectors, from the first on, are the same
-        for all classes; of a context (g, 1, l, w) all are. Of chunks that do not fit the memory together all but the
-        last are computed without a graph, and once more in the backward pass; what all have in common is computed once.
+        Differentiable in `context`; not normalised. The first `shared` of the l vectors are the same for all classes;
+        with a context (g, 1, l, w) all are. If the classes do not fit the memory, they are encoded in chunks: all but
+        the last without a graph, recomputed in the backward pass. The common prefix is computed once for all chunks.
         """
         prompts = Prompts(tokens, slots, ends, context.shape[2] if context.shape[1] == 1 else shared)
         sizes = self._chunks(context, prompts)
         if len(sizes) == 1:
             return self._features(prompts, context)
-        beginning = self._beginning(prompts, context)
+        prefix = self._prefix(prompts, context)
         contexts = context.split(sizes, dim=1) if context.shape[1] > 1 else (context,) * len(sizes)
         *before, last = zip(prompts.split(sizes), contexts, strict=True)
-        features: list[Any] = [Recomputed.apply(self._features, part, vectors, beginning) for part, vectors in before]
-        return torch.cat([*features, self._features(*last, beginning)], dim=1)         # (g, c, d)
+        features: list[Any] = [Recomputed.apply(self._features, chunk, vectors, prefix) for chunk, vectors in before]
+        return torch.cat([*features, self._features(*last, prefix)], dim=1)            # (g, c, d)
 
     def _chunks(self, context: Tensor, prompts: Prompts) -> list[int]:
-        """How many classes are computed together: as many as there is room for, the rest in the first chunk.
+        """Number of classes in each chunk: as many as fit, the remainder in the first chunk.
 
-        The last chunk alone is not computed twice, so it should be the fullest.
+        Only the last chunk is not recomputed, so it should be full.
         """
         needs, room = torch.ones_like(prompts.ends), PROMPTS_AT_ONCE / len(context)    # (c,) prompts
         if torch.is_grad_enabled() and context.requires_grad:
-            common, needs = self._positions(prompts)                                   # (c,) positions of a text part
-            room = self._memory() / self._bytes_a_position(prompts) / len(context) - common
-        behind = needs.flip(0).cumsum(0)                                               # (c,) the last class first
-        chunk = (behind / max(room, 1)).ceil().long() - 1
+            common, needs = self._positions(prompts)                                   # (c,) positions per text part
+            room = self._memory() / self._bytes_per_position(prompts) / len(context) - common
+        total = needs.flip(0).cumsum(0)                                                # (c,) from the last class on
+        chunk = (total / max(room, 1)).ceil().long() - 1
         return [size for size in chunk.bincount().flip(0).tolist() if size]
 
     def _memory(self) -> float:
-        """Bytes."""
+        """In bytes."""
         if self.memory_gb is not None:
             return self.memory_gb * GIB
         device = self.embedding.weight.device
@@ -101,35 +102,35 @@ class TextTower(ABC):
             return GPU_SHARE * torch.cuda.get_device_properties(device).total_memory
         return CPU_MEMORY * GIB
 
-    def _bytes_a_position(self, prompts: Prompts) -> float:
-        """What autograd keeps of each position, measured: what two prompts more add to two."""
+    def _bytes_per_position(self, prompts: Prompts) -> float:
+        """Activation bytes that autograd saves per position, from the difference between 4 prompts and 2."""
         weight = self.embedding.weight
-        if weight.dtype not in self.bytes_a_position:
-            kept, (one, *_) = [], prompts.split([1] * len(prompts.ends))
+        if weight.dtype not in self.bytes_per_position:
+            saved, (first, *_) = [], prompts.split([1] * len(prompts.ends))
             for count in (2, 4):
-                tokens, slots, ends = (part.expand(count, *part.shape[1:]) for part in one[:3])
-                several = Prompts(tokens, slots, ends)
-                context = weight.new_zeros(1, count, one.slots.shape[1], weight.shape[1], requires_grad=True)
-                kept.append(kept_bytes(lambda vectors=context, few=several: self._features(few, vectors)))
-            positions = int(self._positions(several)[1][:2].sum())
-            self.bytes_a_position[weight.dtype] = (kept[1] - kept[0]) / positions
-        return self.bytes_a_position[weight.dtype]
+                tokens, slots, ends = (rows.expand(count, *rows.shape[1:]) for rows in first[:3])
+                copies = Prompts(tokens, slots, ends)
+                context = weight.new_zeros(1, count, first.slots.shape[1], weight.shape[1], requires_grad=True)
+                saved.append(saved_bytes(lambda vectors=context, same=copies: self._features(same, vectors)))
+            positions = int(self._positions(copies)[1][:2].sum())
+            self.bytes_per_position[weight.dtype] = (saved[1] - saved[0]) / positions
+        return self.bytes_per_position[weight.dtype]
 
     @abstractmethod
     def _positions(self, prompts: Prompts) -> tuple[int, Tensor]:
-        """How many positions are computed once for all, and (c,) for each prompt alone."""
+        """Number of positions computed once for all prompts, and (c,) those of each prompt."""
 
-    def _beginning(self, prompts: Prompts, context: Tensor) -> Tensor | None:
-        """What `_features` of any of `prompts` needs to know of the positions that all have in common."""
+    def _prefix(self, prompts: Prompts, context: Tensor) -> Tensor | None:
+        """What `_features` needs of the prefix that all `prompts` have in common; None: nothing."""
         return None
 
     @abstractmethod
-    def _features(self, prompts: Prompts, context: Tensor, beginning: Tensor | None = None) -> Tensor:
+    def _features(self, prompts: Prompts, context: Tensor, prefix: Tensor | None = None) -> Tensor:
         """(g, c or 1, l, w) -> (g, c, d)."""
 
 
 class Recomputed(torch.autograd.Function):
-    """`encode(prompts, *inputs)` that keeps nothing but its inputs for the backward pass."""
+    """`encode(prompts, *inputs)`, recomputed in the backward pass, which saves only the inputs."""
 
     @staticmethod
     def forward(ctx: Any, encode: Callable[..., Tensor], prompts: Prompts, *inputs: Tensor | None) -> Tensor:
@@ -150,32 +151,32 @@ class Recomputed(torch.autograd.Function):
         return None, None, *(next(found) if need else None for need in needed)
 
 
-def kept_bytes(compute: Callable[[], Tensor]) -> int:
-    """Memory of all tensors that autograd keeps of `compute()` for its backward pass, the weights among them."""
-    kept: dict[int, int] = {}
+def saved_bytes(compute: Callable[[], Tensor]) -> int:
+    """Bytes of all tensors that autograd saves for the backward pass of `compute()`, including weights."""
+    sizes: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()           # an output that its own graph holds would never be freed
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()           # an output saved in its own graph would never be freed
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        alive = compute()                # while its graph is, no address is given away twice
+        alive = compute()                # while the graph lives, no address is reused
     del alive
-    return sum(kept.values())
+    return sum(sizes.values())
 
 
 class Tokens:
-    """A tokenizer whose special tokens are known.
+    """A tokenizer with known special tokens.
 
     Args:
-        encode: text -> its token ids with the special ones, neither padded nor cut.
-        window: positions of the text tower.
-        pad: the id behind [EOS].
+        encode: text -> token ids with the special ones, neither padded nor truncated.
+        window: number of positions of the text tower.
+        pad: the id of padding.
         end: the id of [EOS].
-        decode: ids -> their text.
-        special: the ids that are no words.
-        pads_left: the text stands at the end of the window.
+        decode: ids -> text.
+        special: the ids of special tokens.
+        pads_left: padding precedes the text.
     """
 
     def __init__(self, encode: Callable[[str], list[int]], *, window: int, pad: int, end: int,
@@ -184,14 +185,14 @@ class Tokens:
         self.decode = decode
         empty = encode("")
         if not empty or empty[-1] != end:
-            raise UserError(f"the tokenizer ends a text with {empty[-1:]}, not with its [EOS] id {end}; "
-                            "learnable prompts are read there: use the tokenizer that belongs to the checkpoint")
-        self.start = empty[:-1]                                          # [SOS], or nothing (SigLIP)
+            raise UserError(f"the tokenizer ends a text with {empty[-1:]}, not with its [EOS] id {end}, at which "
+                            "learned prompts are read; use the tokenizer that belongs to the checkpoint")
+        self.start = empty[:-1]                                          # [SOS], or empty (SigLIP)
         self.special = frozenset({*special, *self.start, end})
 
     @classmethod
     def of_hf(cls, tokenizer: Any, *, window: int, clean: Callable[[str], str] = str) -> "Tokens":
-        """A tokenizer of transformers, behind `clean`."""
+        """From a tokenizer of transformers; `clean` is applied to the text first."""
         end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
         return cls(lambda text: tokenizer(clean(text)).input_ids, window=window, pad=tokenizer.pad_token_id, end=end,
                    decode=tokenizer.decode, special=tokenizer.all_special_ids,
@@ -203,12 +204,12 @@ class Tokens:
         return ids[len(self.start):len(ids) - 1]
 
     def word(self, token: int) -> str:
-        """What a token id stands for; empty for a special one and for a piece of a letter."""
+        """The text of a token id; empty for a special token and for a part of a character."""
         text = "" if token in self.special else self.decode([token]).strip()
         return "" if "\ufffd" in text else text
 
     def sentences(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Padded ids (n, t) and the positions of [EOS] (n,). UserError for a text longer than the window."""
+        """Padded ids (n, t) and the positions of [EOS] (n,). UserError if a text does not fit the window."""
         rows = [self.encode(text) for text in texts]
         for text, row in zip(texts, rows, strict=True):
             if len(row) > self.window:
@@ -220,12 +221,12 @@ class Tokens:
         """See `FrozenCLIP.layout`."""
         prompts = [self._prompt(name, length, position) for name in names]
         rows = [ids for ids, _ in prompts]
-        slots = torch.tensor([places for _, places in prompts], dtype=torch.long).reshape(len(prompts), length)
+        slots = torch.tensor([positions for _, positions in prompts], dtype=torch.long).reshape(len(prompts), length)
         first = self._first(rows)                                                      # (c,)
         return PromptLayout(self._padded(rows), slots + first[:, None], first + _lengths(rows) - 1)
 
     def sentence_layout(self, texts: Sequence[str]) -> PromptLayout:
-        """See `FrozenCLIP.sentence_layout`: a slot under each word, and further ones under padding, as many for all."""
+        """See `FrozenCLIP.sentence_layout`: a slot at each word; slots at padding make their number equal."""
         tokens, ends = self.sentences(texts)
         counts = [len(self.words(text)) for text in texts]
         slots = []
@@ -252,9 +253,9 @@ class Tokens:
             raise unknown("position of the class name", position, segments)
         ids, slots = [*self.start], []
         for segment in segments[position]:
-            if isinstance(segment, int):    # learned vectors
+            if isinstance(segment, int):    # the number of learned vectors
                 slots += range(len(ids), len(ids) + segment)
-                # ignored ids, but none that is special: towers look for those to find [EOS] or padding
+                # any id but a special one: some towers find [EOS] or padding by those
                 segment = named[:1] * segment
             ids += segment
         ids.append(self.end)
@@ -270,7 +271,7 @@ class Tokens:
         return tokens
 
     def _first(self, rows: list[list[int]]) -> Tensor:
-        """Where each text begins in its window, (n,)."""
+        """(n,) the position of the first token of each text."""
         lengths = _lengths(rows)
         return self.window - lengths if self.pads_left else torch.zeros_like(lengths)
 

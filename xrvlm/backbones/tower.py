@@ -1,4 +1,4 @@
-"""The one FrozenCLIP there is: an image side, a text side and a tokenizer of whatever library, frozen together."""
+"""The implementation of FrozenCLIP: image encoder, text encoder and tokenizer of any library, frozen together."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -25,25 +25,25 @@ from xrvlm.backbones.base import (
     PrecisionName,
     PromptLayout,
 )
-from xrvlm.backbones.causal_text import CausalText
-from xrvlm.backbones.text_encoder import TextTower, Tokens
-from xrvlm.errors import UserError, unknown
+from xrvlm.backbones.causal_text_encoder import CausalTextEncoder
+from xrvlm.backbones.text_encoder import TextEncoder, Tokens
+from xrvlm.errors import UserError, option, unknown
 
 DTYPES: Mapping[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-POSITIONS_AT_ONCE = 512                  # bounds the memory of heads that widen what they pool
+POSITIONS_AT_ONCE = 512                  # bounds the memory of pooling heads that widen their input
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What one pass of the image tower leaves behind, in the tower's own precision."""
+    """The results of one forward pass of the image tower, in the tower's precision."""
 
     pooled: Tensor                       # (b, d) as the library returns it
-    states: Tensor                       # (b, p, e) what the pooling head sees
+    states: Tensor                       # (b, p, e) input of the pooling head
     mid_tokens: Tensor                   # (b, p, e)
 
 
-class ImageSide(ABC):
-    """One kind of image tower. Holds references to its modules, owns nothing."""
+class ImageEncoder(ABC):
+    """One kind of image tower. Not a module: it refers to modules of the model."""
 
     width: int                           # e; 0 for a tower without positions
 
@@ -56,20 +56,19 @@ class ImageSide(ABC):
 
     @abstractmethod
     def project(self, states: Tensor) -> Tensor:
-        """(b, p, e) -> (b, p, d): what the tower would return if every position were as this one."""
-
+        """(b, p, e) -> (b, p, d): for each position the image feature of an image that shows it everywhere."""
 
     def last_linear(self) -> nn.Linear | None:
-        """What makes the image feature in the end, where that is one linear module."""
+        """The module whose output is the image feature, if it is linear."""
         return None
 
     def projection(self) -> tuple[Tensor, Tensor | None] | None:
-        """(f, d) weight and (d,) bias of the last linear map; None for a tower that ends in none."""
+        """(f, d) weight and (d,) bias of the last linear map; None if the tower does not end in one."""
         linear = self.last_linear()
         return None if linear is None else (linear.weight.T, linear.bias)
 
     def unprojected(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(b, d) as `pooled`, and (b, f) what the last linear map reads, of one pass; with a `projection` alone."""
+        """(b, d) as `pooled` and (b, f) the input of the last linear map. Only if there is a `projection`."""
         linear = self.last_linear()
         assert linear is not None
         with captured(linear, "input") as entered:
@@ -77,19 +76,19 @@ class ImageSide(ABC):
         return pooled, entered[0]
 
 
-class WithoutPositions(ImageSide):
-    """A tower that shows nothing but one feature an image."""
+class WithoutPositions(ImageEncoder):
+    """A tower that gives only one feature per image."""
 
     width = 0
 
-    def __init__(self, encode: Callable[[Tensor], Tensor], what: str):
-        self.encode, self.what = encode, what
+    def __init__(self, encode: Callable[[Tensor], Tensor], kind: str):
+        self.encode, self.kind = encode, kind
 
     def pooled(self, images: Tensor) -> Tensor:
         return self.encode(images)
 
     def read(self, images: Tensor) -> Reading:
-        raise UserError(f"the image tower {self.what} shows no positions to attend to; methods on pooled features "
+        raise UserError(f"the image tower {self.kind} has no positions to attend to; methods on pooled features "
                         "(zero_shot, linear_probe, coop ...) work with it, xr_vlm needs another backbone")
 
     def project(self, states: Tensor) -> Tensor:
@@ -98,7 +97,7 @@ class WithoutPositions(ImageSide):
 
 @contextmanager
 def captured(module: nn.Module, side: Literal["input", "output"]) -> Iterator[list[Tensor]]:
-    """The tensors that enter or leave `module` during the block, in this thread."""
+    """The inputs or outputs of `module` during the `with` block, in this thread only."""
     seen: list[Tensor] = []
     caller = get_ident()
 
@@ -121,51 +120,51 @@ def captured(module: nn.Module, side: Literal["input", "output"]) -> Iterator[li
 
 
 def at_each_position(head: Callable[[Tensor], Tensor], states: Tensor, copies: int = 1) -> Tensor:
-    """`head`, which pools (n, copies, e) to (n, d), at each of the positions (b, p, e) alone -> (b, p, d)."""
+    """Apply `head`, which pools (n, copies, e) to (n, d), to each position by itself: (b, p, e) -> (b, p, d)."""
     alone = states.flatten(0, 1)[:, None].expand(-1, copies, -1)                       # (b * p, copies, e)
-    if torch.compiler.is_compiling():    # an exported graph has any number of images, not one number of pieces
+    if torch.compiler.is_compiling():    # the batch size of an exported graph varies, the number of chunks cannot
         return head(alone).unflatten(0, states.shape[:2])
-    return torch.cat([head(part) for part in alone.split(POSITIONS_AT_ONCE)]).unflatten(0, states.shape[:2])
+    return torch.cat([head(chunk) for chunk in alone.split(POSITIONS_AT_ONCE)]).unflatten(0, states.shape[:2])
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What a library has to show of a model."""
+class Components:
+    """The pieces of a library's model that a Tower needs."""
 
-    image: ImageSide
-    text: TextTower
+    image: ImageEncoder
+    text: TextEncoder
     tokens: Tokens
     transform: ImageTransform
     embed_dim: int
     logit_scale: Tensor                  # () exponentiated
     logit_bias: Tensor                   # ()
-    activation: str                      # QuickGELU or GELU: the same weights, another function
-    adjustment: str = ""                 # what of `transform` a user set, in words; nothing: the checkpoint's own
+    activation: str                      # QuickGELU or GELU: the weights do not show it
+    adjustment: str = ""                 # what the user changed in `transform`, for the name; empty: nothing
 
 
 class Tower(FrozenCLIP):
-    """`model` with its `parts`, moved to `device` and converted once to `precision`."""
+    """`model` with its components, moved to `device` and converted once to `precision`."""
 
-    def __init__(self, model: nn.Module, parts: Parts, *, name: str, device: DeviceName = "auto",
+    def __init__(self, model: nn.Module, components: Components, *, name: str, device: DeviceName = "auto",
                  precision: PrecisionName = "auto", loader: Mapping[str, Any] | None = None):
         super().__init__()
-        self.transform, self.loader = parts.transform, loader
-        self.name = f"{name} ({parts.adjustment})" if parts.adjustment else name
-        self.embed_dim, self.image_width = parts.embed_dim, parts.image.width
-        self.text_width, self.context_length = parts.text.embedding.embedding_dim, parts.tokens.window
-        self.image, self.text, self.tokens = parts.image, parts.text, parts.tokens
-        self.text_path = "fast" if isinstance(parts.text, CausalText) else "plain"
-        seen = f"{parts.transform.image_size} {parts.adjustment}".rstrip()
-        self.fingerprint = hash_state(model, f"{parts.activation} {seen}")
-        place = choose_device(device)
-        self.precision = choose_precision(precision, place)
-        self.model = model.to(place, DTYPES[self.precision])
-        self.register_buffer("logit_scale", parts.logit_scale.detach().float().reshape(()).to(place))
-        self.register_buffer("logit_bias", parts.logit_bias.detach().float().reshape(()).to(place))
+        self.transform, self.loader = components.transform, loader
+        self.name = f"{name} ({components.adjustment})" if components.adjustment else name
+        self.embed_dim, self.image_width = components.embed_dim, components.image.width
+        self.text_width, self.context_length = components.text.embedding.embedding_dim, components.tokens.window
+        self.image, self.text, self.tokens = components.image, components.text, components.tokens
+        self.text_path = "fast" if isinstance(components.text, CausalTextEncoder) else "plain"
+        input_format = f"{components.transform.image_size} {components.adjustment}".rstrip()
+        self.fingerprint = hash_state(model, f"{components.activation} {input_format}")
+        chosen = choose_device(device)
+        self.precision = choose_precision(precision, chosen)
+        self.model = model.to(chosen, DTYPES[self.precision])
+        self.register_buffer("logit_scale", components.logit_scale.detach().float().reshape(()).to(chosen))
+        self.register_buffer("logit_bias", components.logit_bias.detach().float().reshape(()).to(chosen))
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in eval mode whatever `mode`: batch statistics are frozen too."""
+        """Stay in eval mode whatever `mode` is: batch statistics are frozen too."""
         return super().train(False)
 
     def state_hash(self) -> str:
@@ -203,8 +202,8 @@ class Tower(FrozenCLIP):
         found = self.image.projection()
         if found is None:
             raise UserError(f"the image tower of {self.name} ends in no linear projection (SigLIP's attention pool and "
-                            "MLP heads have none), so that method=prolip has nothing to train; choose a CLIP tower, or "
-                            "another method such as clip_adapter")
+                            "MLP heads have none), so prolip has nothing to train; choose a CLIP tower, or another "
+                            "method such as clip_adapter")
         return found
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
@@ -248,7 +247,7 @@ class Tower(FrozenCLIP):
 
 
 def hash_state(module: nn.Module, also: str = "") -> str:
-    """sha256 of the names, shapes and values (as float32, whatever their precision) in a module's state, and `also`."""
+    """sha256 of the names, shapes and values in a module's state, and of `also`. Floats are hashed as float32."""
     digest = hashlib.sha256(also.encode())
     for name, tensor in sorted(module.state_dict().items()):
         values = tensor.detach().cpu()
@@ -260,12 +259,12 @@ def hash_state(module: nn.Module, also: str = "") -> str:
 
 def adjusted(own: ImageTransform, resize_to: int | None, interpolation: Interpolation | None,
              ) -> tuple[ImageTransform, str]:
-    """`own` with what a user sets in its place (None keeps it), and in words what that changed."""
+    """The checkpoint's `own` transform with the user's changes (None keeps it), and these changes as text."""
     if interpolation not in (None, "bicubic", "bilinear"):
         raise unknown("interpolation", interpolation, ("bicubic", "bilinear"))
     if resize_to is not None and resize_to < own.image_size:
-        raise UserError(f"resize_to={resize_to} is less than the {own.image_size} pixels that the centre crop leaves: "
-                        f"use {own.image_size} at least")
+        raise UserError(f"{option('backbone.resize_to', resize_to)} is less than the {own.image_size} pixels of the "
+                        f"centre crop: use {own.image_size} or more")
     changed, words = own, []
     if resize_to is not None and (own.resize, own.resize_to or own.image_size) != ("shortest", resize_to):
         changed, words = replace(own, resize="shortest", resize_to=resize_to), [f"resize {resize_to}"]
@@ -275,14 +274,15 @@ def adjusted(own: ImageTransform, resize_to: int | None, interpolation: Interpol
 
 
 def choose_device(wanted: DeviceName) -> torch.device:
-    """The device called `wanted`; UserError where this machine has none."""
+    """The device named `wanted`; UserError if this machine has none."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
         return torch.device(next(name for name, there in available.items() if there))
     if wanted not in available:
         raise unknown("device", wanted, ("auto", *available))
     if not available[wanted]:
-        raise UserError(f"device={wanted} is not available on this machine; use device=auto or device=cpu")
+        raise UserError(f"{option('device', wanted)} is not available on this machine; use "
+                        f"{option('device', 'auto')} or {option('device', 'cpu')}")
     return torch.device(wanted)
 
 

@@ -1,204 +1,233 @@
-"""What each command does with its composed configuration, whose objects composing.py makes."""
+"""The commands: each composes its objects from the configuration and makes one public call of the library."""
 
-import logging
-from collections.abc import Callable
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from xrvlm.cli.compose import (
-    given_text,
-    load_run,
-    make_candidate,
-    make_dataset,
-    make_recipe,
-    make_text,
-    make_tower,
-    own_images,
-    partial_of,
-    read_shots,
-    run_options,
-    source_of,
-    turned,
-)
 from xrvlm.distributed import processes
 from xrvlm.errors import UserError, unknown
-from xrvlm.files import digest, folder_of, user_path
-
-log = logging.getLogger(__name__)
+from xrvlm.files import shipped, user_path
 
 
 def adapt(config: DictConfig) -> None:
-    from xrvlm.experiments.run import adapt as adapt_tower
+    from xrvlm.experiments.run import adapt as call
 
-    dataset = make_dataset(config.data)
-    run = adapt_tower(make_tower(config), dataset, partial_of(config.method, "method"), shots=read_shots(config.shots),
-                      seed=config.seed, val=config.val, recipe=make_recipe(config), text=make_text(config, dataset),
-                      protocol=config.protocol, options=run_options(config))
-    _show(run)
+    dataset, shots = _dataset(config), _shots(config.shots)       # before weights are fetched
+    _show(call(_tower(config), dataset, _partial(config.method, "method"), shots=shots,
+               seed=config.seed, val=config.val, recipe=recipe_of(config.recipe), text=_text(config),
+               protocol=config.protocol, options=_run_options(config)))
 
 
 def zeroshot(config: DictConfig) -> None:
-    from xrvlm.experiments.run import zero_shot
+    from xrvlm.experiments.run import zero_shot as call
 
-    dataset = make_dataset(config.data)
-    _show(zero_shot(make_tower(config), dataset, text=make_text(config, dataset), options=run_options(config)))
+    dataset = _dataset(config)
+    _show(call(_tower(config), dataset, text=_text(config), options=_run_options(config)))
 
 
 def evaluate(config: DictConfig) -> None:
-    from xrvlm.data.dataset import hash_items, without_images_of
-    from xrvlm.experiments.protocols import check_among, transfer_record
-    from xrvlm.experiments.run import evaluate as evaluate_on
+    from xrvlm.experiments.evaluate import evaluate as call
 
-    check_among(config.among)
-    folder = user_path(config.run)
     own = OmegaConf.is_missing(config.data, "root") and HydraConfig.get().runtime.choices["data"] == "folder"
-    classifier = load_run(config)
-    if own:
-        dataset = own_images(folder, config.data.get("class_names"))
-        items = dataset.split.test
-    else:
-        dataset = make_dataset(config.data)
-        items = dataset.split.test or (*dataset.split.train, *dataset.split.val)
-    hashes = hash_items(items, dataset.source)
-    tested = digest([hashes[item.id] for item in items])
-    if not own:
-        items = without_images_of(folder / "split.json", items, hashes)
-    # other images may have the same names
-    names, key, told = dataset.split.classes, [*(item.id for item in items), tested], ""
-    new = [name for name in names if name not in classifier.names]
-    if new or given_text(config):               # other words for the same classes are a turn too
-        classifier = turned(classifier, names, config, getattr(dataset.source, "root", None))
-        key, told = [*key, classifier.about["classes"]], f"; {len(new)} of {len(names)} classes were not trained on"
-    elif len(names) < len(classifier.names) and config.among == "data":
-        key, told = [*key, "masked"], f"; among these {len(names)} of the run's {len(classifier.names)} classes"
-    elif len(names) < len(classifier.names):
-        told = f"; among all {len(classifier.names)} classes of the run (among=data: among these {len(names)})"
-    place = folder / "eval" / f"{dataset.name}-{digest(key)[:10]}"
-    summary = evaluate_on(classifier, dataset, items, place, features=run_options(config).features,
-                          workers=config.workers, among=config.among)
-    if not own:
-        transfer_record(folder, place, dataset, classifier.about["classes"], summary, among=config.among,
-                        tested=tested)
-    print(f"{dataset.name}: {_figures(summary)}{told}\n{place}")
+    found = call(str(config.run), None if own else _dataset(config), among=config.among,
+                 class_names=config.data.get("class_names") if own else None, text=_text(config),
+                 features=_partial(config.features, "features")(), workers=config.workers, **_device(config))
+    print(f"{found.data}: {_figures(found.metrics)}{f'; {found.note}' if found.note else ''}\n{found.folder}")
 
 
 def predict(config: DictConfig) -> None:
-    from xrvlm.inference.predict import predict_images, zero_shot_classifier
-    from xrvlm.text.class_text import class_names
+    from xrvlm.experiments.predict import predict as call
 
-    images, out = user_path(config.images), None if config.out is None else user_path(config.out)
-    if config.run is not None:
-        classifier = load_run(config)
-        if config.classes is not None or given_text(config):
-            names = classifier.names if config.classes is None else class_names(config.classes)
-            classifier = turned(classifier, names, config, folder_of(images))
-    elif config.classes is not None:
-        if "parts" in given_text(config):
-            raise UserError("text.parts is not read without run=: zero-shot reads text.descriptions and text.templates")
-        classifier = zero_shot_classifier(make_tower(config), make_text(config, None)(class_names(config.classes)))
-    else:
-        raise UserError("predict needs run=RUNDIR (an adapted model), or classes=names.txt for zero-shot")
-    for line in predict_images(classifier, images, topk=config.topk, workers=config.workers, out=out):
-        print(line)
+    zero_shot = config.run is None and config.classes is not None
+    for prediction in call(config.run, _plain(config.images), classes=_plain(config.classes), topk=config.topk,
+                           out=config.out, text=_text(config), workers=config.workers,
+                           clip=_tower(config) if zero_shot else None, **_device(config)):
+        print(prediction)
 
 
 def explain(config: DictConfig) -> None:
-    from xrvlm.reporting.explanations import Photos, explain_images
+    from xrvlm.reporting.explanations import explain as call
 
-    folder = folder_of(user_path(config.run))
-    classifier = load_run(config)
-    out = folder / "explain" if config.out is None else user_path(config.out)
-    photos = (Photos.test_part(own_images(folder, None)) if config.images is None
-              else Photos.below(user_path(config.images)))
-    for line in explain_images(classifier, photos, out, against=config.against, pictures=config.pictures):
-        print(line)
+    call(str(config.run), _plain(config.images), against=config.against, out=config.out, pictures=config.pictures,
+         echo=print, **_device(config))
 
 
 def export(config: DictConfig) -> None:
-    from xrvlm.inference.classifier import Classifier
-    from xrvlm.inference.export import export_onnx, sample_images
+    from xrvlm.experiments.export import export as call
 
-    if config.format != "onnx":
-        raise unknown("format", str(config.format), ("onnx",))
     if config.device not in ("auto", "cpu") or config.precision not in ("auto", "fp32"):
         raise UserError("export makes and checks a float32 file on the CPU: leave device= and precision= out")
-    run = user_path(config.run)
-    folder = folder_of(run)
-    classifier = Classifier.load(run, device="cpu", precision="fp32")
-    images = None
-    try:
-        dataset = own_images(folder, None)
-        images = sample_images(classifier, dataset.source, dataset.split.test)
-    except UserError as error:
-        log.info("checked on random images alone: %s", error)
-    print(export_onnx(classifier, folder / "model.onnx" if config.out is None else config.out, images=images))
+    print(call(str(config.run), config.out, format=config.format))
 
 
 def report(config: DictConfig) -> None:
-    from xrvlm.experiments.record import read_records
-    from xrvlm.reporting.report import write_report
-    from xrvlm.reporting.results import told_apart
-    from xrvlm.reporting.tables import terminal_table
+    from xrvlm.reporting.report import report as call
 
-    runs = user_path(config.runs)
-    print(terminal_table(told_apart(read_records(runs), folder_of(runs))))
-    report = write_report(runs, None if config.out is None else user_path(config.out), all_shots=config.all_shots,
-                          baseline=None if config.baseline is None else str(config.baseline),
-                          source_of=source_of if config.photos else None)
-    print(f"{report}\n{report.with_suffix('.html')}")
+    made = call(str(config.runs), config.out, baseline=None if config.baseline is None else str(config.baseline),
+                all_shots=config.all_shots, photos=config.photos)
+    print(f"{made.table}\n{made.markdown}\n{made.html}")
 
 
 def compare(config: DictConfig) -> None:
-    from xrvlm.experiments.budget import seconds_of
-    from xrvlm.experiments.compare import Terms
-    from xrvlm.experiments.compare import compare as compare_methods
+    from xrvlm.experiments.compare import CompareOptions
+    from xrvlm.experiments.compare import compare as call
     from xrvlm.experiments.recommend import adapt_command
 
-    dataset = make_dataset(config.data)
-    features = partial_of(config.features, "features")()
-    terms = Terms(shots=read_shots(config.shots), seed=config.seed, folds=config.folds, features=features,
-                  budget=seconds_of(config.budget), runs=config.runs, workers=config.workers)
-    named = [config.candidates] if isinstance(config.candidates, str) else config.candidates or []
-    candidates = [make_candidate(str(words)) for words in dict.fromkeys(named)]
-    found = compare_methods(make_tower(config), dataset, candidates, terms=terms, text=make_text(config, dataset))
     hydra = HydraConfig.get()
     given = [*hydra.overrides.task, f"shots={config.shots}", f"seed={config.seed}"]
     own = next((source.path for source in hydra.runtime.config_sources if source.provider == "command-line"), None)
-    print(found.write(adapt_command(found.recommendation.chosen.words, given, own)))
+    options = CompareOptions(shots=_shots(config.shots), seed=config.seed, folds=config.folds, budget=config.budget,
+                             runs=config.runs, features=_partial(config.features, "features")(),
+                             workers=config.workers)
+    named = [config.candidates] if isinstance(config.candidates, str) else config.candidates or []
+    dataset = _dataset(config)
+    found = call(_tower(config), dataset, [str(words) for words in named], text=_text(config),
+                 options=options, command=lambda words: adapt_command(words, given, own))
+    print(found.table)
 
 
 def demo(config: DictConfig) -> None:
     from xrvlm.demo.demo import run_demo
 
-    run_demo(user_path(config.runs), small=config.small, device=config.device, precision=config.precision,
-             workers=config.workers)
+    run_demo(user_path(config.runs), small=config.small, workers=config.workers, **_device(config))
 
 
 def data_check(config: DictConfig) -> None:
     from xrvlm.data.datasets.check import check
 
-    made = partial_of(config.data, "data")
+    made = _partial(config.data, "data")
     finding = check(made.func, made.keywords)
     print("\n".join(finding.lines))
     if finding.faults:
         raise UserError(f"the data set is not complete: {'; '.join(finding.faults)}")
 
 
+def cache_list(config: DictConfig) -> None:
+    from xrvlm.features.cache import banks, table
+
+    print(table(banks(config.cache)))
+
+
+def cache_prune(config: DictConfig) -> None:
+    from xrvlm.features.cache import prune, table
+
+    print(table(prune(config.cache, older_than=config.older_than, every=config.all, dry_run=config.dry_run)))
+
+
 COMMANDS: dict[str, Callable[[DictConfig], None]] = {
     "adapt": adapt, "zeroshot": zeroshot, "eval": evaluate, "predict": predict, "explain": explain, "export": export,
-    "compare": compare, "report": report, "demo": demo, "data check": data_check,
+    "compare": compare, "report": report, "demo": demo, "data check": data_check, "cache list": cache_list,
+    "cache prune": cache_prune,
 }
 
 
-def _show(run: Any) -> None:
-    from xrvlm.reporting.tables import terminal_table
+def _tower(config: DictConfig) -> Any:
+    return _partial(config.backbone, "backbone")(**_device(config))
 
-    if not processes().first:
-        return
-    print(terminal_table([run.record]))
-    print(f"{run.record.label}: {_figures(run.record.metrics)}\n{run.folder}")
+
+def _device(config: DictConfig) -> dict[str, Any]:
+    return {"device": config.device, "precision": config.precision}
+
+
+def _dataset(config: DictConfig) -> Any:
+    return _partial(config.data, "data")()
+
+
+def _text(config: DictConfig) -> dict[str, Any]:
+    return {name: value for name, value in _plain(config.get("text") or {}).items() if value is not None}
+
+
+def recipe_of(config: DictConfig) -> Any:
+    """What `adapt` takes as recipe: the name of one and changes, or a recipe of a `--config-dir` as a whole."""
+    given = {name: value for name, value in _plain(config).items() if value is not None and not name.startswith("_")}
+    return given if given.get("name") in ("own", *shipped("recipe")) else _partial(config, "recipe")()
+
+
+def _run_options(config: DictConfig) -> Any:
+    from xrvlm.experiments.record import RunOptions
+
+    return RunOptions(runs=config.runs, features=_partial(config.features, "features")(),
+                      selection=config.get("selection", "last"), workers=config.workers, force=config.force)
+
+
+def _shots(value: Any) -> int | None:
+    if value == "all":
+        return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise UserError(f"shots must be a number of images a class, or all; found {value!r}")
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _partial(config: DictConfig, group: str) -> partial:
+    """What `_target_` of a group names, with the group's options as plain Python, not yet called."""
+    OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    with suppress(ImportError):              # hydra says what is wrong; without this it looks into our packages first
+        import_module(str(config.get("_target_", "")).rpartition(".")[0] or "builtins")
+    made = instantiate(config, _partial_=True, _convert_="all")
+    check_options(made.func, made.keywords, group)
+    return made
+
+
+def check_options(target: Callable, given: Mapping[str, Any], group: str) -> None:
+    """UserError where `target` has no option of a name in `given`, or one of another type than its annotation."""
+    parameters = inspect.signature(target).parameters
+    keywords = {name: parameter for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
+    if isinstance(target, type) and keywords:    # the positional ones are passed by the library
+        parameters = keywords
+    hints = typing.get_type_hints(target.__init__ if isinstance(target, type) else target)
+    for name, value in given.items():
+        if name not in parameters:
+            raise unknown("option", f"{group}.{name}", (f"{group}.{known}" for known in parameters))
+        if name in hints and not _fits(value, hints[name]):
+            raise UserError(f"{group}.{name} must be {_words(hints[name])}, found {value!r}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is typing.Literal:
+        return value in arguments
+    if origin in (tuple, list):
+        return isinstance(value, list | tuple)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (str, bool, type(None)):
+        return isinstance(value, hint)
+    return True                          # a type that YAML does not have: the function checks it itself
+
+
+def _words(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_words(argument) for argument in arguments)
+    if origin is typing.Literal:
+        return " or ".join(str(argument) for argument in arguments)
+    if origin in (tuple, list):
+        return "a list"
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _show(run: Any) -> None:
+    if processes().first:
+        protocol = ", base to new" if run.record.protocol == "base_to_new" else ""
+        print(f"{run.record.label}{protocol}: {_figures(run.record.metrics)}\n{run.folder}")
 
 
 def _figures(metrics: dict[str, float]) -> str:

@@ -1,109 +1,201 @@
-"""The command line: `xrvlm COMMAND key=value ...`. What each command does stands in commands.py."""
+"""The command line: `xrvlm COMMAND [DIR ...] key=value ...`. What each command does stands in commands.py.
+
+Nothing heavy is imported before a command needs it: `xrvlm --help` imports neither hydra nor torch.
+"""
 
 import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
-from importlib.metadata import version
+from typing import Any
 
-import hydra
-from hydra import compose
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-
-from xrvlm.cli.commands import COMMANDS
-from xrvlm.distributed import Group, PeerFailedError, joined, processes
-from xrvlm.errors import UserError, naming_keys
+from xrvlm.errors import SPEAKS_KEYS, UserError, unknown
 
 HELP = """\
 xrvlm adapts a frozen CLIP to fine-grained recognition.
 
-  xrvlm adapt data.root=DIR [shots=16|all] [method=xr_vlm] [backbone=vit_b16_openai] [seed=1]
-  xrvlm adapt data.root=DIR protocol=base_to_new    train on half of the classes, measure the others too
-  xrvlm zeroshot data.root=DIR                      score a data set without a label
-  xrvlm eval run=RUNDIR [data.root=OTHER]           score a finished run again, on other images or new classes
-                        [among=data]                ... and mask the classes that these images do not have
-  xrvlm predict run=RUNDIR images=FILE_OR_DIR [classes=names.txt] [topk=5] [out=preds.csv]
+  xrvlm adapt DIR [shots=16|all] [method=xr_vlm] [backbone=vit_b16_openai] [seed=1]
+  xrvlm adapt DIR protocol=base_to_new              train on half of the classes, measure the others too
+  xrvlm zeroshot DIR                                score a data set without a label
+  xrvlm eval RUN [data.root=OTHER]                  score a finished run again, on other images or new classes
+                 [among=data]                       ... and mask the classes that these images do not have
+  xrvlm predict RUN PHOTO_OR_DIR ... [classes=names.txt] [topk=5] [out=preds.csv]
   xrvlm predict backbone=vit_b16_openai classes=names.txt images=DIR        without a run: zero-shot
-  xrvlm explain run=RUNDIR [images=FILE_OR_DIR] [against=CLASS] [out=DIR]   what the parts look at, and what decides
-  xrvlm export run=RUNDIR [format=onnx] [out=FILE]  a model that runs without xrvlm and torch
-  xrvlm compare data.root=DIR [budget=10m] [shots=all] [folds=5]            which method should I take?
-  xrvlm report runs=DIR [baseline=METHOD]           one page, tables and plots of all runs in a folder
-  xrvlm data check data=cub data.root=DIR           what of a data set is there and what is missing
+  xrvlm explain RUN [PHOTO_OR_DIR ...] [against=CLASS] [out=DIR]            what the parts look at, and what decides
+  xrvlm export RUN [format=onnx] [out=FILE]         a model that runs without xrvlm and torch
+  xrvlm compare DIR [budget=10m] [shots=all] [folds=5]                      which method should I take?
+  xrvlm report [RUNS] [baseline=METHOD]             one page, tables and plots of all runs in a folder
+  xrvlm data check DIR [data=cub]                   what of a data set is there and what is missing
+  xrvlm cache list                                  stored features, also those of older versions
+  xrvlm cache prune [older_than=30d] [all=true]     delete what is stale, old or everything
   xrvlm demo [small=true]                           the main job on the embedded default, offline
 
+A DIR holds a folder of photos for each class (other data sets: data=..., data.root=DIR). A RUN is the folder of a
+finished run, or `latest`: the newest in runs/.
+"""
+MORE = """
+Behind each command: overrides (`key=value`), `--cfg job` shows the configuration, `-m` sweeps over comma-separated
+values, `--help` lists the choices, `--config-dir DIR` adds configurations of your own.
 `torchrun --nproc_per_node=2 -m xrvlm.cli adapt ...` does one run by several processes.
-
-Behind each command: Hydra overrides (`key=value`), `--cfg job` shows the configuration, `-m` sweeps over
-comma-separated values, `--help` lists the choices, `--config-dir DIR` adds configurations of your own.
+Shell completion: `eval "$(xrvlm completion bash)"` (or zsh, fish).
 """
 
-# Values that are paths or names: taken as they stand, whatever Hydra's grammar would make of their characters.
+# Values that are paths or names: taken literally, whatever Hydra's grammar would make of their characters.
 LITERAL = ("data.root", "data.file", "data.path", "data.name", "images", "out", "run", "runs", "classes",
            "against", "baseline", "data.class_names", "text.templates", "text.descriptions", "text.parts",
-           "backbone.pretrained", "features.cache")
+           "backbone.pretrained", "features.cache", "cache")
+# the keys of arguments without `key=`, in their order; `images` takes all that follow
+POSITIONAL = {"adapt": ["data.root"], "zeroshot": ["data.root"], "compare": ["data.root"], "data check": ["data.root"],
+              "eval": ["run"], "export": ["run"], "predict": ["run", "images"], "explain": ["run", "images"],
+              "report": ["runs"]}
+WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c", "--package", "-p",
+              "--info", "-i", "--experimental-rerun")
 GROUPS = ("backbone", "data", "features", "method", "recipe", "experiment")
-SPLIT = ("adapt", "zeroshot")            # commands that several processes can do together
-LISTS = ("data.class_names", "text.templates")    # may also be a list in Hydra's grammar
+TOGETHER = ("adapt", "zeroshot")         # commands that several processes can do together
+LISTS = ("data.class_names", "text.templates", "images", "classes")    # may also be a list in Hydra's grammar
 SCALARS: dict[str, tuple[type, str]] = {
     "seed": (int, "a whole number"), "workers": (int, "a whole number, at least 0"), "topk": (int, "a whole number"),
     "folds": (int, "a whole number, at least 2"),
     "val": (bool, "true or false"), "force": (bool, "true or false"), "small": (bool, "true or false"),
     "pictures": (bool, "true or false"), "all_shots": (bool, "true or false"), "photos": (bool, "true or false"),
-    "runs": (str, "a folder"), "device": (str, "auto, cpu, cuda or mps"), "images": (str, "a file or a folder"),
+    "all": (bool, "true or false"), "dry_run": (bool, "true or false"),
+    "runs": (str, "a folder"), "device": (str, "auto, cpu, cuda or mps"),
     "precision": (str, "auto, fp32, bf16 or fp16"), "selection": (str, "last or val"),
     "protocol": (str, "few_shot or base_to_new"), "among": (str, "run or data"),
 }
+NAMES = ("adapt", "zeroshot", "eval", "predict", "explain", "export", "compare", "report", "demo", "data check",
+         "cache list", "cache prune")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0, 2 for a mistake of the user's, 130 for an interruption."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
+        print(_help(), end="")
         return 0
     if arguments[0] == "--version":
+        from importlib.metadata import version
+
         print(f"xrvlm {version('xrvlm')}")
         return 0
     words = " ".join(arguments[:2])
-    command = words if words in COMMANDS else arguments[0]
-    overrides = arguments[len(command.split()):]
+    command = words if words in NAMES else arguments[0]
     try:
-        if command not in COMMANDS:
-            raise UserError(f"unknown command {command!r}; available: {', '.join(COMMANDS)}; see `xrvlm --help`")
-        with naming_keys(), joined() as group:
-            return _run(group, command, [quote(override) for override in overrides])
+        with naming_keys():
+            if command in ("completion", "__complete"):
+                from xrvlm.cli.complete import answer
+                print(answer(command, arguments[1:]))
+                return 0
+            if command not in NAMES:
+                raise unknown("command", command, NAMES, "see `xrvlm --help`")
+            overrides = [quote(each) for each in _with_keys(command, arguments[len(command.split()):])]
+            with _group() as group:
+                return _run(group, command, overrides)
     except UserError as error:
         _tell(error)
         return 2
 
 
-def _run(group: Group, command: str, overrides: list[str]) -> int:
-    """The exit code. Where several processes fail, the first one tells why: the others do because it did."""
+def _help() -> str:
+    from xrvlm.files import shipped
+
+    choices = [textwrap.fill(f"{f'{group}=':10}{', '.join(shipped(group))}", 110, subsequent_indent=" " * 10)
+               for group in ("method", "backbone", "data", "recipe")]
+    return "\n".join([HELP, *choices, MORE.rstrip(), ""])
+
+
+def _with_keys(command: str, arguments: Sequence[str]) -> list[str]:
+    """The arguments with those that have no key given theirs: `adapt DIR` is `adapt data.root=DIR`."""
+    keys, found, several, values = list(POSITIONAL.get(command, ())), [], [], iter(arguments)
+    for argument in values:
+        if argument in WITH_VALUE:
+            found += [argument, next(values, "")]
+        elif argument.startswith("-") or ("=" in argument and not os.path.exists(argument)):    # noqa: PTH110
+            found.append(argument)
+        elif keys and keys[0] != "images":
+            found.append(f"{keys.pop(0)}={argument}")
+        elif keys:
+            several.append(argument)
+        else:
+            raise UserError(f"what is {argument!r}? `xrvlm {command}` takes {_usage(command)} and key=value; see "
+                            "`xrvlm --help`")
+    return found + ([f"images={several[0]}"] if len(several) == 1 else [_list("images", several)] if several else [])
+
+
+def _usage(command: str) -> str:
+    return " and ".join(f"{key}" for key in POSITIONAL.get(command, ())) or "no argument"
+
+
+def _list(key: str, values: Sequence[str]) -> str:
+    return f"{key}=[{','.join(quote(f'images={value}').partition('=')[2] for value in values)}]"
+
+
+@contextmanager
+def naming_keys() -> Iterator[None]:
+    """Inside, messages name the keys of the command line instead of arguments in Python (`errors.option`)."""
+    before = os.environ.get(SPEAKS_KEYS)
+    os.environ[SPEAKS_KEYS] = "1"
     try:
-        if group.world > 1 and (command not in SPLIT or {"-m", "--multirun"} & set(overrides)):
-            raise UserError(f"several processes do one run of {' or '.join(SPLIT)} together: start other commands, and "
-                            "a sweep, without torchrun")
-        for group_name in GROUPS:
-            if f"{group_name}=null" in overrides:
-                raise UserError(f"{group_name}=null names no configuration: leave {group_name}= out for the default")
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(SPEAKS_KEYS, None)
+        else:
+            os.environ[SPEAKS_KEYS] = before
+
+
+@contextmanager
+def _group() -> Iterator[Any]:
+    """The processes of a run that torchrun started, or this process alone."""
+    if os.environ.get("WORLD_SIZE", "1").strip() in ("", "1"):
+        yield None
+        return
+    from xrvlm.distributed import joined
+
+    with joined() as group:
+        yield group
+
+
+def _run(group: Any, command: str, overrides: list[str]) -> int:
+    """The exit code. Where several processes fail, the first one says why: the others fail because it did."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    mistakes = (UserError, HydraException, OmegaConfBaseException)
+    if group is not None:
+        from xrvlm.distributed import PeerFailedError
+
+        mistakes = (*mistakes, PeerFailedError)
+    try:
+        if group is not None and (command not in TOGETHER or {"-m", "--multirun"} & set(overrides)):
+            raise UserError(f"several processes do one run of {' or '.join(TOGETHER)} together: start other commands, "
+                            "and a sweep, without torchrun")
+        for name in GROUPS:
+            if f"{name}=null" in overrides:
+                raise UserError(f"{name}=null names no configuration: leave {name}= out for the default")
         return 2 if _run_hydra(command, overrides) else 0
-    except (UserError, PeerFailedError, HydraException, OmegaConfBaseException) as error:
-        if group.first_to_fail():
-            _tell(error)
+    except mistakes as error:
+        if _speaks(group):
+            from xrvlm.cli.complete import of_hydra
+
+            _tell(of_hydra(error, command, overrides))
         return 2
     except KeyboardInterrupt:
-        if group.first_to_fail():
+        if _speaks(group):
             print("interrupted; the same command goes on where it was", file=sys.stderr)
         return 130
     except Exception:
-        if group.first_to_fail():
+        if _speaks(group):
             raise
         return 2
+
+
+def _speaks(group: Any) -> bool:
+    return group is None or group.first_to_fail()
 
 
 def config_name(command: str) -> str:
@@ -126,10 +218,12 @@ def quote(override: str) -> str:
 
 
 def _run_hydra(command: str, overrides: list[str]) -> list[str]:
-    """Compose and run; returns the mistakes that jobs made and told."""
+    """Compose and run; returns the mistakes that jobs made, each reported when it was made."""
+    import hydra
+
     mistakes: list[str] = []
     task = partial(_task, command, os.getpid(), mistakes)
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")    # exceptions reach `main`, which tells them in one line
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")    # exceptions reach `main`, which reports them in one line
     before = sys.argv
     sys.argv = [f"xrvlm {command}", *overrides]
     try:
@@ -139,52 +233,68 @@ def _run_hydra(command: str, overrides: list[str]) -> list[str]:
     return mistakes
 
 
-def _task(command: str, main_process: int, mistakes: list[str], config: DictConfig) -> None:
-    """One job. A mistake is told at once; in a sweep the other jobs go on."""
+def _task(command: str, main_process: int, mistakes: list[str], config: Any) -> None:
+    """One job. A mistake is reported at once; in a sweep the other jobs go on."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    from xrvlm.cli.commands import COMMANDS
+
     logging.captureWarnings(True)
-    if not processes().first:
+    if int(os.environ.get("RANK", "0") or 0):
         logging.disable(logging.WARNING)
     try:
-        _check_read(command)
-        _check_scalars(command, config)
-        COMMANDS[command](config)
+        with naming_keys():                  # a launcher's process did not come through `main`
+            _check_read(command)
+            _check_scalars(command, config)
+            COMMANDS[command](config)
     except (UserError, OmegaConfBaseException) as error:
-        if processes().first_to_fail():
+        if _first_to_fail():
             _tell(error)
         mistakes.append(str(error))
         if os.getpid() != main_process:      # a launcher's process: its engine must see that the job failed
             raise
 
 
+def _first_to_fail() -> bool:
+    """Whether no other process of a distributed run has failed before."""
+    if "xrvlm.distributed" not in sys.modules:
+        return True
+    return sys.modules["xrvlm.distributed"].processes().first_to_fail()
+
+
 def _check_read(command: str) -> None:
     """UserError for a key that the command line adds (`+key=`) and nothing reads; groups check their own."""
+    from hydra import compose
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import DictConfig, OmegaConf
+
     added = [override.lstrip("+").partition("=")[0] for override in HydraConfig.get().overrides.task
              if override.startswith("+")]
     for key in added:
-        place, _, name = key.rpartition(".")
+        node, _, name = key.rpartition(".")
         if key.split(".")[0] in (*GROUPS, "hydra"):
             continue
         own = compose(config_name(command))
-        there = OmegaConf.select(own, place) if place else own
+        there = OmegaConf.select(own, node) if node else own
         if not isinstance(there, DictConfig) or name not in list(there.keys()):
             raise UserError(f"nothing reads {key}: leave it out; `xrvlm {command} --cfg job` shows what there is")
 
 
-def _check_scalars(command: str, config: DictConfig) -> None:
-    """UserError for a value at the top level that is of another kind than the program reads."""
+def _check_scalars(command: str, config: Any) -> None:
+    """UserError for a value at the top level that is of another type than the command reads."""
+    from omegaconf import OmegaConf
+
     for name, (kind, words) in SCALARS.items():
         if name not in config or OmegaConf.is_missing(config, name):
             continue
         value = config[name]
-        if name == "images" and value is None and command == "explain":    # those of the run
-            continue
         if type(value) is not kind or (isinstance(value, int) and name == "workers" and value < 0):
             raise UserError(f"{name} must be {words}, found {'null' if value is None else repr(value)}")
 
 
 def _tell(error: Exception) -> None:
     message = str(error) or type(error).__name__
-    if isinstance(error, MissingMandatoryValue):
-        message = f"{error.full_key} is not given; add {error.full_key}=VALUE"
+    if type(error).__name__ == "MissingMandatoryValue":
+        key = getattr(error, "full_key", "")
+        message = f"{key} is not given; add {key}=VALUE"
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
-

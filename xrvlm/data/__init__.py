@@ -1,1 +1,1 @@
-"""Data sets: their readers, the split that a run draws from them."""
+"""Data sets: their loaders, and the split that a run samples from them."""

@@ -1,33 +1,32 @@
-"""The parts of a data set, the few labels drawn from them, the split.json that records both, and the images to read.
+"""A data set and its subsets, the few labels sampled from them, and the split.json that records both.
 
-The readers stand beside this module: data_folder.py, data_table.py, data_hub.py. Each ends in `assemble`.
+The loaders are folder.py, table.py, hub.py and datasets/; each is `registered` and ends in `assemble`.
 """
 
+import inspect
+import json
 import logging
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
-from tqdm import tqdm
-
-from xrvlm.errors import UserError
-from xrvlm.files import digest, read_json, sha256, write_json
+from xrvlm.errors import UserError, option
+from xrvlm.files import digest, read_json, sha256, user_path, write_json
 from xrvlm.randomness import seed_of
 from xrvlm.text.class_text import few, name_classes
-from xrvlm.views import ImageSource, decode
+from xrvlm.views import ImageSource, unreadable_images
 
 log = logging.getLogger(__name__)
 
-PARTS = ("train", "val", "test")
-PART_OF_WORD = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-SPLIT_FIX = "give the command of that run again with force=true"
-MOST_VALIDATION_SHOTS = 4    # a class; as CoOp and most after it
+SUBSETS = ("train", "val", "test")
+SUBSET_OF_WORD = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+MOST_VALIDATION_SHOTS = 4    # a class; as CoOp and most work after it
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +37,9 @@ class Item:
     label: int    # index into Split.classes
 
 
-
-
 @dataclass(frozen=True)
 class Split:
-    """Which images are for what."""
+    """Which images are for training, for validation and for testing."""
 
     classes: tuple[str, ...]
     train: tuple[Item, ...]
@@ -51,44 +48,70 @@ class Split:
 
     @cached_property
     def fingerprint(self) -> str:
-        return digest([self.classes, *([[item.id, item.label] for item in getattr(self, part)] for part in PARTS)])
+        """A hash of the class names and of the images and labels of each subset."""
+        subsets = [[[item.id, item.label] for item in getattr(self, subset)] for subset in SUBSETS]
+        return digest([self.classes, *subsets])
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set as found: all that is for training in `train`; val and test are empty where none is given."""
+    """A data set before sampling: every training image is in `train`; val and test are empty where none is given.
+
+    `loader` is {"name": registry name of the loader, "options": its options}, which `load_dataset` takes to load the
+    data set again; None for one that was made in memory.
+    """
 
     name: str
     source: ImageSource
     split: Split
-    world: int | None = None    # the seed of a drawn data set
+    world: int | None = None    # the number of a drawn world
+    loader: Mapping[str, Any] | None = None
 
 
+def registered(name: str, layout: Callable[..., Any] | None = None,
+               ) -> Callable[[Callable[P, Dataset]], Callable[P, Dataset]]:
+    """Decorate the loader that conf/data/`name`.yaml registers, so that its data sets remember how they were loaded.
+
+    `layout`, of a published data set, returns its official Layout for those options of the loader that it takes.
+    """
+    def decorate(load: Callable[P, Dataset]) -> Callable[P, Dataset]:
+        signature = inspect.signature(load)
+
+        @wraps(load)
+        def loader(*args: P.args, **kwargs: P.kwargs) -> Dataset:
+            dataset = load(*args, **kwargs)
+            given = signature.bind(*args, **kwargs)
+            given.apply_defaults()
+            return replace(dataset, loader=_remembered(name, given.arguments))
+
+        loader.__dict__["layout"] = layout
+        return loader
+    return decorate
 
 
-def with_test_part(split: Split) -> Split:
-    """Unchanged where a test part is given, else a quarter of each class by the hash of the paths becomes it.
+def with_test_set(split: Split) -> Split:
+    """`split` itself if it has a test set, else with a quarter of each class, by the hash of its paths, as test set.
 
-    At least one image of a class with two or more, never all of them; the same whatever the seed and the shots.
+    A class of two or more images gives at least one and never all. Neither seed nor shots change the test set.
     """
     if split.test:
         return split
     test: set[Item] = set()
     for order in _drawn(split.train, len(split.classes), "test"):
-        test.update(order[:(len(order) + 2) // 4])    # rounded half up: one of two images, none of one
+        test.update(order[:(len(order) + 2) // 4])    # a quarter, rounded half up: one of two images, none of one
     return replace(split, train=_without(split.train, test), test=_only(split.train, test))
 
 
 def sample_shots(split: Split, shots: int | None, seed: int, val: bool = False) -> Split:
-    """`shots` labelled training images of each class (None: all), and validation images beside them where wanted.
+    """Sample `shots` training images of each class (None: all) and, with `val`, validation images.
 
-    The draw depends on the seed and on each image's own path: 4 shots are contained in 8, whatever the order of
-    files and classes. Validation is min(shots, 4) further images a class (10 % of the class for all shots), from the
-    data set's own val part where it has one (for all shots: that whole part), else from what training leaves over.
-    Raises UserError for a class without a training image.
+    The sample depends on the seed and on the path of each image, not on the order of files and classes; the images of
+    4 shots are among those of 8. With `val`, min(shots, 4) more images a class are for validation (for all shots: 10 %
+    of the class): from the validation set of the data set (for all shots: all of it), else from the training images
+    that are left. Raises UserError for a class without a training image.
     """
     if shots is not None and (not isinstance(shots, int) or isinstance(shots, bool) or shots < 1):
-        raise UserError(f"shots={shots!r} must be a whole number of images a class, at least 1, or all "
+        raise UserError(f"{option('shots', shots)} must be a whole number of images a class, at least 1, or all "
                         "(None in Python)")
     count = len(split.classes)
     orders = _drawn(split.train, count, seed, "shots")
@@ -97,7 +120,7 @@ def sample_shots(split: Split, shots: int | None, seed: int, val: bool = False) 
     if val and split.val:
         most = len(split.val) if shots is None else min(shots, MOST_VALIDATION_SHOTS)
         held_out.update(item for order in _drawn(split.val, count, seed, "val") for item in order[:most])
-    elif val:    # from the far end of the order, so that it stays the same from a few shots to many
+    elif val:    # from the end of the order, so that few shots and many have the same validation images
         held_out.update(item for order in orders for item in order[len(order) - _held_out(len(order), shots):])
     train = {item for order in orders for item in order[:shots] if item not in held_out}
     if val:
@@ -106,13 +129,13 @@ def sample_shots(split: Split, shots: int | None, seed: int, val: bool = False) 
 
 
 def label_budget(split: Split) -> int:
-    """How many labels a run looks at: validation images are labels too."""
+    """The number of labels that a run uses, those of validation images included."""
     return len(split.train) + len(split.val)
 
 
 def hash_images(split: Split, source: ImageSource) -> dict[str, str]:
-    """{id: sha256 of the image file's bytes} of all parts."""
-    return hash_items([item for part in PARTS for item in getattr(split, part)], source)
+    """{id: sha256 of the image file's bytes} of all subsets."""
+    return hash_items([item for subset in SUBSETS for item in getattr(split, subset)], source)
 
 
 def hash_items(items: Sequence[Item], source: ImageSource) -> dict[str, str]:
@@ -121,11 +144,12 @@ def hash_items(items: Sequence[Item], source: ImageSource) -> dict[str, str]:
 
 
 def without_images_of(split_file: Path, items: Sequence[Item], hashes: Mapping[str, str]) -> tuple[Item, ...]:
-    """The items whose bytes, of which `hash_items` made `hashes`, are not those of a training or validation image of
-    the split; a warning counts the rest.
+    """The items whose images are not byte-identical to a training or validation image in `split_file`.
+
+    `hashes` are those of `hash_items`. A warning counts the items that are left out.
     """
-    record = read_json(split_file, SPLIT_FIX)
-    learned = {entry["sha256"] for part in ("train", "val") for entry in record[part]}
+    record = read_json(split_file, split_fix())
+    learned = {entry["sha256"] for subset in ("train", "val") for entry in record[subset]}
     kept = tuple(item for item in items if hashes[item.id] not in learned)
     if len(kept) < len(items):
         log.warning("left out %d of %d images: the run learned from them", len(items) - len(kept), len(items))
@@ -134,32 +158,33 @@ def without_images_of(split_file: Path, items: Sequence[Item], hashes: Mapping[s
 
 def write_split(path: Path, split: Split, source: ImageSource, *, seed: int, shots: int | str | None,
                 hashes: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Write split.json: which images stand in which part, with the hash of each; returns what was written.
+    """Write split.json, the images of each subset with their hashes, and return its content.
 
-    `duplicates` lists the byte-identical images that stand both in training (or validation) and in test.
+    `duplicates` lists images of the test set that are byte-identical to a training or validation image.
     """
     hashes = hashes or hash_images(split, source)
-    parts = {part: [{"path": item.id, "class": split.classes[item.label], "sha256": hashes[item.id]}
-                    for item in getattr(split, part)] for part in PARTS}
-    duplicates = _duplicates([*parts["train"], *parts["val"]], parts["test"])
+    subsets = {subset: [{"path": item.id, "class": split.classes[item.label], "sha256": hashes[item.id]}
+                    for item in getattr(split, subset)] for subset in SUBSETS}
+    duplicates = _duplicates([*subsets["train"], *subsets["val"]], subsets["test"])
     if duplicates:
-        log.warning("%d test images stand in training too (byte-identical): %s; the test score counts them",
+        log.warning("%d test images are also training images (byte-identical): %s; the test score counts them",
                     sum(len(pair["test"]) for pair in duplicates),
                     few(f"{pair['train'][0]} = {pair['test'][0]}" for pair in duplicates))
     record = {"classes": list(split.classes), "seed": seed, "shots": shots, "fingerprint": split.fingerprint,
-              **parts, "duplicates": duplicates}
+              **subsets, "duplicates": duplicates}
     write_json(path, record)
     return record
 
 
 def read_split(path: Path) -> Split:
-    """The split that `write_split` wrote; UserError where the file is damaged or was changed by hand."""
-    fix = SPLIT_FIX
+    """The split that `write_split` wrote; UserError if the file is damaged or was edited."""
+    fix = split_fix()
     record = read_json(path, fix)
     try:
         labels = {name: label for label, name in enumerate(record["classes"])}
-        parts = {part: tuple(Item(entry["path"], labels[entry["class"]]) for entry in record[part]) for part in PARTS}
-        split = Split(tuple(labels), **parts)
+        subsets = {subset: tuple(Item(entry["path"], labels[entry["class"]]) for entry in record[subset])
+                   for subset in SUBSETS}
+        split = Split(tuple(labels), **subsets)
         intact = split.fingerprint == record["fingerprint"]
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a split: {error!r} in it; {fix}") from error
@@ -168,56 +193,73 @@ def read_split(path: Path) -> Split:
     return split
 
 
+def split_fix() -> str:
+    """The fix that the error of a damaged split.json ends in."""
+    return f"give the command of that run again with {option('force', True)}"
+
+
 def drop_damaged(dataset: Dataset, workers: int) -> Dataset:
     """The data set without the images that cannot be decoded; a warning names them. Decodes every image once."""
-    items = [item for part in PARTS for item in getattr(dataset.split, part)]
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        checks = pool.map(lambda item: _is_readable(dataset.source, item.id), items)
-        good = list(tqdm(checks, total=len(items), desc="checking images", unit="image", disable=None))
-    damaged = {item for item, readable in zip(items, good, strict=True) if not readable}
-    if not damaged:
+    items = [item for subset in SUBSETS for item in getattr(dataset.split, subset)]
+    unreadable = unreadable_images([item.id for item in items], dataset.source, workers)
+    if not (damaged := {item for item in items if item.id in unreadable}):
         return dataset
     log.warning("skipped %d of %d images, which cannot be read: %s", len(damaged), len(items),
                 few(sorted(item.id for item in damaged), 20))
-    kept = {part: _without(getattr(dataset.split, part), damaged) for part in PARTS}
+    kept = {subset: _without(getattr(dataset.split, subset), damaged) for subset in SUBSETS}
     return replace(dataset, split=replace(dataset.split, **kept))
 
 
 def assemble(name: str, source: ImageSource, found: Mapping[str, Sequence[tuple[str, str]]], *,
              classes: Sequence[str] | None = None, class_names: Any = None, skip_damaged: bool = False,
-             test_alone: bool = False) -> Dataset:
-    """The common end of every reader: `found` holds (id, class) for each part, in any order.
+             test_only: bool = False) -> Dataset:
+    """The data set that every loader returns.
 
-    `classes` in their order; None: sorted. Raises UserError for fewer than two classes, for a class without an image
-    in train, unless the data set is published with a test part alone (`test_alone`), and for `class_names` that do not
-    fit.
+    `found` is {subset: (id, class) of its images}, in any order; `classes` are in the order of their labels (None:
+    sorted); `test_only`: the data set has no training images. Raises UserError for fewer than two classes, for a class
+    without a training image and for `class_names` that do not fit.
     """
     known = sorted({key for pairs in found.values() for _, key in pairs}) if classes is None else list(classes)
     if len(known) < 2:
         raise UserError(f"found only one class in {name} ({few(known) or 'none'}); recognition needs two at least: "
-                        "give each class a folder or a label of its own")
+                        "give each class its own folder or label")
     trained = {key for _, key in found.get("train", ())}
-    if missing := [key for key in known if key not in trained and not test_alone]:
+    if missing := [key for key in known if key not in trained and not test_only]:
         raise UserError(f"{name} has no training image of {len(missing)} classes: {few(missing)}; "
-                        "add some to its train part or remove the class")
+                        "add some to its training set or remove the class")
     labels = {key: label for label, key in enumerate(known)}
-    parts = {part: tuple(Item(item_id, labels[key]) for item_id, key in sorted(found.get(part, ()))) for part in PARTS}
-    dataset = Dataset(name, source, Split(name_classes(known, class_names), **parts))
+    subsets = {subset: tuple(Item(item_id, labels[key]) for item_id, key in sorted(found.get(subset, ())))
+               for subset in SUBSETS}
+    dataset = Dataset(name, source, Split(name_classes(known, class_names), **subsets))
     return drop_damaged(dataset, workers=min(8, os.cpu_count() or 1)) if skip_damaged else dataset
 
 
+def _remembered(name: str, options: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What `Dataset.loader` holds, paths absolute; None where an option, such as a data set in memory, is not JSON."""
+    kept = dict(options)
+    for key in ("root", "path", "class_names"):
+        if isinstance(value := kept.get(key), str | Path) and (path := user_path(value)).exists():
+            kept[key] = value if key == "class_names" and path.is_dir() else str(path.resolve())
+    if "file" in kept:
+        kept["file"] = str(Path(kept["root"]) / user_path(kept["file"]))
+    try:
+        return json.loads(json.dumps({"name": name, "options": kept}))
+    except TypeError:
+        return None
+
+
 def _drawn(items: Iterable[Item], classes: int, *key: object) -> list[list[Item]]:
-    """The items of each class in an order that depends only on `key` and on each item's own path."""
+    """The items of each class in an order that depends only on `key` and on the path of each."""
     groups: list[list[Item]] = [[] for _ in range(classes)]
     for item in items:
         groups[item.label].append(item)
-    # NFC: the same photos on a Mac have the same names, but spell their accents with two characters
+    # NFC: macOS gives the same file names with accents as separate characters
     return [sorted(group, key=lambda item: (seed_of(*key, unicodedata.normalize("NFC", item.id)), item.id))
             for group in groups]
 
 
 def _held_out(size: int, shots: int | None) -> int:
-    """How many of a class's `size` training images become validation: the shots come first."""
+    """How many of the `size` training images of a class are for validation, after the shots are taken."""
     if shots is None:
         return min(max(1, (size + 5) // 10), size - 1)
     return max(0, min(shots, MOST_VALIDATION_SHOTS, size - shots))
@@ -249,15 +291,7 @@ def _warn_of_no_validation(classes: Sequence[str], held_out: set[Item]) -> None:
 
 def _duplicates(training: Iterable[Mapping[str, str]], test: Iterable[Mapping[str, str]]) -> list[dict[str, Any]]:
     seen: dict[str, dict[str, list[str]]] = defaultdict(lambda: {"train": [], "test": []})
-    for part, entries in (("train", training), ("test", test)):
+    for subset, entries in (("train", training), ("test", test)):
         for entry in entries:
-            seen[entry["sha256"]][part].append(entry["path"])
+            seen[entry["sha256"]][subset].append(entry["path"])
     return [{"sha256": key, **paths} for key, paths in sorted(seen.items()) if paths["train"] and paths["test"]]
-
-
-def _is_readable(source: ImageSource, item_id: str) -> bool:
-    try:
-        decode(source.read(item_id), item_id)
-    except UserError:
-        return False
-    return True

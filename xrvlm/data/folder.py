@@ -5,37 +5,47 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from xrvlm.data.dataset import PART_OF_WORD, PARTS, Dataset, assemble
-from xrvlm.errors import UserError
+from xrvlm.data.dataset import SUBSET_OF_WORD, SUBSETS, Dataset, assemble, registered
+from xrvlm.errors import UserError, option
 from xrvlm.files import user_path
 from xrvlm.text.class_text import few
 from xrvlm.views import SUFFIXES, FileSource
 
 log = logging.getLogger(__name__)
 
-# photos that Pillow cannot read: left out silently they would be missed late
+# photos that Pillow cannot read: a warning counts them
 UNREADABLE_SUFFIXES = frozenset({".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".svg", ".psd"})
 IGNORED_FOLDERS = frozenset({"__MACOSX", "@eaDir", "__pycache__"})
 
 
-
-
+@registered("folder")
 def image_folder(root: str | Path, *, class_names: str | Sequence[str] | Mapping[str, str] | None = None,
                  skip_damaged: bool = False, name: str | None = None) -> Dataset:
-    """One folder a class, nested or not, either directly in `root` or in its folders train, val (valid, validation)
-    and test. Hidden files and what is no image are ignored. Raises UserError, which names the fix.
+    """Load class folders: one folder a class, in `root` or in its folders train, val (valid, validation) and test.
+
+    Images may lie in folders below the class folder. Hidden files and files that are no images are ignored.
+
+    Args:
+        root: the folder.
+        class_names: a shipped list, a .txt or .json file, the names in the sorted order of the folders, or
+            {folder: name}; None: the names of the folders.
+        skip_damaged: leave out images that cannot be read, with a warning.
+        name: of the data set; None: that of the folder.
+
+    Raises:
+        UserError: the folder does not hold such a data set; the message names the fix.
     """
     folder = existing_folder(root)
-    parts = _part_folders(folder) or {"train": [folder]}
-    found = {part: [pair for path in paths for pair in _labelled(folder, path, must_fill=part == "train")]
-             for part, paths in parts.items()}
+    subsets = _subset_folders(folder) or {"train": [folder]}
+    found = {subset: [pair for path in paths for pair in _labelled(folder, path, must_fill=subset == "train")]
+             for subset, paths in subsets.items()}
     return assemble(name or folder.name, FileSource(folder), found, class_names=class_names, skip_damaged=skip_damaged)
 
 
 def image_files(path: str | Path) -> tuple[Path, tuple[str, ...]]:
-    """A folder and the sorted paths, relative to it, of the images below it; a file is the only image of its folder.
+    """(folder, sorted paths of the images below it, relative to it). For an image file: (its folder, its name).
 
-    Raises UserError where there is nothing at `path` or no image below it.
+    Raises UserError if `path` does not exist or holds no image.
     """
     found = user_path(path)
     if found.is_file():
@@ -53,43 +63,43 @@ def image_files(path: str | Path) -> tuple[Path, tuple[str, ...]]:
 
 
 def existing_folder(root: str | Path) -> Path:
-    """`root` as an absolute path; UserError where it is no folder."""
+    """`root` as an absolute path. Raises UserError if it is no folder."""
     folder = user_path(root)
     if not folder.exists():
-        raise UserError(f"there is no folder {folder}; check data.root")
+        raise UserError(f"there is no folder {folder}; check {option('data.root')}")
     if not folder.is_dir():
-        raise UserError(f"{folder} is a file; data.root must be the folder that holds the images")
+        raise UserError(f"{folder} is a file; {option('data.root')} must be the folder that holds the images")
     return folder.resolve()
 
 
-def _part_folders(root: Path) -> dict[str, list[Path]] | None:
-    """The folders of each part, or None where `root` holds the class folders themselves."""
+def _subset_folders(root: Path) -> dict[str, list[Path]] | None:
+    """The folders of each subset, or None where `root` holds the class folders themselves."""
     folders, _ = _listing(root)
-    parts: dict[str, list[Path]] = defaultdict(list)
+    subsets: dict[str, list[Path]] = defaultdict(list)
     for folder in folders:
-        if part := PART_OF_WORD.get(folder.name.casefold()):
-            parts[part].append(folder)
-    others = [folder.name for folder in folders if folder.name.casefold() not in PART_OF_WORD]
-    if not parts or (others and not ("train" in parts and len(parts) > 1)):    # one class may well be called "train"
+        if subset := SUBSET_OF_WORD.get(folder.name.casefold()):
+            subsets[subset].append(folder)
+    others = [folder.name for folder in folders if folder.name.casefold() not in SUBSET_OF_WORD]
+    if not subsets or (others and not ("train" in subsets and len(subsets) > 1)):    # a class may be called "train"
         return None
     if others:
-        raise UserError(f"{root} holds train, val or test beside {few(others)}; leave only these parts there, "
+        raise UserError(f"{root} holds train, val or test beside {few(others)}; leave only these subsets there, "
                         "or only class folders")
-    if "train" not in parts:
+    if "train" not in subsets:
         raise UserError(f"{root} holds {few(folder.name for folder in folders)} but no train folder; add one, "
-                        "or point data.root at the class folders themselves")
-    return {part: parts[part] for part in PARTS if part in parts}
+                        f"or set {option('data.root')} to the folder that holds the class folders")
+    return {subset: subsets[subset] for subset in SUBSETS if subset in subsets}
 
 
 def _labelled(root: Path, folder: Path, must_fill: bool) -> Iterator[tuple[str, str]]:
-    """(path relative to `root`, class) of the images in the class folders of `folder`."""
+    """Yield (path relative to `root`, class) of the images in the class folders of `folder`."""
     class_folders, files = _listing(folder)
     loose = [path for path in files if path.suffix.lower() in SUFFIXES]
     if not class_folders:
         what = f"{len(loose)} images directly" if loose else "no class folders"
-        raise UserError(f"found {what} in {folder}: put each class into a folder of its own")
+        raise UserError(f"found {what} in {folder}: put each class into its own folder")
     if loose:
-        log.warning("ignored %d images that stand beside the class folders in %s: %s",
+        log.warning("ignored %d images beside the class folders in %s: %s",
                     len(loose), folder, few(path.name for path in loose))
     empty: dict[str, Counter[str]] = {}
     unreadable: Counter[str] = Counter()
@@ -119,7 +129,7 @@ def _counted(suffixes: Counter[str]) -> str:
 
 
 def _files_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """Every file below `folder`; symbolic links are followed, but not back into a folder that is being walked."""
+    """Every file below `folder`. Follows symbolic links, except into a folder that is being walked."""
     real = folder.resolve()
     if real in above:
         return
@@ -130,7 +140,7 @@ def _files_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator
 
 
 def _listing(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The folders and the files in `folder`, sorted, without hidden ones. A dangling link counts as a file."""
+    """The folders and the files in `folder`, sorted, without hidden ones. A broken link counts as a file."""
     try:
         paths = sorted(path for path in folder.iterdir()
                        if not path.name.startswith(".") and path.name not in IGNORED_FOLDERS)

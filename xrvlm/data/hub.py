@@ -1,4 +1,4 @@
-"""A data set of Hugging Face's `datasets`: by its name on the hub, or a folder that its `save_to_disk` wrote."""
+"""A data set of Hugging Face's `datasets`: from the hub by name, or from a folder that `save_to_disk` wrote."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from xrvlm.data.dataset import PART_OF_WORD, Dataset, assemble
-from xrvlm.errors import UserError
+from xrvlm.data.dataset import SUBSET_OF_WORD, Dataset, assemble, registered
+from xrvlm.errors import UserError, option
 from xrvlm.files import digest, user_path
 from xrvlm.text.class_text import few
-from xrvlm.views import DAMAGED_FIX
+from xrvlm.views import damaged_fix
 
 log = logging.getLogger(__name__)
 
@@ -37,30 +37,41 @@ class HubSource:
         return digest([dict(self.fingerprints), self.image_column, list(ids)])
 
 
+@registered("hub")
 def hub_dataset(path: Any, *, config: str | None = None, image_column: str | None = None,
                 label_column: str | None = None,
                 class_names: str | Sequence[str] | Mapping[str, str] | None = None,
                 skip_damaged: bool = False, name: str | None = None) -> Dataset:
-    """`path`: a name on the hub, a saved folder, or a `datasets.Dataset` or `DatasetDict` in memory.
+    """Load a data set of the library `datasets`.
 
-    The image column is found by its type; so is the label column: a ClassLabel, else the only column of strings or
-    whole numbers. Classes stand in the order of the ClassLabel, else sorted. Raises UserError, which names the fix.
+    Args:
+        path: a name on the hub, a folder that `save_to_disk` wrote, or a `datasets.Dataset` or `DatasetDict` in memory.
+        config: the configuration on the hub.
+        image_column: None: the only column of type Image.
+        label_column: None: the only ClassLabel, else the only column of strings or integers. Classes are in the order
+            of the ClassLabel, else sorted.
+        class_names: see `image_folder`.
+        skip_damaged: leave out images that cannot be read, with a warning.
+        name: of the data set; None: the last word of the path.
+
+    Raises:
+        UserError: the data set cannot be loaded or a column cannot be found; the message names the fix.
     """
     _library()
     loaded = _load(str(path), config) if isinstance(path, str | Path) else path
     splits = dict(loaded) if isinstance(loaded, Mapping) else {"train": loaded}
     title = name or (Path(path).name if isinstance(path, str | Path) else "hub")
-    parts = _parts(list(splits), title)
-    features = splits[next(iter(parts))].features
+    subsets = _subsets(list(splits), title)
+    features = splits[next(iter(subsets))].features
     image = _image_column(features, image_column, title)
     label = _label_column(features, label_column, image, title)
     found: dict[str, list[tuple[str, str]]] = {}
-    for split, part in parts.items():
-        found.setdefault(part, []).extend(_labelled(splits[split], split, label))
+    for split, subset in subsets.items():
+        found.setdefault(subset, []).extend(_labelled(splits[split], split, label))
     classes = _classes(features[label], found, title)
-    # taken before the casts: the library's own fingerprint, the same each time the set is loaded
-    fingerprints = {split: splits[split]._fingerprint for split in parts}
-    source = HubSource({split: _encoded_column(splits[split], image) for split in parts}, image, fingerprints)
+    # before the casts: the fingerprint of the library, which is the same each time the data set is loaded
+    fingerprints = {split: splits[split]._fingerprint for split in subsets}
+    source = HubSource({split: _encoded_column(splits[split], image) for split in subsets}, image, fingerprints)
     return assemble(title, source, found, classes=classes, class_names=class_names, skip_damaged=skip_damaged)
 
 
@@ -85,22 +96,22 @@ def _load(path: str, config: str | None) -> Any:
         if folder.is_dir() and any((folder / file).is_file() for file in ("dataset_dict.json", "state.json")):
             return datasets.load_from_disk(folder)
         return datasets.load_dataset(str(folder) if folder.exists() else path, config)
-    except Exception as error:    # whatever the library, its loaders or the network raise
+    except Exception as error:    # the library, its loaders and the network may raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"cannot load the data set {path!r}: {reason}; check data.path and data.config, "
-                        "or pass a folder written by save_to_disk") from error
+        raise UserError(f"cannot load the data set {path!r}: {reason}; check {option('data.path')} and "
+                        f"{option('data.config')}, or pass a folder written by save_to_disk") from error
 
 
-def _parts(splits: Sequence[str], title: str) -> dict[str, str]:
-    """The part that each usable split is for."""
+def _subsets(splits: Sequence[str], title: str) -> dict[str, str]:
+    """{split of the library: our subset}; splits of other names are ignored."""
     if len(splits) == 1:
         return {splits[0]: "train"}
-    parts = {split: PART_OF_WORD[split.casefold()] for split in splits if split.casefold() in PART_OF_WORD}
-    if "train" not in parts.values():
+    subsets = {split: SUBSET_OF_WORD[split.casefold()] for split in splits if split.casefold() in SUBSET_OF_WORD}
+    if "train" not in subsets.values():
         raise UserError(f"{title} has no train split; its splits are {few(splits, 20)}")
-    if others := [split for split in splits if split not in parts]:
+    if others := [split for split in splits if split not in subsets]:
         log.warning("ignored the splits %s of %s", few(others), title)
-    return parts
+    return subsets
 
 
 def _image_column(features: Mapping[str, Any], wanted: str | None, title: str) -> str:
@@ -118,7 +129,7 @@ def _label_column(features: Mapping[str, Any], wanted: str | None, image: str, t
 
 def _column(features: Mapping[str, Any], wanted: str | None, what: str, title: str,
             tests: Sequence[Callable[[Any], bool]]) -> str:
-    """The column that was asked for, or the only one that passes the first of `tests` which any column passes."""
+    """The column `wanted`; if None, the only one that passes the first of `tests` that any column passes."""
     if wanted is not None and wanted in features:
         return wanted
     for accepts in tests if wanted is None else ():
@@ -128,7 +139,7 @@ def _column(features: Mapping[str, Any], wanted: str | None, what: str, title: s
             break
     shown = few((f"{column} ({_shown(kind)})" for column, kind in features.items()), 20)
     problem = "cannot tell the" if wanted is None else f"no column {wanted!r} for the"
-    raise UserError(f"{problem} {what} column of {title}; its columns are {shown}: set data.{what}_column")
+    raise UserError(f"{problem} {what} column of {title}; its columns are {shown}: set {option(f'data.{what}_column')}")
 
 
 def _shown(kind: Any) -> str:
@@ -136,7 +147,7 @@ def _shown(kind: Any) -> str:
 
 
 def _labelled(rows: Any, split: str, column: str) -> list[tuple[str, str]]:
-    """(id, class) of each row that has a label; -1 stands for none."""
+    """(id, class) of each row that has a label; the label -1 means none."""
     kind = rows.features[column]
     values = rows.with_format(None)[column][:]
     if hasattr(kind, "names"):
@@ -148,7 +159,7 @@ def _labelled(rows: Any, split: str, column: str) -> list[tuple[str, str]]:
 
 
 def _classes(kind: Any, found: Mapping[str, Sequence[tuple[str, str]]], title: str) -> list[str]:
-    """The labels that any image carries: a data set cut down to some classes keeps the ClassLabel of all."""
+    """The classes that have images: a data set filtered to some classes keeps the ClassLabel of all."""
     used = {key for pairs in found.values() for _, key in pairs}
     if not hasattr(kind, "names"):
         return sorted(used, key=int if "int" in str(kind.dtype) else None)
@@ -159,23 +170,23 @@ def _classes(kind: Any, found: Mapping[str, Sequence[tuple[str, str]]], title: s
 
 
 def _encoded(value: Any, item_id: str) -> bytes:
-    """The bytes of an image file, made anew only where an array is stored."""
+    """The bytes of the image file in a cell; an array is encoded as PNG."""
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
         return value
     if value is None:
-        raise UserError(f"cannot read the image {item_id}: the cell is empty; {DAMAGED_FIX}")
+        raise UserError(f"cannot read the image {item_id}: the cell is empty; {damaged_fix()}")
     if isinstance(value, str):
         try:
             return Path(value).read_bytes()
         except OSError as error:
-            raise UserError(f"cannot read the image {item_id} at {value}: {error.strerror}; {DAMAGED_FIX}") from error
+            raise UserError(f"cannot read the image {item_id} at {value}: {error.strerror}; {damaged_fix()}") from error
     try:
         image = Image.fromarray(np.asarray(value, dtype=np.uint8))
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"cannot read the image {item_id}: {error}; "
-                        "set data.image_column to a column of images") from error
+                        f"set {option('data.image_column')} to a column of images") from error
     buffer = BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from xrvlm.data.dataset import PART_OF_WORD, PARTS, Dataset, assemble
+from xrvlm.data.dataset import SUBSET_OF_WORD, SUBSETS, Dataset, assemble, registered
 from xrvlm.data.folder import existing_folder
-from xrvlm.errors import UserError
+from xrvlm.errors import UserError, option
 from xrvlm.files import user_path
 from xrvlm.text.class_text import few
 from xrvlm.views import FileSource
@@ -17,49 +17,63 @@ from xrvlm.views import FileSource
 Row = tuple[int, Mapping[str, Any]]    # the line in the file, counted from 1, and its cells
 
 
+@registered("table")
 def table(root: str | Path, *, file: str | Path = "split.csv", path_column: str = "path", class_column: str = "class",
           split_column: str | None = "split", class_names: str | Sequence[str] | Mapping[str, str] | None = None,
           skip_damaged: bool = False, name: str | None = None) -> Dataset:
-    """One image a row: its path relative to `root`, its class, and its part (train, val, valid, validation or test)
-    where `split_column` is there (None: ignored). `file` is relative to `root` or absolute. Raises UserError, which
-    names the fix.
+    """Load a table with one image a row.
+
+    Args:
+        root: the folder that holds the images.
+        file: the table (.csv, .tsv, .jsonl or .parquet), relative to `root` or absolute.
+        path_column: column of paths, relative to `root`.
+        class_column: column of class names.
+        split_column: column of subsets (train, val, valid, validation or test); None: all images are for training, as
+            they are if the table has no column "split".
+        class_names: see `image_folder`.
+        skip_damaged: leave out images that cannot be read, with a warning.
+        name: of the data set; None: that of the folder.
+
+    Raises:
+        UserError: the table or an image is missing or wrong; the message names the line and the fix.
     """
     folder = existing_folder(root)
     path = folder / user_path(file)
     if not path.is_file():
-        raise UserError(f"there is no table {path}; check data.file")
+        raise UserError(f"there is no table {path}; check {option('data.file')}")
     columns, rows = _read(path)
-    # the default name may be missing; one that was asked for may not
+    # a split column other than the default must be there
     wanted = [path_column, class_column, *([split_column] if split_column not in (None, "split") else [])]
     if missing := [column for column in wanted if column not in columns]:
         raise UserError(f"{path} has no column {few(map(repr, missing))}; its columns are {few(columns, 20)}: "
-                        "set data.path_column, data.class_column or data.split_column")
-    part_column = split_column if split_column in columns else None
-    found = _found(folder, path, rows, path_column, class_column, part_column)
+                        f"set {option('data.path_column')}, {option('data.class_column')} or "
+                        f"{option('data.split_column')}")
+    subset_column = split_column if split_column in columns else None
+    found = _found(folder, path, rows, path_column, class_column, subset_column)
     return assemble(name or folder.name, FileSource(folder), found, class_names=class_names, skip_damaged=skip_damaged)
 
 
-def _found(root: Path, path: Path, rows: Iterable[Row], path_column: str, class_column: str, part_column: str | None,
+def _found(root: Path, path: Path, rows: Iterable[Row], path_column: str, class_column: str, subset_column: str | None,
            ) -> dict[str, list[tuple[str, str]]]:
-    """(id, class) of the images of each part, every image once and every file there."""
+    """{subset: (id, class) of its images}. Raises UserError for an image that occurs twice or is not there."""
     entries: dict[str, tuple[str, str, int]] = {}
     for line, row in rows:
         where = f"{path}, line {line}"
         item_id = _relative(root, _cell(row, path_column, where), where)
-        part = "train" if part_column is None else _part(_cell(row, part_column, where), where)
+        subset = "train" if subset_column is None else _subset(_cell(row, subset_column, where), where)
         label = _cell(row, class_column, where).strip()
-        before = entries.setdefault(item_id, (label, part, line))
-        if before[:2] != (label, part):
-            raise UserError(f"{where}: {item_id} is {label!r} in {part} here but {before[0]!r} in {before[1]} in line "
-                            f"{before[2]}; list every image once")
+        before = entries.setdefault(item_id, (label, subset, line))
+        if before[:2] != (label, subset):
+            raise UserError(f"{where}: {item_id} is {label!r} in {subset} here but {before[0]!r} in {before[1]} in "
+                            f"line {before[2]}; list every image once")
     if not entries:
         raise UserError(f"the table {path} has no rows; write one for each image")
     if missing := [item_id for item_id in entries if not (root / item_id).is_file()]:
         raise UserError(f"{len(missing)} images named in {path} are not in {root}: {few(missing)}; "
-                        "check data.root, or remove these lines")
-    found: dict[str, list[tuple[str, str]]] = {part: [] for part in PARTS}
-    for item_id, (label, part, _) in entries.items():
-        found[part].append((item_id, label))
+                        f"check {option('data.root')}, or remove these lines")
+    found: dict[str, list[tuple[str, str]]] = {subset: [] for subset in SUBSETS}
+    for item_id, (label, subset, _) in entries.items():
+        found[subset].append((item_id, label))
     return found
 
 
@@ -130,18 +144,19 @@ def _cell(row: Mapping[str, Any], column: str, where: str) -> str:
     return str(value)
 
 
-def _part(word: str, where: str) -> str:
-    part = PART_OF_WORD.get(word.strip().casefold())
-    if part is None:
-        raise UserError(f"{where}: unknown part {word!r}; use train, val or test, or data.split_column=null to ignore "
-                        "the column")
-    return part
+def _subset(word: str, where: str) -> str:
+    subset = SUBSET_OF_WORD.get(word.strip().casefold())
+    if subset is None:
+        raise UserError(f"{where}: unknown subset {word!r}; use train, val or test, or "
+                        f"{option('data.split_column', None)} to ignore the column")
+    return subset
 
 
 def _relative(root: Path, name: str, where: str) -> str:
-    """`name` relative to `root` and without `..`, so that one image has one id."""
+    """`name` relative to `root` and without `..`, so that an image has only one id."""
     path = Path(os.path.normpath(root / name))
-    for base, candidate in ((root, path), (root, path.resolve())):    # an absolute path may go through a link
+    for base, candidate in ((root, path), (root, path.resolve())):    # an absolute path may contain a link
         if candidate.is_relative_to(base) and candidate != base:
             return candidate.relative_to(base).as_posix()
-    raise UserError(f"{where}: {name} is not inside {root}; set data.root to a folder that holds all images")
+    raise UserError(f"{where}: {name} is not inside {root}; set {option('data.root')} to a folder that holds all "
+                    "images")

@@ -1,1 +1,3 @@
-"""The embedded default: drawn birds to recognise and a tiny CLIP that knows such birds. Needs no network."""
+"""The built-in demo: the drawn birds data set and a tiny CLIP pretrained on other drawn birds. Works offline."""
+
+import xrvlm.backbones  # noqa: F401  before open_clip: it mends torchvision where its wheel does not fit torch

@@ -12,7 +12,7 @@ from xrvlm.backbones.base import FrozenCLIP
 from xrvlm.data.dataset import Dataset
 from xrvlm.demo.drawn_birds import description, load_world, part_descriptions, species
 from xrvlm.demo.tiny_clip import load_tiny_clip
-from xrvlm.experiments.record import read_records
+from xrvlm.experiments.record import RESULTS
 from xrvlm.experiments.run import Run, RunOptions, adapt
 from xrvlm.features.source import FeatureSettings
 from xrvlm.methods import XRVLM, CoOp, LinearProbe, XRVLMPlus, ZeroShot
@@ -20,19 +20,23 @@ from xrvlm.methods.xr_vlm.parts import grid
 from xrvlm.reporting.plots import figures as plots
 from xrvlm.reporting.report import write_report
 from xrvlm.reporting.sections import Picture
-from xrvlm.reporting.tables import terminal_table
 from xrvlm.text.class_text import class_text
 from xrvlm.views import decode, evaluation_view
 
 PICTURED = 6
-EPOCHS = 20                              # of the methods that train, so that the demo takes minutes; all get the same
+EPOCHS = 20                              # of CoOp and XR-VLM, few enough that the demo takes minutes
 
 
 def run_demo(runs: Path, *, small: bool = False, device: str = "auto", precision: str = "auto",
              workers: int = 0) -> Path:
-    """Run the comparison, print its table and return the path of the report.
+    """Run six methods on drawn birds, write the report and print its table.
 
-    `small` does everything once on a few images and one epoch: it tests that all works and measures nothing.
+    Args:
+        runs: the folder of the runs and of the report.
+        small: a quick test of every step, with one epoch and fewer images; its scores mean nothing.
+
+    Returns:
+        The path of report.md.
     """
     start = time.monotonic()
     clip, dataset = load_tiny_clip(device=device, precision=precision), load_world()
@@ -51,14 +55,14 @@ def run_demo(runs: Path, *, small: bool = False, device: str = "auto", precision
         run = adapt(clip, dataset, method, shots=shots, recipe=recipe, options=options)
     maps = _picture_part_maps(runs / "report" / "parts.png", run, dataset)
     report = write_report(runs, source_of=lambda _: dataset.source, pictures=[maps])
-    print(terminal_table(read_records(runs)))
-    print(f"{time.monotonic() - start:.0f} s; the lines of the table: {runs / 'results.jsonl'}")
-    print(f"the report, with pictures: {report}\nthe same as one page: {report.with_suffix('.html')}")
-    return report
+    print(report.table)
+    print(f"{time.monotonic() - start:.0f} s; the results of all runs: {runs / RESULTS}")
+    print(f"the report, with pictures: {report.markdown}\nthe same as one page: {report.html}")
+    return report.markdown
 
 
 def _picture_part_maps(path: Path, run: Run, dataset: Dataset) -> Picture:
-    """Where the parts of XR-VLM look on some test images."""
+    """The part maps of XR-VLM over some test images."""
     items = dataset.split.test[::max(1, len(dataset.split.test) // PICTURED)][:PICTURED]
     photos = [decode(dataset.source.read(item.id), item.id) for item in items]
     method = run.classifier.method
@@ -72,8 +76,8 @@ def _picture_part_maps(path: Path, run: Run, dataset: Dataset) -> Picture:
 
 @torch.no_grad()
 def part_maps(clip: FrozenCLIP, method: XRVLM, photos: list[Image.Image]) -> torch.Tensor:
-    """(b, m, h, w): the maps of the parts, without the background's."""
+    """(b, m, h, w): the part maps, without the map of the background."""
     views = torch.stack([evaluation_view(photo, clip.transform) for photo in photos])
     features = clip.encode_image(views.to(clip.device), {"mid_tokens", "tokens"})
     assert features.mid_tokens is not None
-    return grid(method.pooling.maps(features.mid_tokens)[:, :-1]).cpu()                    # (b, m, h, w)
+    return grid(method.pooling.maps(features.mid_tokens)[:, :-1]).cpu()

@@ -1,7 +1,7 @@
-"""The pixels of drawn birds: attributes and a generator in, 64 x 64 pixels out.
+"""Draw a bird: from attributes and a random generator to 64 x 64 pixels.
 
-The bird faces right in its own frame: x along the body, y downwards, lengths in units of `scale` below. Siblings
-differ in small parts; pose, size, side, light, clutter, twigs in front, blur and noise are nuisance.
+In its own frame the bird faces right: x along the body, y downwards, lengths in units of `scale` below. Siblings differ
+in small parts. Pose, size, direction, light, clutter, twigs in front, blur and noise are nuisance factors.
 """
 
 import math
@@ -30,7 +30,7 @@ BEAKS = {
 }
 CRESTS = {"no": [], "short": [(-0.16, -0.04), (-0.2, -0.2), (0.02, -0.13)],
           "tall": [(-0.15, -0.02), (-0.22, -0.46), (0.0, -0.13)]}
-# outlines in the bird's frame; the points behind x = -0.5 move up and down with the tail
+# outlines in the bird's frame; points with x < -0.5 move with the tail
 TAILS = {
     "short": [[(-0.3, -0.1), (-0.58, -0.02), (-0.56, 0.12), (-0.3, 0.1)]],
     "long": [[(-0.3, -0.1), (-1.02, 0.16), (-1.0, 0.26), (-0.3, 0.1)]],
@@ -46,7 +46,7 @@ Points = Sequence[tuple[float, float]]
 
 
 def draw(attributes: Mapping[str, str], rng: np.random.Generator) -> np.ndarray:
-    """(64, 64, 3) uint8. All that is not in `attributes` comes from `rng`."""
+    """(64, 64, 3) uint8. Everything but `attributes` is drawn from `rng`."""
     picture = _background(rng)
     bird = _Bird(ImageDraw.Draw(picture), rng)
     _paint(bird, attributes, rng)
@@ -59,7 +59,7 @@ def draw(attributes: Mapping[str, str], rng: np.random.Generator) -> np.ndarray:
 
 
 class _Bird:
-    """A pose: draws what is given in the bird's own frame."""
+    """A random pose: draws shapes that are given in the bird's frame."""
 
     def __init__(self, canvas: ImageDraw.ImageDraw, rng: np.random.Generator):
         side = SIZE * OVERSAMPLING
@@ -70,18 +70,18 @@ class _Bird:
         self.centre = side * (0.5 + rng.uniform(-0.09, 0.09)), side * (0.52 + rng.uniform(-0.08, 0.08))
 
     def polygon(self, points: Points, colour: Colour) -> None:
-        self.canvas.polygon(self._place(points), fill=colour)
+        self.canvas.polygon(self._on_canvas(points), fill=colour)
 
     def line(self, points: Points, colour: Colour, width: float) -> None:
-        self.canvas.line(self._place(points), fill=colour, width=max(1, round(width * self.scale)))
+        self.canvas.line(self._on_canvas(points), fill=colour, width=max(1, round(width * self.scale)))
 
-    def _place(self, points: Points) -> list[tuple[float, float]]:
+    def _on_canvas(self, points: Points) -> list[tuple[float, float]]:
         turned = _turn(points, self.tilt)
         return [(self.centre[0] + self.facing * self.scale * x, self.centre[1] + self.scale * y) for x, y in turned]
 
 
 def _paint(bird: _Bird, attributes: Mapping[str, str], rng: np.random.Generator) -> None:
-    """From back to front, so that a wing covers the body and a head the beak's root."""
+    """Draw from back to front: the wing covers the body, and the head covers the root of the beak."""
     colours = {part: _shade(PALETTE[attributes[part]], rng) for part in ("body", "wing", "head", "breast")}
     colours |= {part: _shade(PALETTE[attributes[part]], rng, 8) for part in ("beak_colour", "legs")}
     for x in (-0.02, 0.12):
@@ -127,7 +127,7 @@ def _wing_pattern(bird: _Bird, pattern: str, turn: float, colour: Colour) -> Non
 
 
 def _background(rng: np.random.Generator) -> Image.Image:
-    """A gradient with leaves and stalks of any colour."""
+    """A gradient with leaves and stalks of random colours."""
     side = SIZE * OVERSAMPLING
     top, bottom = rng.uniform(60, 215, (2, 3))
     share = np.linspace(0, 1, side)[:, None, None]

@@ -1,8 +1,8 @@
-"""Drawn birds: a fine-grained benchmark that code draws from a seed.
+"""Drawn birds: a fine-grained benchmark that is drawn by code from a seed.
 
-Eight worlds of 40 species: ten genera of four siblings. A genus has its own body colour and tail, the same in every
-world; siblings share their large colours and differ in at least two of five small parts. Captions for pretraining
-come from the same attributes; no species of any world is ever drawn for it.
+There are eight worlds of 40 species: ten genera of four siblings. A genus has a body colour and a tail shape, the same
+in every world. Siblings share the colours of large parts and differ in at least two of five small parts. Captions for
+pretraining use the same attributes; pretraining images show no species of any world.
 """
 
 import os
@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from xrvlm.data.dataset import Dataset
+from xrvlm.data.dataset import Dataset, registered
 from xrvlm.data.folder import image_folder
 from xrvlm.demo.drawing import draw
-from xrvlm.errors import UserError
+from xrvlm.errors import UserError, option
 from xrvlm.files import packaged, read_json, user_path, write_json, write_text
 
-VERSION = 1                              # of the benchmark: rises whenever an image or a name changes
+VERSION = 1                              # of the benchmark: increased if an image or a name changes
 WORLDS = 8
 SIBLINGS = 4
 COLOURS = ("red", "yellow", "green", "blue", "purple", "brown", "black", "white")
@@ -33,14 +33,14 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "breast_pattern": ("plain", "striped", "spotted", "banded"), "tail": ("short", "long", "forked", "fan"),
     "legs": ("yellow", "red", "black", "orange"),
 }
-FINE = ("wing_pattern", "crest", "beak", "beak_colour", "breast_pattern")    # what tells siblings apart
+FINE = ("wing_pattern", "crest", "beak", "beak_colour", "breast_pattern")    # siblings differ in these
 GENERA = ("finch", "heron", "parrot", "owl", "warbler", "tern", "jay", "wren", "kite", "thrush")
 SYLLABLES = "ba bri cor dal fen gor hal jor kel lor mar nel or pel quin ros sar tol ul var wes yar zen".split()
-# how often a caption for pretraining mentions a part, and the templates it is put into
+# probability that a pretraining caption mentions a part, and the templates of captions
 MENTIONS = {"body": 0.7, "head": 0.55, "wing": 0.6, "crest": 0.5, "beak": 0.55, "breast": 0.55, "tail": 0.5,
             "legs": 0.25}
 OPENINGS = ("a photo of a {}", "a picture of a {}", "a {}", "a close-up of a {}")
-PARTS = ("head", "beak", "crest", "wing", "breast", "tail")    # one description each
+PARTS = ("head", "beak", "crest", "wing", "breast", "tail")    # of `part_descriptions`
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Species:
 
 @cache
 def genera() -> dict[str, dict[str, str]]:
-    """What a genus word means, in every world: {genus: {"body": colour, "tail": shape}}."""
+    """{genus: {"body": colour, "tail": shape}}, the same in every world."""
     rng = np.random.default_rng([VERSION, 1])
     kinds = [(body, tail) for body in COLOURS for tail in ATTRIBUTES["tail"]]
     chosen = rng.choice(len(kinds), len(GENERA), replace=False)
@@ -62,7 +62,7 @@ def genera() -> dict[str, dict[str, str]]:
 
 @cache
 def species(world: int) -> tuple[Species, ...]:
-    """The 40 species of a world, the siblings of a genus together."""
+    """The 40 species of a world, siblings next to each other."""
     if world not in range(WORLDS):
         raise UserError(f"there is no world {world} of drawn birds; choose one from 0 to {WORLDS - 1}")
     rng = np.random.default_rng([VERSION, 2, world])
@@ -72,31 +72,32 @@ def species(world: int) -> tuple[Species, ...]:
 
 
 def description(kind: Species) -> str:
-    """All that can be said of a species, in one sentence that names it."""
+    """One sentence with the name and all attributes of a species."""
     return f"a photo of a {kind.name} with {_joined(list(_phrases(kind.attributes).values()))}."
 
 
 def part_descriptions(kind: Species) -> dict[str, str]:
-    """{part: a sentence of that part}, each naming the species."""
+    """{part: sentence about it}, each with the name of the species."""
     phrases = _phrases(kind.attributes)
     return {part: f"a photo of a {kind.name} with {phrases[part]}." for part in PARTS}
 
 
 def every_part_description() -> dict[str, dict[str, str]]:
-    """{species: {part: sentence}} of all worlds, as shipped: `python -m xrvlm.demo.drawn_birds` writes that file."""
+    """{species: {part: sentence}} of all worlds; `python -m xrvlm.demo.drawn_birds` writes them to the shipped file."""
     return {kind.name: part_descriptions(kind) for world in range(WORLDS) for kind in species(world)}
 
 
 def write(folder: Path, world: int, train_images: int = 32, test_images: int = 38) -> Path:
-    """Draw a world as an ordinary image folder, once: a folder that holds it already is returned as it is.
+    """Draw a world into an image folder, unless `folder` already holds it.
 
-    `folder`/{train,test}/<species>/0000.png, class_names.txt, descriptions.json, parts.json. Every image has a
-    generator of its own, so fewer images are the first of more. Written beside `folder`, then moved there whole.
+    Writes `folder`/{train,test}/<species>/0000.png, class_names.txt, descriptions.json and parts.json. Each image has
+    its own random generator, so it does not depend on the number of images. Drawn into a temporary folder that is
+    then renamed.
     """
     made_of = {"version": VERSION, "world": world, "train_images": train_images, "test_images": test_images}
     kinds = species(world)
     if folder.exists() and any(folder.iterdir()):
-        fix = "remove that folder, or choose another with data.root=DIR"
+        fix = f"choose another folder with {option('data.root', 'DIR')}"
         found = read_json(folder / "world.json", fix)
         if found != made_of:
             raise UserError(f"{folder} holds {found}, not {made_of}; {fix}")
@@ -104,9 +105,9 @@ def write(folder: Path, world: int, train_images: int = 32, test_images: int = 3
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        for part, count in (("train", train_images), ("test", test_images)):
+        for subset, count in (("train", train_images), ("test", test_images)):
             for kind in range(len(kinds)):
-                _write_species(temporary, world, part, kind, count)
+                _write_species(temporary, world, subset, kind, count)
         write_text(temporary / "class_names.txt", "".join(f"{name}\n" for name in sorted(kind.name for kind in kinds)))
         write_json(temporary / "descriptions.json", {kind.name: [description(kind)] for kind in kinds})
         write_json(temporary / "parts.json", {kind.name: part_descriptions(kind) for kind in kinds})
@@ -116,7 +117,7 @@ def write(folder: Path, world: int, train_images: int = 32, test_images: int = 3
             folder.rmdir()
         temporary.rename(folder)
     except OSError as error:
-        if (folder / "world.json").exists():     # another process was faster
+        if (folder / "world.json").exists():     # another process has drawn it
             return folder
         raise UserError(f"cannot write {folder}: {error}; free some space or choose another folder") from error
     finally:
@@ -125,9 +126,9 @@ def write(folder: Path, world: int, train_images: int = 32, test_images: int = 3
 
 
 def pretraining_item(seed: int, index: int, captions: int = 3) -> tuple[np.ndarray, list[str]]:
-    """An image (64, 64, 3) of a bird that belongs to no world, and captions of it.
+    """An image (64, 64, 3) of a bird that is no species of any world, and captions of it.
 
-    Two birds in five are of a genus, and their captions say the genus word instead of "bird". Species names never
+    Two birds in five belong to a genus, and their captions have its name instead of "bird". Species names do not
     occur.
     """
     rng = np.random.default_rng([VERSION, 4, seed, index])
@@ -142,17 +143,17 @@ def pretraining_item(seed: int, index: int, captions: int = 3) -> tuple[np.ndarr
     return image, [_caption(attributes, noun, rng) for _ in range(captions)]
 
 
-def image_of(world: int, part: str, kind: int, index: int) -> np.ndarray:
-    """The image `index` (64, 64, 3) of a species in the "train" or "test" part."""
-    rng = np.random.default_rng([VERSION, 3, world, ("train", "test").index(part), kind, index])
+def image_of(world: int, subset: str, kind: int, index: int) -> np.ndarray:
+    """The image `index` (64, 64, 3) of a species in the "train" or "test" subset."""
+    rng = np.random.default_rng([VERSION, 3, world, ("train", "test").index(subset), kind, index])
     return draw(species(world)[kind].attributes, rng)
 
 
-def _write_species(folder: Path, world: int, part: str, kind: int, count: int) -> None:
-    place = folder / part / species(world)[kind].name
-    place.mkdir(parents=True)
+def _write_species(folder: Path, world: int, subset: str, kind: int, count: int) -> None:
+    images = folder / subset / species(world)[kind].name
+    images.mkdir(parents=True)
     for index in range(count):
-        Image.fromarray(image_of(world, part, kind, index)).save(place / f"{index:04d}.png")
+        Image.fromarray(image_of(world, subset, kind, index)).save(images / f"{index:04d}.png")
 
 
 def _siblings(genus: str, rng: np.random.Generator) -> Iterator[dict[str, str]]:
@@ -184,7 +185,7 @@ def _kept_out() -> frozenset[tuple[str, ...]]:
 
 
 def _phrases(attributes: Mapping[str, str], rng: np.random.Generator | None = None) -> dict[str, str]:
-    """What is said of each part; with `rng` in varying words."""
+    """A phrase about each part; `rng` varies the words."""
     def either(*ways: str) -> str:
         return ways[0] if rng is None else ways[rng.integers(len(ways))]
 
@@ -208,25 +209,27 @@ def _caption(attributes: Mapping[str, str], noun: str, rng: np.random.Generator)
     if "body" in mentioned and rng.random() < 0.4:
         mentioned.remove("body")
         noun = f"{attributes['body']} {noun}"
-    said = opening.format(noun)
+    caption = opening.format(noun)
     if mentioned:
-        said += (" with ", " that has ", " showing ")[rng.integers(3)] + _joined([phrases[part] for part in mentioned])
-    return f"{said}."
+        joint = (" with ", " that has ", " showing ")[rng.integers(3)]
+        caption += joint + _joined([phrases[part] for part in mentioned])
+    return f"{caption}."
 
 
 def _joined(phrases: list[str]) -> str:
     return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
 
 
-if __name__ == "__main__":
-    write_json(packaged("prompts") / "parts" / "drawn_birds.json", every_part_description())
-
-
+@registered("drawn_birds")
 def load_world(*, world: int = 0, root: str | None = None) -> Dataset:
-    """World 0 to 7 of the drawn birds: 40 species, 32 training and 38 test images each, drawn on first use.
+    """World 0 to 7 of the drawn birds: 40 species with 32 training and 38 test images each, drawn on first use.
 
-    `descriptions.json` and `parts.json` stand beside the images. `root=None` draws into the cache.
+    The folder also has `descriptions.json` and `parts.json`. `root=None`: a folder in the cache.
     """
     cache = Path(os.environ.get("XRVLM_CACHE") or "~/.cache/xrvlm") / f"drawn_birds-{VERSION}"
     folder = Path(root) if root is not None else cache / f"world{world}"
     return replace(image_folder(write(user_path(folder), world), name="drawn_birds"), world=world)
+
+
+if __name__ == "__main__":
+    write_json(packaged("prompts") / "parts" / "drawn_birds.json", every_part_description())

@@ -1,7 +1,7 @@
-"""Pretrain the tiny CLIP on drawn birds that belong to no world: `python -m xrvlm.demo.pretrain`.
+"""Pretrain the tiny CLIP on drawn birds that are in no world: `python -m xrvlm.demo.pretrain`.
 
-Contrastive, with Muon on the matrices and AdamW on the rest, a schedule in steps. What is printed and recorded at the
-end is measured on the file as it is read back, on the training images of world 0 alone.
+Contrastive training with Muon for matrices and AdamW for other parameters, scheduled by step. The accuracies that are
+printed and recorded are those of the written checkpoint on the training images of world 0.
 """
 
 import argparse
@@ -25,13 +25,13 @@ from tqdm import tqdm
 from xrvlm.demo import drawn_birds, tiny_clip
 from xrvlm.files import write_json
 
-CAPTIONS = 3                             # of an image; one is drawn in each step
+CAPTIONS = 3                             # per image; each step samples one
 WARMUP_STEPS = 100
 
 
 @dataclass(frozen=True)
 class Settings:
-    steps: int = 1100                    # of the shipped file: the calibration on training images of world 0
+    steps: int = 1100                    # chosen on training images of world 0
     images: int = 40_000
     batch_size: int = 128
     learning_rate: float = 2e-3
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     for name, value in vars(Settings()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
-    parser.add_argument("--out", type=Path, default=tiny_clip.CHECKPOINT, help="where the weights go")
+    parser.add_argument("--out", type=Path, default=tiny_clip.CHECKPOINT, help="file for the weights")
     parser.add_argument("--threads", type=int, default=2)
     given = vars(parser.parse_args(arguments))
     out, threads = given.pop("out"), given.pop("threads")
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def pretrain(settings: Settings, out: Path) -> dict[str, Any]:
-    """Draw, train, write the weights to `out` and the record beside it; returns the record."""
+    """Draw images, train, write the weights to `out` and the record next to it; returns the record."""
     start = time.monotonic()
     images, captions = _draw(settings)
     tokens, token_ids = _tokenize(captions)
@@ -70,7 +70,7 @@ def pretrain(settings: Settings, out: Path) -> dict[str, Any]:
 
 
 def _draw(settings: Settings) -> tuple[np.ndarray, list[list[str]]]:
-    """(n, 64, 64, 3) and the captions of each."""
+    """Images (n, 64, 64, 3) and the captions of each."""
     make = partial(drawn_birds.pretraining_item, settings.seed, captions=CAPTIONS)
     with ProcessPoolExecutor(max_workers=2) as pool:
         drawn = list(tqdm(pool.map(make, range(settings.images), chunksize=100), total=settings.images, desc="drawing",
@@ -79,16 +79,16 @@ def _draw(settings: Settings) -> tuple[np.ndarray, list[list[str]]]:
 
 
 def _tokenize(captions: list[list[str]]) -> tuple[Tensor, Tensor]:
-    """Rows (n, captions, t) into the list of the token ids (k,) that occur; padding is row 0."""
+    """Indices (n, captions, t) into the sorted token ids (k,) that occur, and these ids; padding is 0."""
     tokenizer = tiny_clip.tokenizer()
-    tokens = torch.stack([tokenizer(said) for said in captions])                           # (n, captions, 77)
+    tokens = torch.stack([tokenizer(texts) for texts in captions])                         # (n, captions, 77)
     longest = int((tokens != 0).sum(dim=-1).max())
     token_ids = tokens.unique()                                                            # (k,) sorted
     return torch.searchsorted(token_ids, tokens[..., :longest].contiguous()), token_ids
 
 
 def _train(model: Any, images: np.ndarray, tokens: Tensor, token_ids: Tensor, settings: Settings) -> Any:
-    """Train on the rows of the token table that occur, then put them back into the whole table."""
+    """Train with the rows of the token embedding that occur, then copy them back into the full one."""
     table = model.token_embedding
     model.token_embedding = nn.Embedding.from_pretrained(table.weight[token_ids].detach().clone(), freeze=False)
     optimizers = _optimizers(model, settings)
@@ -135,7 +135,7 @@ def _rate(step: int, settings: Settings) -> float:
 
 
 def _contrastive_loss(model: Any, images: Tensor, tokens: Tensor) -> Tensor:
-    # plain attention: on a CPU the backward pass of the fused kernel is the slower one
+    # unfused attention: on a CPU its backward pass is faster
     with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16):
         image_features, text_features = model.encode_image(images), _encode_text(model, tokens)
     image_features, text_features = (F.normalize(x.float(), dim=-1) for x in (image_features, text_features))
@@ -145,7 +145,7 @@ def _contrastive_loss(model: Any, images: Tensor, tokens: Tensor) -> Tensor:
 
 
 def _encode_text(model: Any, tokens: Tensor) -> Tensor:
-    """(b, d); [EOS] has the largest id, and nothing behind the last one of the batch matters."""
+    """(b, d), read at [EOS], the largest id; positions after the last [EOS] of the batch are skipped."""
     ends = tokens.argmax(dim=-1)
     length = int(ends.max()) + 1
     x = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]

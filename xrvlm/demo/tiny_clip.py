@@ -1,7 +1,7 @@
-"""The tiny CLIP: a real CLIP in open_clip's own architecture, small enough to travel with the package.
+"""The tiny CLIP: a CLIP of open_clip's architecture, small enough to ship with the package.
 
-Its file holds fp16 weights. Of the token table only the rows that pretraining saw are stored; all others follow from
-a fixed rule, so that a word it never saw, a species name say, is the same noise on every machine.
+Its checkpoint holds fp16 weights. It stores only those rows of the token embedding that occur in pretraining. All other
+rows are pseudo-random by a fixed rule, so that an unseen word, such as a species name, is the same on every machine.
 """
 
 import json
@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from xrvlm.backbones import wrap_openclip
 from xrvlm.backbones.base import FrozenCLIP, ImageTransform, Interpolation
+from xrvlm.backbones.openclip import wrap_openclip
 from xrvlm.backbones.text_encoder import TextPath
 from xrvlm.errors import UserError
 from xrvlm.files import write_atomically
@@ -29,22 +29,30 @@ TABLE, ROWS, IDS = "token_embedding.weight", "token_embedding.rows", "token_embe
 TRANSFORM = ImageTransform(64, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 
-def tower(*, resize_to: int | None = None, interpolation: Interpolation | None = None, **options: Any) -> FrozenCLIP:
-    """The embedded tower, frozen; `options` are device, precision and how the text side is computed, all as in
-    `load_openclip`."""
-    loader = {"target": "xrvlm.demo.load_tiny_clip",
-              "arguments": {"resize_to": resize_to, "interpolation": interpolation}}
+def load_tiny_clip(*, resize_to: int | None = None, interpolation: Interpolation | None = None,
+                   text: TextPath = "fast", text_memory_gb: float | None = None, **options: Any) -> FrozenCLIP:
+    """Load the tiny CLIP and freeze it.
+
+    Args:
+        resize_to, interpolation, text, text_memory_gb: as in `load_openclip`.
+        options: `device` and `precision`, as in `load_openclip`.
+
+    Raises:
+        UserError: the checkpoint is missing or damaged, or an option has a wrong value.
+    """
+    loader = {"name": "tiny", "options": {"resize_to": resize_to, "interpolation": interpolation}}
     return wrap_openclip(load(), tokenizer(), name="tiny", transform=TRANSFORM, resize_to=resize_to,
-                         interpolation=interpolation, loader=loader, **options)
+                         interpolation=interpolation, text=text, text_memory_gb=text_memory_gb, loader=loader,
+                         **options)
 
 
 def tokenizer() -> SimpleTokenizer:
-    """CLIP's own; it ships with open_clip."""
+    """CLIP's tokenizer, which ships with open_clip."""
     return SimpleTokenizer()
 
 
 def build() -> Any:
-    """The architecture with random weights, but for the token table, which follows the rule."""
+    """The architecture with random weights; the token embedding follows `token_rule`."""
     config = json.loads((FOLDER / "tiny_clip.json").read_text(encoding="utf-8"))
     model: Any = CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
     model.token_embedding.weight.data.copy_(token_rule(*model.token_embedding.weight.shape))
@@ -52,7 +60,7 @@ def build() -> Any:
 
 
 def token_rule(rows: int, width: int) -> Tensor:
-    """(rows, width) nearly normal, standard deviation 0.02: sums of four 16-bit integers, exact on every machine."""
+    """(rows, width) almost normal, standard deviation 0.02: sums of four 16-bit integers, exact on every machine."""
     raw = np.random.Philox(key=20250310).random_raw(rows * width)
     words = raw.view(np.uint16).reshape(rows, width, 4).astype(np.int64).sum(axis=-1)    # (rows, width)
     centred = words - 2 * 65535                                       # variance of each: (65536**2 - 1) / 12
@@ -60,14 +68,14 @@ def token_rule(rows: int, width: int) -> Tensor:
 
 
 def save(model: Any, path: Path, token_ids: Tensor, metadata: dict[str, str]) -> None:
-    """Write the weights in fp16 with the rows `token_ids` (k,) of the token table alone."""
+    """Write the weights in fp16, of the token embedding only the rows `token_ids` (k,)."""
     tensors = {name: value.half().contiguous() for name, value in model.state_dict().items() if name != TABLE}
     tensors |= {ROWS: model.state_dict()[TABLE][token_ids].half(), IDS: token_ids.to(torch.int32)}
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
 
 
 def load(path: Path = CHECKPOINT) -> Any:
-    """The model in fp32 and eval mode; UserError where the file is missing or damaged."""
+    """The model in fp32 and eval mode; UserError if the file is missing or damaged."""
     model = build()
     fix = "install xrvlm again, or make the file with `python -m xrvlm.demo.pretrain`"
     if not path.exists():
@@ -81,10 +89,3 @@ def load(path: Path = CHECKPOINT) -> Any:
     except (SafetensorError, OSError, KeyError, RuntimeError) as error:
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); {fix}") from error
     return model.eval()
-
-
-def load_tiny_clip(*, resize_to: int | None = None, interpolation: Interpolation | None = None,
-                   text: TextPath = "fast", text_memory_gb: float | None = None, **options: Any) -> FrozenCLIP:
-    """The embedded tower; `options` are device and precision, the others as in `load_openclip`."""
-    return tower(resize_to=resize_to, interpolation=interpolation, text=text, text_memory_gb=text_memory_gb,
-                           **options)

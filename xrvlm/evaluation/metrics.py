@@ -1,17 +1,22 @@
-"""How good predictions are: pure functions of scores (n, c) and true labels (n,), all as fractions of 1.
+"""How good predictions are: functions of scores (n, c) and true labels (n,), all as fractions of 1; and their files.
 
 Letters: `n` images, `c` classes. Every function counts on the CPU, one row at a time in effect: a result depends on
 neither the device nor how the images were batched. Of equal scores the lowest class index wins.
 """
 
+import csv
+import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from xrvlm.errors import UserError
+from xrvlm import files
+from xrvlm.errors import UserError, option
 
 CALIBRATION_BINS = 15
+PREDICTIONS, METRICS_FILE = "predictions.csv", "metrics.json"
 
 
 def predicted(scores: Tensor) -> Tensor:
@@ -141,13 +146,49 @@ def harmonic_mean(base: float, new: float) -> float:
     return 2 * base * new / (base + new) if base and new else 0.0
 
 
+def write_scores(folder: Path, ids: Sequence[str], labels: Tensor, probabilities: Tensor, classes: Sequence[str],
+                 suffix: str = "") -> dict[str, float]:
+    """metrics.json and predictions.csv of labelled images, `suffix` behind both names; returns the summary."""
+    summary = summarise(probabilities, labels, classes)
+    write_metrics(_suffixed(folder / METRICS_FILE, suffix), summary, details(probabilities, labels, classes))
+    write_predictions(_suffixed(folder / PREDICTIONS, suffix), ids, labels, probabilities, classes)
+    return summary
+
+
+def _suffixed(path: Path, suffix: str) -> Path:
+    return path.with_stem(path.stem + suffix)
+
+
+def write_metrics(path: Path, summary: dict, by_class: dict) -> None:
+    """metrics.json: {"summary": ..., "per_class": [...], "most_confused": [...]}, of `summarise` and `details`."""
+    files.write_json(path, {"summary": summary, **by_class})
+
+
+def write_predictions(path: Path, ids: Sequence[str], labels: Tensor | None, probabilities: Tensor,
+                      classes: Sequence[str], *, topk: int = 5) -> None:
+    """predictions.csv: image, label (empty where unknown), prediction, class_1, probability_1, ... class_k."""
+    values, order = (part[:, :topk].tolist() for part in finite(probabilities).float().sort(
+        dim=1, descending=True, stable=True))                                # both (n, k)
+    truths = [""] * len(ids) if labels is None else [classes[label] for label in labels.tolist()]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    ranks = range(1, min(topk, len(classes)) + 1)
+    columns = (f"{word}_{rank}" for rank in ranks for word in ("class", "probability"))
+    writer.writerow(["image", "label", "prediction", *columns])
+    for image, truth, chances, indices in zip(ids, truths, values, order, strict=True):
+        best = [(classes[index], f"{chance:.6f}") for index, chance in zip(indices, chances, strict=True)]
+        writer.writerow([image, truth, best[0][0], *(cell for pair in best for cell in pair)])
+    # file names of other encodings reach Python as lone surrogates, which UTF-8 cannot say
+    files.write_text(path, text.getvalue().encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
 def finite(scores: Tensor) -> Tensor:
     """The scores (n, c) on the CPU; UserError where one is NaN or infinite."""
     scores = scores.detach().cpu()
     broken = int((~scores.isfinite()).any(1).sum())
     if broken:
         raise UserError(f"the scores of {broken} of {len(scores)} images are NaN or infinite: the training diverged; "
-                        "lower the learning rate, or train with precision=fp32")
+                        f"lower the {option('recipe.learning_rate')}, or train with {option('precision', 'fp32')}")
     return scores
 
 
@@ -155,7 +196,7 @@ def _checked(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     if scores.ndim != 2 or labels.shape != scores.shape[:1]:
         raise ValueError(f"scores must be (n, c) and labels (n,), not {tuple(scores.shape)} and {tuple(labels.shape)}")
     if not len(labels):
-        raise UserError("there are no images to evaluate on; give the data a test part that is not empty")
+        raise UserError("there are no images to evaluate on; give the data set a test set that is not empty")
     labels = labels.detach().cpu().long()
     if labels.min() < 0 or labels.max() >= scores.shape[1]:
         raise ValueError(f"labels must lie in 0..{scores.shape[1] - 1}, these lie in {labels.min()}..{labels.max()}")

@@ -1,56 +1,99 @@
-"""Cross-validation of several methods on the labelled images, within a time budget. Knows no Hydra."""
+"""Cross-validation of several methods on the labelled images, within a time budget."""
 
 import logging
+import re
 import textwrap
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 from tqdm import tqdm
 
-from xrvlm.backbones.base import FrozenCLIP, Need
-from xrvlm.data.dataset import Dataset, Item, sample_shots, with_test_part
-from xrvlm.errors import UserError
+from xrvlm.backbones.base import FrozenCLIP
+from xrvlm.data.dataset import Dataset, sample_shots, with_test_set
+from xrvlm.errors import UserError, option
 from xrvlm.evaluation.metrics import predicted
-from xrvlm.experiments.budget import in_words, seconds_an_image, training_seconds
+from xrvlm.evaluation.tables import Table, aligned_table
+from xrvlm.experiments.budget import SharedBanks, rest_too_long, seconds_of, too_long, training_seconds
 from xrvlm.experiments.folds import folds_of
-from xrvlm.experiments.job import BUSY
 from xrvlm.experiments.recommend import (
     HEADER,
     Recommendation,
     Score,
+    adapt_call,
     caption,
     cells,
     markdown_report,
     recommend,
     standard_error,
 )
-from xrvlm.experiments.run import TextMaker, fitting_recipe
-from xrvlm.features.bank import FeatureBank
-from xrvlm.features.source import FeatureSettings, bank_bytes, feature_source, images_to_encode, without_labels
-from xrvlm.files import alone, digest, read_json, user_path, write_json, write_text
-from xrvlm.inference.classifier import MethodFactory, method_code, method_spec
+from xrvlm.experiments.record import not_at_default, revisions_of
+from xrvlm.experiments.run import BUSY, Text, fitting_recipe
+from xrvlm.features.source import FeatureSettings
+from xrvlm.files import alone, digest, packaged, read_json, user_path, write_json, write_text
+from xrvlm.inference.classifier import MethodFactory, MethodHeader
 from xrvlm.methods.base import Method, Recipe, probabilities
+from xrvlm.methods.registry import find
 from xrvlm.randomness import seeded
-from xrvlm.reporting.tables import Table, aligned_table
-from xrvlm.text.class_text import ClassText, class_text, few
-from xrvlm.training.fit import fit
+from xrvlm.text.class_text import ClassText, class_text, few, text_maker
+from xrvlm.training.fit import learn
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A method as it would be adapted; `xrvlm adapt method=` and its `words` are the command for it."""
+    """A method as it would be adapted. `words` name it, as in `xrvlm adapt method=`: "xr_vlm recipe=fast"."""
 
     words: str
     method: MethodFactory
-    recipe: Recipe | None = None         # None: the method's own
+    recipe: Recipe | str | dict[str, Any] | None = None      # as `adapt` takes it; None: the method's own
+
+    @classmethod
+    def parse(cls, words: str) -> "Candidate":
+        """From the name of a method and options of it or of its recipe: "xr_vlm recipe=fast method.image_parts=2"."""
+        name, *options = words.split() or [""]
+        pairs = [re.fullmatch(r"(method\.\w+|recipe(?:\.\w+)?)=(.*)", each) for each in options]
+        if not name or "=" in name or not all(pairs):
+            raise UserError("a candidate is the name of a method and options of it or of its recipe, such as "
+                            f"\"xr_vlm recipe=fast\"; found {words!r}")
+        given = {pair[1]: yaml.safe_load(pair[2]) for pair in pairs if pair}
+        method = {key.removeprefix("method."): value for key, value in given.items() if key.startswith("method.")}
+        recipe = {key.removeprefix("recipe.").replace("recipe", "name"): value for key, value in given.items()
+                  if key.startswith("recipe")}
+        return cls(words, find(name, **method), recipe or None)
+
+
+def default_candidates() -> list[str]:
+    """Those in conf/compare.yaml, in their order."""
+    return yaml.safe_load((packaged("conf") / "compare.yaml").read_text(encoding="utf-8"))["candidates"]
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """What is compared on which images; the result depends on all but `budget`, `runs` and `workers`."""
+
+    shots: int | None = None             # labelled images a class, None: all
+    seed: int = 1
+    folds: int = 5
+    budget: float | str = "10m"          # `90s`, `10m`, `1h`; a number counts minutes
+    runs: Path | str = "runs"
+    features: FeatureSettings = field(default_factory=FeatureSettings)
+    workers: int = 0
+
+    def __post_init__(self):
+        if not isinstance(self.folds, int) or isinstance(self.folds, bool) or self.folds < 2:
+            raise UserError(f"{option('folds')} must be a whole number, at least 2; found {self.folds!r}")
+        if self.features.mode != "cached":
+            raise UserError("compare reads the features of all folds from one bank: leave "
+                            f"{option('features', 'online')} out")
+        seconds_of(self.budget)
 
 
 @dataclass(frozen=True)
@@ -59,95 +102,88 @@ class Comparison:
     scores: tuple[Score, ...]            # of the candidates that were finished, in their order
     left_out: dict[str, str]             # the others, with the reason
     recommendation: Recommendation
-    about: str                           # what the numbers are
+    caption: str                         # what the numbers are
+    command: str                         # adapts the recommended method to all labels
 
-    def write(self, command: str) -> str:
-        """Finish compare.md and write compare.json; returns the table and the advice as the terminal shows them.
-
-        `command` is what trains the recommended method on all labels.
-        """
+    @property
+    def advice(self) -> list[str]:
         chosen = self.recommendation.chosen
-        advice = [textwrap.fill(f"Recommended: {chosen.words}. {' '.join(self.recommendation.reasons)}", 120),
-                  f"Train it on all labels and measure it on the test part:\n\n    {command}"]
-        write_text(self.folder / "compare.md", markdown_report(self.scores, self.left_out, self.about, advice))
-        rows: list[dict[str, Any]] = [
-            asdict(score) | {"accuracy": score.accuracy, "standard_error": standard_error(score)}
+        return [textwrap.fill(f"Recommended: {chosen.words}. {' '.join(self.recommendation.reasons)}", 120),
+                f"Train it on all labels and measure it on the test set:\n\n    {self.command}"]
+
+    @property
+    def table(self) -> str:
+        """The table and the advice, as the terminal shows them."""
+        left = [f"left out: {words}: {reason}" for words, reason in self.left_out.items()]
+        table = aligned_table(Table(self.caption, HEADER, 4, [], cells(self.scores)), 120)
+        return "\n\n".join([table, *(["\n".join(left)] if left else []), *self.advice, str(self.folder)])
+
+    def write(self) -> None:
+        """compare.md and compare.json."""
+        write_text(self.folder / "compare.md",
+                   markdown_report(self.scores, self.left_out, self.caption, self.advice))
+        rows: list[dict[str, Any]] = [asdict(score) | {
+            "accuracy": score.accuracy, "standard_error": standard_error(score), "hits": sum(score.hits)}
             for score in self.scores]
         write_json(self.folder / "compare.json", {
-            "recommended": chosen.words, "reasons": self.recommendation.reasons, "command": command,
-            "left_out": self.left_out, "scores": [row | {"hits": sum(row["hits"])} for row in rows]})
-        told = [f"left out: {words}: {reason}" for words, reason in self.left_out.items()]
-        table = aligned_table(Table(self.about, HEADER, 4, [], cells(self.scores)), 120)
-        return "\n\n".join([table, *(["\n".join(told)] if told else []), *advice, str(self.folder)])
+            "recommended": self.recommendation.chosen.words, "reasons": self.recommendation.reasons,
+            "command": self.command, "left_out": self.left_out, "scores": rows})
 
 
-@dataclass(frozen=True)
-class Terms:
-    """What is compared on which images; the result depends on all but `budget`, `runs` and `workers`."""
+def compare(clip: FrozenCLIP, dataset: Dataset, candidates: Sequence[Candidate | str] | None = None, *,
+            text: Text = class_text, options: CompareOptions | None = None,
+            command: Callable[[str], str] | None = None) -> Comparison:
+    """Score each candidate on the labelled images of `dataset` by cross-validation, and recommend one.
 
-    shots: int | None = None             # labelled images a class, None: all
-    seed: int = 1
-    folds: int = 5
-    budget: float = 600.0                # seconds
-    runs: Path | str = "runs"
-    features: FeatureSettings = field(default_factory=FeatureSettings)
-    workers: int = 0
+    The test set is never read. What is finished is kept in the folder of the comparison, so that the same call goes on
+    after an interruption. A candidate that does not fit in what is left of the budget is left out, with the reason.
 
-    def __post_init__(self):
-        if not isinstance(self.folds, int) or isinstance(self.folds, bool) or self.folds < 2:
-            raise UserError(f"folds must be a whole number, at least 2; found {self.folds!r}")
-        if self.features.mode != "cached":
-            raise UserError("compare reads the features of all folds from one bank: leave features=online out")
-
-
-def compare(clip: FrozenCLIP, dataset: Dataset, candidates: Sequence[Candidate], *, terms: Terms | None = None,
-            text: TextMaker = class_text) -> Comparison:
-    """Score each candidate on the labelled images of `dataset`, in turn, and recommend one.
-
-    What is finished stands in the folder of the comparison, so that the same call goes on after an interruption. The
-    test part is never read. A candidate that would not fit in what is left of the budget is left out, and told.
+    Args:
+        candidates: in the order in which they are tried, or their words; None: `default_candidates`.
+        command: the words of the recommended candidate -> the command that adapts it; None: a call in Python.
     """
-    terms = terms or Terms()
-    if not candidates:
-        raise UserError("there is nothing to compare: name some, such as candidates=[zero_shot,linear_probe]")
-    split = sample_shots(with_test_part(dataset.split), terms.shots, terms.seed)
-    work = _Work(clip, dataset, split.train, text(split.classes), terms, time.monotonic() + terms.budget)
+    options = options or CompareOptions()
+    found = [Candidate.parse(each) if isinstance(each, str) else each for each in dict.fromkeys(
+        default_candidates() if candidates is None else candidates)]
+    if not found:
+        example = option("candidates", ["zero_shot", "coop"])
+        raise UserError(f"there is nothing to compare: name some, such as {example}")
+    split = sample_shots(with_test_set(dataset.split), options.shots, options.seed)
+    classes = text_maker(text, [getattr(dataset.source, "root", None)])(split.classes)
+    banks = SharedBanks(clip, dataset, split.train, options.features, options.seed, options.workers)
+    work = _Work(banks, classes, options, time.monotonic() + seconds_of(options.budget))
     with alone(work.folder / ".lock", BUSY):
-        return work.done(candidates)
-
-
-Asked = tuple[int, frozenset[Need]]      # augmented views, and what is read of each
+        comparison = work.done(found, command or partial(adapt_call, options))
+    comparison.write()
+    return comparison
 
 
 @dataclass(frozen=True)
 class _Plan:
     candidate: Candidate
     recipe: Recipe
-    label: str
-    needs: frozenset[Need]
-    views: int
-    code: dict[str, str]
+    method: Method                       # fresh: its label, what it reads, its revision
 
     @property
     def file(self) -> str:
-        return f"{digest([method_spec(self.candidate.method), self.code, asdict(self.recipe)])[:12]}.json"
+        header = MethodHeader.of(self.candidate.method)
+        return digest([header.name, header.changed(type(self.method)), revisions_of(type(self.method)),
+                       not_at_default(self.recipe)])[:12] + ".json"
 
 
 @dataclass(frozen=True)
 class _Work:
-    clip: FrozenCLIP
-    dataset: Dataset
-    items: tuple[Item, ...]
+    banks: SharedBanks
     classes: ClassText
-    terms: Terms
+    options: CompareOptions
     deadline: float
-    needs: dict[int, frozenset[Need]] = field(default_factory=dict)    # by views: what one of the candidates reads
-    banks: dict[Asked, FeatureBank] = field(default_factory=dict)      # of all images, for all folds
 
     @cached_property
     def fold(self) -> Tensor:
-        fold = folds_of(self.items, self.terms.folds, self.terms.seed)
-        single = sorted({self.classes.names[self.items[row].label] for row in (fold < 0).nonzero().flatten().tolist()})
+        """(n,) the fold that holds each image out; -1 for none."""
+        items = self.banks.items
+        fold = folds_of(items, self.options.folds, self.options.seed)
+        single = sorted({self.classes.names[items[row].label] for row in (fold < 0).nonzero().flatten().tolist()})
         if single:
             log.warning("%d of %d classes have one labelled image, which is trained on and never scored: %s",
                         len(single), len(self.classes.names), few(single))
@@ -155,23 +191,25 @@ class _Work:
 
     @cached_property
     def numbers(self) -> list[int]:
-        """The folds that hold an image."""
+        """The folds that hold an image out."""
         return sorted(set(self.fold.tolist()) - {-1})
 
     @cached_property
     def folder(self) -> Path:
-        ids = [item.id for item in self.items]
-        key = [self.clip.fingerprint, self.clip.precision, asdict(self.classes), self.terms.features.identity,
-               self.terms.seed, self.terms.folds, [[item.id, item.label] for item in self.items],
-               self.dataset.source.fingerprint(ids)]
-        name = f"compare-{self.dataset.name[:60]}-{digest(key)[:10]}".replace(" ", "_").replace("/", "_")
-        return user_path(self.terms.runs) / name
+        clip, dataset, items = self.banks.clip, self.banks.dataset, self.banks.items
+        ids = [item.id for item in items]
+        key = [clip.fingerprint, clip.precision, asdict(self.classes), not_at_default(self.options.features.identity),
+               self.options.seed, self.options.folds, [[item.id, item.label] for item in items],
+               dataset.source.fingerprint(ids)]
+        name = f"compare-{dataset.name[:60]}-{digest(key)[:10]}".replace(" ", "_").replace("/", "_")
+        return user_path(self.options.runs) / name
 
     @property
     def left(self) -> float:
+        """Seconds."""
         return self.deadline - time.monotonic()
 
-    def done(self, candidates: Sequence[Candidate]) -> Comparison:
+    def done(self, candidates: Sequence[Candidate], command: Callable[[str], str]) -> Comparison:
         scores: list[Score] = []
         left_out: dict[str, str] = {}
         about = partial(caption, int((self.fold >= 0).sum()), len(self.numbers))
@@ -189,113 +227,74 @@ class _Work:
                 write_text(self.folder / "compare.md", markdown_report(scores, left_out, about(len(scores)), ()))
         if not scores:
             raise UserError(f"none of the candidates could be scored: {'; '.join(left_out.values())}")
-        return Comparison(self.folder, tuple(scores), left_out, recommend(scores), about(len(scores)))
+        best = recommend(scores)
+        return Comparison(self.folder, tuple(scores), left_out, best, about(len(scores)), command(best.chosen.words))
 
     def _plan(self, candidate: Candidate) -> _Plan | str:
-        """The reason, where the method does not fit the data."""
+        """The plan, or the reason why the method does not fit the data."""
         try:
             method = self._fresh(candidate)
-            recipe = fitting_recipe(candidate.recipe or method.recipe, method)
+            plan = _Plan(candidate, fitting_recipe(candidate.recipe, method), method)
         except UserError as error:
             return str(error)
-        views = self.terms.features.views if recipe.epochs else 0
-        self.needs[views] = self.needs.get(views, frozenset()) | method.needs
-        return _Plan(candidate, recipe, method.label, method.needs, views, method_code(type(method)))
+        self.banks.register(self._views(plan), method.needs)
+        return plan
+
+    def _views(self, plan: _Plan) -> int:
+        return self.options.features.views if plan.recipe.epochs else 0
 
     def _score(self, plan: _Plan, progress: Callable[[int], Any], *, must: bool) -> Score | str:
         """The score, or the reason why there is none. The first candidate that has one need not fit in the budget."""
-        path = self.folder / plan.file
+        path, folds = self.folder / plan.file, len(self.numbers)
         try:
             finished = read_json(path, "delete it") if path.exists() else []
-            reason = None if must or len(finished) == len(self.numbers) else self._too_long(plan, finished)
+            reason = None if must or len(finished) == folds else self._too_long(plan, finished)
             for number in self.numbers[len(finished):]:
                 if reason:
                     return reason
                 finished.append(self._fold(plan, number))
                 write_json(path, finished)
-                reason = None if must else self._rest_too_long(finished)
+                reason = None if must else rest_too_long([entry["seconds"] for entry in finished], folds, self.left)
                 progress(1)
         except UserError as error:
             return str(error)
-        except RuntimeError as error:        # of torch: memory, or what a device cannot do; the others go on
+        except RuntimeError as error:        # of torch: out of memory, or not supported by a device; the others go on
             return f"{type(error).__name__}: {' '.join(str(error).split())}"
-        hits = torch.zeros(len(self.items), dtype=torch.bool)                              # (n,)
+        hits = torch.zeros(len(self.banks.items), dtype=torch.bool)                        # (n,)
         for number, entry in zip(self.numbers, finished, strict=True):
             hits[self.fold == number] = torch.tensor(entry["hits"], dtype=torch.bool)
         seconds = sum(entry["seconds"] for entry in finished) / len(finished)
-        return Score(plan.candidate.words, plan.label, tuple(hits[self.fold >= 0].tolist()), seconds,
+        return Score(plan.candidate.words, plan.method.label, tuple(hits[self.fold >= 0].tolist()), seconds,
                      finished[0]["learned_parameters"])
 
     def _fold(self, plan: _Plan, number: int) -> dict[str, Any]:
-        bank, method, start = self._bank(plan), self._fresh(plan.candidate), time.perf_counter()
+        clip, method = self.banks.clip, self._fresh(plan.candidate)
+        bank = self.banks.bank(self._views(plan), method.needs)
         support = bank.take((self.fold != number).nonzero().flatten())
-        method.prepare(self.clip, support)
-        if plan.recipe.epochs:
-            fit(method, self.clip, support, plan.recipe, seed=self.terms.seed)
-        test = bank.take((self.fold == number).nonzero().flatten())
-        if method.transductive:          # the held-out images stand in for those of the test part
-            method.transduce(self.clip, without_labels(test), support)
-        seconds = time.perf_counter() - start
-        hits = predicted(probabilities(method, self.clip, test)) == test.labels            # (k,)
-        return {"fold": number, "hits": hits.int().tolist(), "seconds": seconds,
+        held_out = bank.take((self.fold == number).nonzero().flatten())      # in place of the test images
+        progress = learn(method, clip, plan.recipe, seed=self.options.seed, train=support, test=held_out)
+        hits = predicted(probabilities(method, clip, held_out)) == held_out.labels         # (k,)
+        return {"fold": number, "hits": hits.int().tolist(), "seconds": progress.seconds,
                 "learned_parameters": method.learned_parameters}
 
     def _fresh(self, candidate: Candidate) -> Method:
-        with seeded(self.terms.seed, "initial weights"):
-            return candidate.method(self.clip, self.classes).to(self.clip.device)
-
-    def _bank(self, plan: _Plan) -> FeatureBank:
-        """As the method would find it if it were the only one."""
-        views, needs = asked = self._asked(plan)
-        if asked not in self.banks:
-            found = feature_source(self.clip, self.dataset.source, self.items, self.terms.features, needs=needs,
-                                   views=views, seed=self.terms.seed, workers=self.terms.workers)
-            if not isinstance(found, FeatureBank):
-                raise UserError("compare reads the features of all folds from one bank: raise features.budget_gb, or "
-                                "use fewer shots")
-            self.banks[asked] = found
-        bank = self.banks[asked]
-        return replace(bank, shards=[{name: shard[name] for name in plan.needs} for shard in bank.shards])
-
-    def _asked(self, plan: _Plan) -> Asked:
-        """The bank of the plan: that of all candidates of its views, where such a one is not too large."""
-        shared = self.needs[plan.views]
-        fits = self._gigabytes(shared, plan.views) <= self.terms.features.budget_gb
-        return plan.views, shared if fits else plan.needs
-
-    def _gigabytes(self, needs: frozenset[Need], views: int) -> float:
-        return bank_bytes(self.clip, len(self.items), self.terms.features, needs, views) / 1e9
+        with seeded(self.options.seed, "initial weights"):
+            return candidate.method(self.banks.clip, self.classes).to(self.banks.clip.device)
 
     def _too_long(self, plan: _Plan, finished: Sequence[dict]) -> str | None:
-        """Why the candidate cannot be finished in what is left of the budget; before its first fold told from a few
-        steps of it.
+        """Why the candidate cannot be finished in what is left of the budget. Before its first fold, the time is
+        estimated from a few steps.
         """
         if self.left <= 0:
             return "the budget was spent before it"
-        views, needs = asked = self._asked(plan)
-        if (size := self._gigabytes(needs, views)) > self.terms.features.budget_gb:
-            return f"its features take {size:.1f} GB, over features.budget_gb={self.terms.features.budget_gb:g}"
-        features = 0.0 if asked in self.banks else self._extraction_seconds(views, needs)
-        if features > self.left:
-            return f"its features alone would take about {in_words(features)}, and {in_words(self.left)} were left"
+        views, folds = self._views(plan), len(self.numbers)
+        if reason := self.banks.too_costly(views, plan.method.needs, self.left):
+            return reason
         if finished:
-            return self._rest_too_long(finished)
+            return rest_too_long([entry["seconds"] for entry in finished], folds, self.left)
         if not plan.recipe.epochs:
             return None
-        support = self._bank(plan).take((self.fold != self.numbers[0]).nonzero().flatten())
-        seconds = training_seconds(self._fresh(plan.candidate), self.clip, support, plan.recipe, self.terms.seed)
-        return self._told(seconds * len(self.numbers))
-
-    def _rest_too_long(self, finished: Sequence[dict]) -> str | None:
-        slowest = max(entry["seconds"] for entry in finished)
-        return self._told(slowest * (len(self.numbers) - len(finished)))
-
-    def _told(self, seconds: float) -> str | None:
-        if seconds <= max(self.left, 0):
-            return None
-        return f"it would take about {in_words(seconds)} more, and {in_words(max(self.left, 0))} were left"
-
-    def _extraction_seconds(self, views: int, needs: frozenset[Need]) -> float:
-        missing = images_to_encode(self.clip, self.dataset.source, self.items, self.terms.features, needs=needs,
-                                   views=views, seed=self.terms.seed)
-        return missing * (views + 1) * seconds_an_image(self.clip, needs) if missing else 0.0
+        support = self.banks.bank(views, plan.method.needs).take((self.fold != self.numbers[0]).nonzero().flatten())
+        method = self._fresh(plan.candidate)
+        seconds = training_seconds(method, self.banks.clip, support, plan.recipe, self.options.seed)
+        return too_long(seconds * folds, self.left)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from xrvlm.data.dataset import Item
-from xrvlm.errors import UserError
+from xrvlm.errors import UserError, option
 from xrvlm.randomness import seed_of
 
 
@@ -24,5 +24,6 @@ def folds_of(items: Sequence[Item], folds: int, seed: int) -> Tensor:
             fold[row], given = given % folds, given + 1
     if not given:
         raise UserError("each class has one labelled image (what is kept for testing does not count), and "
-                        "cross-validation needs two: use more shots or images, or method=zero_shot, which needs none")
+                        "cross-validation needs two: use more shots or images, or "
+                        f"{option('method', 'zero_shot')}, which needs none")
     return fold

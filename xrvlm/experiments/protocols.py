@@ -15,10 +15,10 @@ from typing import Any, Literal, get_args
 import torch
 
 from xrvlm.backbones.base import FrozenCLIP
-from xrvlm.data.dataset import PARTS, Dataset, Item, Split
-from xrvlm.errors import UserError, unknown
-from xrvlm.evaluation.metrics import harmonic_mean
-from xrvlm.experiments.record import append_record, read_record, write_scores
+from xrvlm.data.dataset import SUBSETS, Dataset, Item, Split
+from xrvlm.errors import UserError, option, unknown
+from xrvlm.evaluation.metrics import harmonic_mean, write_scores
+from xrvlm.experiments.record import append_record, read_record
 from xrvlm.features.source import FeatureSource
 from xrvlm.files import digest, write_json
 from xrvlm.methods.base import Method, probabilities
@@ -49,8 +49,8 @@ class NewClasses:
                      if item.label >= self.first)
 
     @property
-    def setting(self) -> dict[str, Any]:
-        """What the result depends on beside the base half's own setting."""
+    def identity(self) -> dict[str, Any]:
+        """What the result depends on beside the options of the base half."""
         return {"protocol": "base_to_new", "new": asdict(self.new_text), "all": asdict(self.all_text),
                 "new_test": len(self.test)}
 
@@ -74,7 +74,7 @@ class NewClasses:
 def base_half(split: Split) -> Split:
     """The first half of the classes in the order of their labels, rounded up, with their images alone."""
     count = (len(split.classes) + 1) // 2
-    parts = {part: tuple(item for item in getattr(split, part) if item.label < count) for part in PARTS}
+    parts = {part: tuple(item for item in getattr(split, part) if item.label < count) for part in SUBSETS}
     return Split(split.classes[:count], **parts)
 
 
@@ -83,7 +83,7 @@ def new_classes(whole: Split, base: Split, text: Callable[[Sequence[str]], Class
     new = NewClasses(replace(whole, train=base.train, val=base.val), text(whole.classes[len(base.classes):]),
                      text(whole.classes))
     if not new.test:
-        raise UserError("the new classes have no image left to test on: give a class two at least, or a test part")
+        raise UserError("the new classes have no image left to test on: give a class at least two, or a test set")
     return new
 
 
@@ -92,7 +92,7 @@ def check_protocol(protocol: str, classes: Sequence[str]) -> None:
     if protocol not in get_args(Protocol):
         raise unknown("protocol", protocol, get_args(Protocol))
     if protocol == "base_to_new" and len(classes) < FEWEST_CLASSES:
-        raise UserError(f"protocol=base_to_new trains on half of the classes and scores the others: it needs "
+        raise UserError(f"{option('protocol', protocol)} trains on half of the classes and scores the others: it needs "
                         f"{FEWEST_CLASSES} at least, found {len(classes)}")
 
 
@@ -101,23 +101,23 @@ def check_among(among: str) -> None:
         raise unknown("among", among, get_args(Among))
 
 
-def transfer_record(run: Path, place: Path, data: Dataset, text: Mapping[str, Any], summary: Mapping[str, float], *,
+def transfer_record(run: Path, folder: Path, data: Dataset, text: ClassText, summary: Mapping[str, float], *,
                     among: Among, tested: str) -> None:
-    """Write the report's line for the finished run in the folder `run`, scored on `data` with its files in `place`.
+    """Write the report's line for the finished run in `run`, scored on `data`; the files of the scores are in `folder`.
 
-    `text` is the ClassText of the scored model, as a dictionary, `tested` a hash of the images. Nothing where `run`
-    is a model without a record.
+    `text` is the ClassText of the scored model, `tested` a hash of the images. Writes nothing where `run` is a model
+    without a record.
     """
     if not (run / "record.json").exists():
         return
     own = read_record(run / "record.json")
-    known = len(text["names"])
+    known = len(text.names)
     more = among == "run" and known > len(data.split.classes)
-    scored = [data.name, data.split.classes, text, more, tested]
+    scored = [data.name, data.split.classes, asdict(text), more, tested]
     record = replace(
-        own, data=data.name, world=data.world, protocol="transfer", run=place.name, split=data.split.fingerprint,
+        own, data=data.name, world=data.world, protocol="transfer", run=folder.name, split=data.split.fingerprint,
         tested=tested[:16], trained_on=f"{own.data}, among all its {known} classes" if more else own.data,
         metrics={name: value for name, value in summary.items() if name != "images"},
         setting=digest([own.setting, scored])[:16], series=digest([own.series, scored])[:16])
-    write_json(place / "record.json", asdict(record))
-    append_record(place.parent, record)
+    write_json(folder / "record.json", asdict(record))
+    append_record(folder.parent, record)

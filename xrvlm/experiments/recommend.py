@@ -1,4 +1,4 @@
-"""Which of several cross-validated methods to take, why, and the table that shows it."""
+"""Which of several cross-validated methods to take, with the reasons and the table of their scores."""
 
 import math
 import re
@@ -6,23 +6,26 @@ import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from xrvlm.reporting.tables import markdown
+import yaml
 
-ALIKE = 2.0                              # times within this factor count as equal
-OWN_OPTIONS = ("folds", "budget", "candidates")      # of `compare`, which `adapt` does not have
-LITERAL_VALUE = r"^'([^'\\$]*)'$"       # as the command line quotes a path for Hydra
-INSTANT = 1.0                            # seconds; below it no time counts
+from xrvlm.evaluation.tables import markdown
+
+SIMILAR = 2.0                            # training times within this factor count as equal
+INSTANT = 1.0                            # seconds; shorter times count as equal
+NOT_OF_ADAPT = ("folds", "budget", "candidates")      # options of `compare` that `adapt` does not have
+QUOTED_VALUE = r"^'([^'\\$]*)'$"        # a path, as the command line hands it over
 
 
 @dataclass(frozen=True)
 class Score:
-    """A method on every held-out image, each of which it did not learn from."""
+    """The cross-validated score of a method: each image was predicted by a model of a fold that holds it out."""
 
-    words: str                           # as `xrvlm adapt method=` takes it: "xr_vlm recipe=adamw"
+    words: str                           # the value of `xrvlm adapt method=`: "xr_vlm recipe=adamw"
     label: str
-    hits: tuple[bool, ...]               # an image each, in the order that all scores share
-    seconds: float                       # training, the mean over the folds
+    hits: tuple[bool, ...]               # for each image, in the same order in all scores
+    seconds: float                       # of training, the mean over the folds
     learned_parameters: int
 
     @property
@@ -37,7 +40,7 @@ class Recommendation:
 
 
 def gap(best: Score, other: Score) -> tuple[float, float]:
-    """By how much the accuracy of `best` is higher, and the standard error of that, paired over the images."""
+    """The difference in accuracy of `best` and `other`, and its standard error, paired over the images."""
     differences = [int(one) - int(two) for one, two in zip(best.hits, other.hits, strict=True)]
     return statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(differences))
 
@@ -49,13 +52,13 @@ def standard_error(score: Score) -> float:
 def recommend(scores: Sequence[Score]) -> Recommendation:
     """The cheapest of the methods within one standard error of the best.
 
-    The cheapest: of those that take at most twice the time of the fastest to train (below a second no time counts)
-    the one with the fewest learned parameters; the first of equals.
+    The cheapest is, of the methods that train in at most twice the time of the fastest, the one with the fewest learned
+    parameters, and the first of equal ones. Times below a second count as a second.
     """
     best = max(scores, key=lambda score: score.accuracy)
     close = [score for score in scores if _within(best, score)]
     fastest = max(INSTANT, min(score.seconds for score in close))
-    fast = [score for score in close if score.seconds <= ALIKE * fastest]
+    fast = [score for score in close if score.seconds <= SIMILAR * fastest]
     chosen = min(fast, key=lambda score: score.learned_parameters)
     return Recommendation(chosen, _reasons(scores, best, close, fast, chosen))
 
@@ -87,13 +90,26 @@ def _cost(score: Score) -> str:
     return f"{score.seconds:.1f} s of training and {score.learned_parameters:,} learned parameters"
 
 
+def adapt_call(options: Any, words: str) -> str:
+    """The call in Python that adapts the method `words` to all labels, with the `CompareOptions` of the comparison."""
+    name, *given = words.split()
+    pairs = [each.partition("=")[::2] for each in given]
+    method = "".join(f", {key.removeprefix('method.')}={yaml.safe_load(value)!r}" for key, value in pairs
+                     if key.startswith("method."))
+    recipe = {key.removeprefix("recipe.").replace("recipe", "name"): yaml.safe_load(value) for key, value in pairs
+              if key.startswith("recipe")}
+    factory = f'xrvlm.methods.registry.find("{name}"{method})' if method else f'"{name}"'
+    return (f"xrvlm.adapt(clip, dataset, {factory}, shots={options.shots}, seed={options.seed}"
+            f"{f', recipe={recipe}' if recipe else ''})")
+
+
 def adapt_command(words: str, given: Sequence[str], config_dir: str | None = None) -> str:
-    """What trains the method `words` on all labels, with the options that the comparison was `given`."""
+    """The command that trains the method `words` on all labels, with the options that the comparison was `given`."""
     options = {}
-    for override in given:               # the last of a name wins, as the command line has it
+    for override in given:               # the last one of a name wins, as on the command line
         name, _, value = override.partition("=")
-        options[name] = "=".join([name, re.sub(LITERAL_VALUE, r"\1", value)])
-    kept = [option for name, option in options.items() if name not in OWN_OPTIONS]
+        options[name] = "=".join([name, re.sub(QUOTED_VALUE, r"\1", value)])
+    kept = [override for name, override in options.items() if name not in NOT_OF_ADAPT]
     own = ["--config-dir", config_dir] if config_dir else []
     return shlex.join(["xrvlm", "adapt", *own, *kept, *f"method={words}".split()])
 
@@ -102,7 +118,7 @@ HEADER = ["Method", "method=", "Accuracy", "Behind the best", "Time s", "Learned
 
 
 def cells(scores: Sequence[Score]) -> list[list[str]]:
-    """Rows of the table below HEADER, the best first, in %, with one standard error each."""
+    """The rows of the table, the best first; accuracies in % with their standard errors."""
     ordered = sorted(scores, key=lambda score: -score.accuracy)
     rows = []
     for score in ordered:
@@ -114,11 +130,11 @@ def cells(scores: Sequence[Score]) -> list[list[str]]:
 
 
 def caption(images: int, folds: int, scored: int) -> str:
-    """What the numbers are, and what they are not."""
+    """How the numbers of the table were measured, and how far to trust them."""
     return (f"Cross-validated top-1 in % over {images} labelled images, {folds} folds; ± one standard error over the "
             "images, in the fourth column that of the difference to the best, image by image. The best of "
-            f"{scored} is picked by these very numbers, so its own is a little too high: measure it on the test part, "
-            "which was not looked at.")
+            f"{scored} is picked by these very numbers, so its accuracy is a little too high: measure it on the "
+            "test set, which was not used.")
 
 
 def markdown_report(scores: Sequence[Score], left_out: dict[str, str], about: str, advice: Sequence[str]) -> str:

@@ -1,36 +1,110 @@
-"""One JSON line a run, and the files that stand in a run's folder."""
+"""What a run is and what it leaves: its identity, its folder, its line in results.jsonl."""
 
 import csv
 import io
 import json
 import logging
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from xrvlm import files
-from xrvlm.errors import UserError
-from xrvlm.evaluation import metrics
+from xrvlm.errors import UserError, option, unknown
+from xrvlm.features.bank import FEATURES_REVISION
+from xrvlm.features.source import FeatureSettings
+from xrvlm.inference.classifier import ModelHeader
+from xrvlm.methods.base import Method
+from xrvlm.training.fit import TRAINING_REVISION, Selection
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
-RESULTS, PREDICTIONS, LOSSES, METRICS_FILE = "results.jsonl", "predictions.csv", "losses.csv", "metrics.json"
-# what tables show: of every run, and of one that was also scored on classes that it was not trained on
+RESULTS, LOSSES = "results.jsonl", "losses.csv"
+# the metrics that tables show: of every run, and of a run that was also scored on classes that it was not trained on
 METRICS = {"top1": "Top-1", "top5": "Top-5", "mean_per_class": "Per class", "macro_f1": "Macro-F1", "ece": "ECE"}
 BASE_TO_NEW = {"top1": "Base", "new_top1": "New", "harmonic_mean": "Harmonic", "all_top1": "All"}
 
 
 @dataclass(frozen=True)
-class RunRecord:
-    """One line of results.jsonl. The kinds of the fields are checked when a line is read."""
+class RunOptions:
+    """Where and how a run is done; only `features` and `selection` have an influence on its result."""
 
-    method: str                 # the name of its configuration: "xr_vlm"
+    runs: Path | str = "runs"
+    features: FeatureSettings = field(default_factory=FeatureSettings)
+    selection: Selection = "last"        # or "val": the epoch that is best on the validation images
+    workers: int = 0                     # processes that decode images
+    force: bool = False                  # start again where a run is finished or unfinished
+
+    def __post_init__(self):
+        if self.selection not in ("last", "val"):
+            raise unknown("selection", self.selection, ("last", "val"))
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What decides the result of a run. Equal identities: the same run, which is not done twice.
+
+    `options` holds the method by its registry name, every option that is not at its default, the text of the classes,
+    the tower's fingerprint, a hash of the test images, and revisions: whole numbers that are raised where a change of
+    the code changes numbers (`Method.revision`, `TRAINING_REVISION`, `FEATURES_REVISION`). No source code is hashed.
+    """
+
+    options: Mapping[str, Any]           # equal along a row of a table whose columns are shots
+    shots: int | str
+    seed: int
+    images: Sequence[Any]                # fingerprints of the splits and the hash of every image
+
+    @cached_property
+    def series(self) -> str:
+        """Hash of everything but shots, seed and images: what may be joined over shots."""
+        return files.digest(dict(self.options))
+
+    @cached_property
+    def setting(self) -> str:
+        """Hash of everything but seed and images: what may be averaged over seeds."""
+        return files.digest({**self.options, "shots": self.shots})
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of everything; the run's folder ends in its first ten letters."""
+        return files.digest([self.setting, self.seed, *self.images])
+
+
+def revisions_of(method: type[Method]) -> dict[str, int]:
+    return {"method": method.revision, "training": TRAINING_REVISION, "features": FEATURES_REVISION}
+
+
+def identity_options(header: ModelHeader, method: type[Method], settings: Mapping[str, Any],
+                     **more: Any) -> dict[str, Any]:
+    """`Identity.options` of a model with this header; `settings` are dataclasses such as the recipe."""
+    backbone = {key: value for key, value in asdict(header.backbone).items() if key != "loader"}
+    return {"method": {"name": header.method.name, "options": header.method.changed(method)},
+            "revisions": revisions_of(method), "backbone": backbone, "classes": not_at_default(header.classes),
+            **{name: not_at_default(value) for name, value in settings.items()}, **more}
+
+
+def not_at_default(settings: Any) -> dict[str, Any]:
+    """The fields of a dataclass that differ from their defaults, its `name` aside: a new field changes no identity."""
+    found = {}
+    for each in fields(settings):
+        default = each.default_factory() if each.default_factory is not MISSING else each.default
+        value = getattr(settings, each.name)
+        if each.name != "name" and value != default:
+            found[each.name] = value
+    return found
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One line of results.jsonl. The types of the fields are checked when a line is read."""
+
+    method: str                 # registry name
     label: str                  # the name that tables show
-    head: str | None            # of the relations, where the method has one
+    head: str | None            # relation head, where the method has one
     prompts: str | None         # "names", "descriptions", "learned", "part_descriptions" ...
     recipe: str | None
     data: str
@@ -38,32 +112,42 @@ class RunRecord:
     backbone: str
     shots: int | str            # images a class; "all"; 0 is zero-shot
     seed: int
-    label_budget: int           # labelled images used, those of validation included
+    label_budget: int           # labelled images used, validation images included
     transductive: bool
     selection: str | None       # "last" or "val"
     split: str                  # its fingerprint
-    metrics: dict               # the five of METRICS, as fractions of 1; those of BASE_TO_NEW where it is the protocol
+    metrics: dict               # the five of METRICS, as fractions of 1; with those of BASE_TO_NEW under that protocol
     train_seconds: float | int
     learned_parameters: int
     features: str | None        # "cached" or "online"
     versions: dict
     run: str                    # the run's folder, relative to the folder of results.jsonl
-    setting: str = ""           # hash of all options but the seed: what may be averaged over seeds
-    series: str = ""            # hash of all options but the seed and the shots: what may be joined over shots
-    options: dict = field(default_factory=dict)    # of the method, where they are not its defaults
-    # or "base_to_new": METRICS are of the base classes; "transfer": of other data; "all_images": there is no test part
+    setting: str = ""           # Identity.setting
+    series: str = ""            # Identity.series
+    options: dict = field(default_factory=dict)    # of the method, where they are not at their defaults
+    # or "base_to_new": METRICS are of the base classes; "transfer": of other data; "all_images": there is no test set
     protocol: str = "few_shot"
     tested: str = ""            # hash of the test images
     trained_on: str = ""        # of a transfer: the data set that the run learned from
+    revisions: dict = field(default_factory=dict)  # see Identity; empty for runs from before there were any
 
     def __post_init__(self) -> None:
-        wrong = [field.name for field in fields(self) if not isinstance(getattr(self, field.name), field.type)]  # pyright: ignore
+        wrong = [each.name for each in fields(self) if not isinstance(getattr(self, each.name), each.type)]  # pyright: ignore
         wrong += [f"metrics.{name}" for name in (*METRICS, *self.shown) if "metrics" not in wrong
                   and not isinstance(self.metrics.get(name), float | int)]
         if isinstance(self.shots, str) and self.shots != "all":
             wrong.append("shots")
         if wrong:
-            raise ValueError(f"missing or of the wrong kind: {', '.join(dict.fromkeys(wrong))}")
+            raise ValueError(f"missing or of the wrong type: {', '.join(dict.fromkeys(wrong))}")
+
+    @classmethod
+    def of(cls, header: ModelHeader, method: Method, identity: Identity, **more: Any) -> "RunRecord":
+        """The record of a finished run; `more` are the fields that header, method and identity do not tell."""
+        return cls(method=header.method.name, label=method.label, head=method.head, prompts=method.prompts,
+                   backbone=header.backbone.name, shots=identity.shots, seed=identity.seed,
+                   transductive=method.transductive, split=header.split, learned_parameters=method.learned_parameters,
+                   versions=versions(), setting=identity.setting[:16], series=identity.series[:16],
+                   options=header.method.changed(type(method)), revisions=revisions_of(type(method)), **more)
 
     @property
     def shown(self) -> dict[str, str]:
@@ -71,10 +155,51 @@ class RunRecord:
         return BASE_TO_NEW if self.protocol == "base_to_new" else METRICS
 
 
-def append_record(folder: Path, record: RunRecord) -> None:
-    """Add the record to `folder/results.jsonl`; it takes the place of an older line of the same run.
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run and what it says of the run's state."""
 
-    Never refuses because of what stands there: lines that cannot be read are kept as they are, with a warning.
+    path: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "last.safetensors"
+
+    def finished(self) -> RunRecord | None:
+        """The record, where the run is finished."""
+        there = (self.path / "record.json").exists() and (self.path / "model.safetensors").exists()
+        return read_record(self.path / "record.json") if there else None
+
+    def restart(self) -> None:
+        """Forget the record and the checkpoint; all other files are replaced when the run ends."""
+        for path in (self.path / "record.json", self.checkpoint):
+            path.unlink(missing_ok=True)
+
+    def warn_of_earlier(self, revisions: Mapping[str, int]) -> None:
+        """Say that runs of the same name and an earlier revision are neither continued nor taken for this one."""
+        stem = self.path.name.rpartition("-")[0]
+        for other in sorted(self.path.parent.glob(f"{stem}-*/record.json")):
+            try:
+                before = read_record(other).revisions
+            except UserError:
+                continue
+            if other.parent != self.path and before != revisions:
+                changed = ", ".join(f"{name} {before.get(name, 'none')} -> {number}" for name, number in
+                                    revisions.items() if before.get(name) != number)
+                log.warning("%s is of an earlier revision (%s), whose numbers may differ: trained anew",
+                            other.parent, changed)
+
+
+def versions() -> dict[str, str]:
+    """The packages that a result may depend on, beside its options."""
+    packages = ("xrvlm", "torch", "open_clip_torch", "transformers", "scikit-learn")
+    return {name: version(name) for name in packages} | {"python": platform.python_version()}
+
+
+def append_record(folder: Path, record: RunRecord) -> None:
+    """Add the record to `folder/results.jsonl`; it replaces an older line of the same run.
+
+    Lines that cannot be read never stop it: they are kept as they are, with a warning.
     """
     path, line = folder / RESULTS, json.dumps(asdict(record))    # ASCII: a line torn anywhere is still valid UTF-8
 
@@ -87,9 +212,10 @@ def append_record(folder: Path, record: RunRecord) -> None:
 
 def read_record(path: Path) -> RunRecord:
     """The record.json of a run's folder; UserError where it is damaged."""
-    fix = "start this run again with force=true"
+    fix = f"start this run again with {option('force', True)}"
+    saved = files.read_json(path, fix)
     try:
-        return RunRecord(**files.read_json(path, fix))
+        return RunRecord(**saved)
     except (TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); {fix}") from error
 
@@ -103,7 +229,7 @@ def read_records(path: Path) -> list[RunRecord]:
     found: dict[Path, RunRecord] = {}
     for source in sources:
         if not source.is_file():
-            raise UserError(f"there is no {source}; pass a runs folder or a {RESULTS}")
+            raise UserError(f"there is no {source}; pass a folder of runs or a {RESULTS}")
         for number, line in enumerate(source.read_bytes().split(b"\n"), start=1):
             if line.strip():
                 record = _parse(line, f"{source}, line {number}")
@@ -119,59 +245,22 @@ def _parse(line: bytes, where: str) -> RunRecord:
         value = json.loads(line.decode("utf-8"))
         if not isinstance(value, dict):
             raise ValueError("not a JSON object")
-        known: dict[str, Any] = {field.name: value.get(field.name) for field in fields(RunRecord)}
-        known |= {"setting": known["setting"] or "", "series": known["series"] or "",
-                  "protocol": known["protocol"] or "few_shot", "trained_on": known["trained_on"] or "",
-                  "tested": known["tested"] or "",
-                  "options": {} if known["options"] is None else known["options"]}    # older lines
+        # a field with a default is missing in older lines; one without must be there
+        known: dict[str, Any] = {
+            each.name: value.get(each.name) for each in fields(RunRecord)
+            if value.get(each.name) is not None or (each.default is MISSING and each.default_factory is MISSING)}
         return RunRecord(**known)
     except ValueError as error:
         raise UserError(f"{where} is damaged ({error}); delete that line, then give the `xrvlm adapt` command of its "
-                        "run again (a finished run is not trained twice, it only writes its line anew)") from error
+                        "run again (a finished run is not trained twice, it only writes its line again)") from error
 
 
 def _run_of(line: str, path: Path) -> str | None:
     try:
         return json.loads(line)["run"]
     except (ValueError, TypeError, KeyError):
-        logger.warning("%s holds a damaged line, which is kept as it is: %.60s", path, line)
+        log.warning("%s holds a damaged line, which is kept as it is: %s", path, ascii(line)[:60])
         return None
-
-
-def write_scores(folder: Path, ids: Sequence[str], labels: Tensor, probabilities: Tensor, classes: Sequence[str],
-                 suffix: str = "") -> dict[str, float]:
-    """metrics.json and predictions.csv of labelled images, `suffix` behind both names; returns the summary."""
-    summary = metrics.summarise(probabilities, labels, classes)
-    write_metrics(_suffixed(folder / METRICS_FILE, suffix), summary, metrics.details(probabilities, labels, classes))
-    write_predictions(_suffixed(folder / PREDICTIONS, suffix), ids, labels, probabilities, classes)
-    return summary
-
-
-def _suffixed(path: Path, suffix: str) -> Path:
-    return path.with_stem(path.stem + suffix)
-
-
-def write_metrics(path: Path, summary: dict, details: dict) -> None:
-    """metrics.json: {"summary": metrics.summarise(...), "per_class": [...], "most_confused": [...]}."""
-    files.write_json(path, {"summary": summary, **details})
-
-
-def write_predictions(path: Path, ids: Sequence[str], labels: Tensor | None, probabilities: Tensor,
-                      classes: Sequence[str], *, topk: int = 5) -> None:
-    """predictions.csv: image, label (empty where unknown), prediction, class_1, probability_1, ... class_k."""
-    values, order = (part[:, :topk].tolist() for part in metrics.finite(probabilities).float().sort(
-        dim=1, descending=True, stable=True))                                # both (n, k)
-    truths = [""] * len(ids) if labels is None else [classes[label] for label in labels.tolist()]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    places = range(1, min(topk, len(classes)) + 1)
-    columns = (f"{word}_{place}" for place in places for word in ("class", "probability"))
-    writer.writerow(["image", "label", "prediction", *columns])
-    for image, truth, chances, indices in zip(ids, truths, values, order, strict=True):
-        best = [(classes[index], f"{chance:.6f}") for index, chance in zip(indices, chances, strict=True)]
-        writer.writerow([image, truth, best[0][0], *(cell for pair in best for cell in pair)])
-    # file names of other encodings reach Python as lone surrogates, which UTF-8 cannot say
-    files.write_text(path, text.getvalue().encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def write_losses(folder: Path, losses: Sequence[dict]) -> None:

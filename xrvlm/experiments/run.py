@@ -1,106 +1,299 @@
-"""A whole run in one call: split -> features -> method -> fit -> evaluate -> record. Knows no Hydra."""
+"""A whole run in one call: split -> text -> method -> features -> fit -> scores -> record."""
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from xrvlm.backbones.base import FrozenCLIP
-from xrvlm.data.dataset import Dataset, Item, Split, sample_shots, with_test_part
-from xrvlm.errors import UserError
-from xrvlm.experiments.job import Job, Run, RunOptions
-from xrvlm.experiments.protocols import Among, Protocol, base_half, check_among, check_protocol, new_classes
-from xrvlm.experiments.record import write_scores
-from xrvlm.features.source import FeatureSettings, feature_source
-from xrvlm.inference.classifier import Classifier, MethodFactory, class_order, describe
-from xrvlm.methods import XRVLM, ZeroShot
-from xrvlm.methods.base import Method, Recipe, probabilities
+from xrvlm.data.dataset import (
+    Dataset,
+    Item,
+    Split,
+    hash_images,
+    label_budget,
+    sample_shots,
+    with_test_set,
+    write_split,
+)
+from xrvlm.distributed import processes
+from xrvlm.errors import UserError, option
+from xrvlm.evaluation.metrics import write_scores
+from xrvlm.experiments.protocols import NewClasses, Protocol, base_half, check_protocol, new_classes
+from xrvlm.experiments.record import (
+    Identity,
+    RunFolder,
+    RunOptions,
+    RunRecord,
+    append_record,
+    identity_options,
+    revisions_of,
+    write_losses,
+)
+from xrvlm.features.bank import FeatureBank
+from xrvlm.features.source import FeatureSource, feature_source
+from xrvlm.files import digest, user_path, write_json, write_text
+from xrvlm.inference.classifier import Classifier, MethodFactory, MethodHeader, ModelHeader
+from xrvlm.methods.base import Method, Recipe, chosen_recipe, probabilities
 from xrvlm.randomness import seeded
-from xrvlm.text.class_text import ClassText, class_text
-from xrvlm.training.fit import check_selection
+from xrvlm.text.class_text import ClassText, class_text, few, saved_text, text_maker
+from xrvlm.training.fit import Progress, check_selection, learn
 
 log = logging.getLogger(__name__)
-TextMaker = Callable[[Sequence[str]], ClassText]     # `class_text`, or a partial of it with templates, descriptions ...
+BUSY = "another process is at this run; wait for it, or choose another folder of runs"
+# `class_text`, a partial of it, or its options {"templates": ..., "parts": ...}
+Text = Callable[[Sequence[str]], ClassText] | Mapping[str, Any]
 
 
-def adapt(clip: FrozenCLIP, dataset: Dataset, method: MethodFactory = XRVLM, *, shots: int | None = 16, seed: int = 1,
-          val: bool = False, recipe: Recipe | None = None, text: TextMaker = class_text,
-          protocol: Protocol = "few_shot", options: RunOptions | None = None) -> Run:
-    """Adapt `clip` to `dataset` with `shots` images a class (None: all) and measure it on the test part.
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, its line in results.jsonl, and the adapted model."""
 
-    The run's folder ends in a hash of all that the result depends on: the same call resumes an unfinished run and
-    returns a finished one. `val` sets validation images aside (`selection="val"` implies it); they are counted as
-    labels. `recipe=None` takes the method's own.
+    folder: Path
+    record: RunRecord
+    classifier: Classifier
 
-    `protocol="base_to_new"` adapts to the first half of the classes alone, in the order of the labels and rounded up,
-    and measures the other half too (protocols.py). The run's model and its files are those of the base classes; a
-    method that is bound to its classes is refused before training. Under `distributed.joined` several processes do the
-    run together, and the first writes it: see docs/distributed.md.
+    @property
+    def accuracy(self) -> float:
+        """Top-1 on the test images, 0..1; of a base-to-new run, that of the base classes."""
+        return self.record.metrics["top1"]
+
+
+def adapt(clip: FrozenCLIP, dataset: Dataset, method: MethodFactory | str = "xr_vlm", *, shots: int | None = 16,
+          seed: int = 1, val: bool = False, recipe: Recipe | str | Mapping[str, Any] | None = None,
+          text: Text = class_text, protocol: Protocol = "few_shot", options: RunOptions | None = None) -> Run:
+    """Adapt `clip` to `dataset` with `shots` images a class (None: all) and measure it on the test set.
+
+    The same call resumes a run that was stopped and returns one that is finished: the run's folder ends in its identity
+    (record.py). Under `distributed.joined` several processes do the run together (docs/guides/distributed.md).
+
+    Args:
+        method: a registered name, a subclass of Method, or a partial of one with its options.
+        val: set validation images aside, which count as labels; `RunOptions(selection="val")` implies it.
+        recipe: None: the method's own; else a Recipe, the name of one in conf/recipe, or changes: {"epochs": 5}.
+        text: what makes the sentences of the classes, or the options of `class_text`.
+        protocol: `few_shot`, or `base_to_new`: train on the first half of the classes alone, measure the others too.
+
+    Raises:
+        UserError: the data, the options and the method do not go together; nothing was trained.
     """
     options = options or RunOptions()
     if not isinstance(seed, int) or isinstance(seed, bool):
-        raise UserError(f"seed must be a whole number, found {seed!r}")
-    check_protocol(protocol, dataset.split.classes)
-    val = val or options.selection == "val"
-    whole = with_test_part(dataset.split)
-    split = sample_shots(base_half(whole) if protocol == "base_to_new" else whole, shots, seed, val)
-    if not split.test:
-        raise UserError(f"{dataset.name} has no image left to test on: give a class two at least, or a test part")
+        raise UserError(f"{option('seed')} must be a whole number, found {seed!r}")
+    if not isinstance(val, bool):
+        raise UserError(f"{option('val')} must be True or False, found {val!r}")
+    factory, text = _factory(method), text_maker(text, [getattr(dataset.source, "root", None)])
+    whole, split = _split(dataset, shots, seed, val or options.selection == "val", protocol)
     if options.selection == "val" and not split.val:
-        raise UserError("selection=val needs validation images, and the shots take all there are: use fewer shots, or "
-                        "selection=last")
+        raise UserError(f"{option('selection', 'val')} needs validation images, and the shots take all there are: use "
+                        f"fewer {option('shots')}, or {option('selection', 'last')}")
     classes = text(split.classes)
     with seeded(seed, "initial weights"):
-        adapted = method(clip, classes).to(clip.device)
+        adapted = factory(clip, classes).to(clip.device)
+    new = None
     if protocol == "base_to_new":
         adapted.check_open()
-    recipe = fitting_recipe(recipe or adapted.recipe, adapted)
-    check_selection(recipe, options.selection)
+        new = new_classes(whole, split, text)
+    chosen = fitting_recipe(recipe, adapted)
+    check_selection(chosen, options.selection)
     if not adapted.learns:
         split, shots = replace(split, train=(), val=()), 0
-    new = new_classes(whole, split, text) if protocol == "base_to_new" else None
-    about = describe(clip, method, classes) | {"split": split.fingerprint}
-    job = Job(clip, dataset, split, adapted, recipe, "all" if shots is None else shots, seed, about, options, new)
-    return job.done()
+    return _Setup(clip, dataset, split, adapted, chosen, "all" if shots is None else shots, seed,
+                  ModelHeader.of(clip, factory, classes, split.fingerprint), options, saved_text(text), new).run()
 
 
-def fitting_recipe(recipe: Recipe, method: Method) -> Recipe:
-    """`recipe`, or the method's own where nothing is trained by steps; UserError where it would leave it untrained."""
+def zero_shot(clip: FrozenCLIP, dataset: Dataset, *, text: Text = class_text,
+              options: RunOptions | None = None) -> Run:
+    """Score `dataset` without a label: its test set where it brings one, else all of its images."""
+    options, factory = options or RunOptions(), _factory("zero_shot")
+    found, text = dataset.split, text_maker(text, [getattr(dataset.source, "root", None)])
+    split = Split(found.classes, train=(), test=found.test or (*found.train, *found.val))
+    classes = text(split.classes)
+    method = factory(clip, classes).to(clip.device)
+    return _Setup(clip, dataset, split, method, method.recipe, 0, 0,
+                  ModelHeader.of(clip, factory, classes, split.fingerprint), options, saved_text(text),
+                  whole=not found.test).run()
+
+
+def fitting_recipe(wanted: Recipe | str | Mapping[str, Any] | None, method: Method) -> Recipe:
+    """The recipe that `adapt` was given, or the method's own where nothing is trained by steps.
+
+    UserError where the recipe has no epochs and the method is trained by steps.
+    """
+    name, changes = (None, dict(wanted)) if isinstance(wanted, Mapping) else (wanted, {})
+    recipe = chosen_recipe(method.recipe, changes.pop("name", name), changes)
     if not method.recipe.epochs and recipe.epochs:
-        log.warning("%s is not trained by steps: recipe= and recipe.* are not read", method.label)
+        log.warning("%s is not trained by steps: %s is not read", method.label, option("recipe"))
         return method.recipe
     if method.recipe.epochs and not recipe.epochs:
-        raise UserError(f"{method.label} is trained, and recipe {recipe.name!r} has no epochs: leave recipe= and "
-                        f"recipe.epochs= out, or say recipe={method.recipe.name}")
+        raise UserError(f"{method.label} is trained by steps, and recipe {recipe.name!r} has no epochs: leave "
+                        f"{option('recipe')} and {option('recipe.epochs')} out")
     return recipe
 
 
-def zero_shot(clip: FrozenCLIP, dataset: Dataset, *, text: TextMaker = class_text,
-              options: RunOptions | None = None) -> Run:
-    """Score `dataset` without a label: its test part where it brings one, else all of its images."""
-    options = options or RunOptions()
-    found = dataset.split
-    split = Split(found.classes, train=(), test=found.test or (*found.train, *found.val))
-    classes = text(split.classes)
-    about = describe(clip, ZeroShot, classes) | {"split": split.fingerprint}
-    method = ZeroShot(clip, classes).to(clip.device)
-    job = Job(clip, dataset, split, method, method.recipe, 0, 0, about, options, whole=not found.test)
-    return job.done()
+def _factory(method: MethodFactory | str) -> MethodFactory:
+    if not isinstance(method, str):
+        MethodHeader.of(method)              # raises UserError for what is no method
+        return method
+    from xrvlm.methods.registry import find
+
+    return find(method)
 
 
-def evaluate(classifier: Classifier, dataset: Dataset, items: Sequence[Item], folder: Path, *,
-             features: FeatureSettings | None = None, workers: int = 0, among: Among = "run") -> dict[str, float]:
-    """Score a model on `items` of `dataset`, whose classes it must know, and write the figures to `folder`.
+def _split(dataset: Dataset, shots: int | None, seed: int, val: bool, protocol: Protocol) -> tuple[Split, Split]:
+    """All classes with their test images, and what the run trains on and is tested on."""
+    whole = with_test_set(dataset.split)
+    if protocol != "few_shot":
+        check_protocol(protocol, dataset.split.classes)
+    split = sample_shots(base_half(whole) if protocol == "base_to_new" else whole, shots, seed, val)
+    if not split.test:
+        raise UserError(f"{dataset.name} has no image left to test on: give at least one class two images, or a test "
+                        "set")
+    return whole, split
 
-    `among="data"` masks the classes that `dataset` does not have, of methods that are bound to theirs too.
-    """
-    check_among(among)
-    order = class_order(dataset.split.classes, classifier.names)
-    if not items:
-        raise UserError(f"{dataset.name} has no images to evaluate on")
-    mask, names = (order, dataset.split.classes) if among == "data" else (None, classifier.names)
-    known = items if mask else [replace(item, label=order[item.label]) for item in items]
-    clip, method = classifier.clip, classifier.method
-    source = feature_source(clip, dataset.source, known, features or FeatureSettings(), needs=method.needs, views=0,
-                            seed=0, workers=workers)
-    return write_scores(folder, source.ids, source.labels, probabilities(method, clip, source, mask), names)
+
+@dataclass(frozen=True)
+class _Setup:
+    """A run before it is done: everything that its result depends on."""
+
+    clip: FrozenCLIP
+    dataset: Dataset
+    split: Split
+    method: Method
+    recipe: Recipe
+    shots: int | str
+    seed: int
+    header: ModelHeader
+    options: RunOptions
+    text: Mapping[str, Any]              # see `saved_text`
+    new: NewClasses | None = None        # of a base-to-new run
+    whole: bool = False                  # tested on all images of a data set without a test set
+
+    @property
+    def splits(self) -> dict[str, Split]:      # by the file that records it
+        return {"split.json": self.split} | ({"split_all.json": self.new.whole} if self.new else {})
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        split = self.new.whole if self.new else self.split
+        return processes().from_first(lambda: hash_images(split, self.dataset.source))
+
+    @cached_property
+    def tested(self) -> str:
+        """A hash of the test images, which tells data sets of one name apart."""
+        subsets = [self.split.test, *([self.new.test] if self.new else [])]
+        return digest([[self.hashes[item.id] for item in subset] for subset in subsets])
+
+    @cached_property
+    def identity(self) -> Identity:
+        settings = {"recipe": self.recipe, "features": self.options.features.identity}
+        options = identity_options(
+            self.header, type(self.method), settings, text_path=self.clip.text_path, precision=self.clip.precision,
+            selection=self.options.selection, val=bool(self.split.val), tested=self.tested,
+            **(self.new.identity if self.new else {}))
+        fingerprints = [split.fingerprint for split in self.splits.values()]
+        return Identity(options, self.shots, self.seed, [*fingerprints, self.hashes])
+
+    @property
+    def protocol(self) -> str:
+        return "base_to_new" if self.new else "all_images" if self.whole else "few_shot"
+
+    @cached_property
+    def folder(self) -> RunFolder:
+        shots = f"{self.shots}shot" if isinstance(self.shots, int) else "all"
+        parts = [self.header.method.name, self.dataset.name[:60], *(["base_to_new"] if self.new else []), shots,
+                 f"seed{self.seed}", self.identity.key[:10]]
+        return RunFolder(user_path(self.options.runs) / "-".join(parts).replace(" ", "_").replace("/", "_"))
+
+    def run(self) -> Run:
+        """The run as it was finished before, or done now. In a distributed run, rank 0 writes and the others read."""
+        group, folder, run = processes(), self.folder, None
+        group.check_same(self.identity.key, "images or options")
+        if group.from_first(self._must_run):
+            with group.alone(folder.path / ".lock", BUSY):
+                if group.from_first(self._must_run):       # another sweep may have finished it just now
+                    run = self._train()
+        if run is not None:
+            return run
+        if (record := folder.finished()) is None:
+            raise UserError(f"one of the processes cannot see {folder.path}: use a folder on a disk that they share")
+        if group.first:
+            append_record(folder.path.parent, record)      # in case it was stopped just before it wrote its line
+            log.info("already finished: %s (%s starts again)", folder.path, option("force", True))
+        return Run(folder.path, record, Classifier.load(folder.path, self.clip))
+
+    def _must_run(self) -> bool:
+        return self.options.force or self.folder.finished() is None
+
+    def _train(self) -> Run | None:
+        """Continue where the run was stopped. Rank 0 alone has a result, once all ranks are done."""
+        group, run = processes(), None
+        if group.first:
+            self._begin()
+        group.meet()
+        with group.together():
+            views = self.options.features.views if self.recipe.epochs else 0
+            train = self._source(self.split.train, views) if self.method.learns else None
+            val = self._source(self.split.val, 0) if self.split.val else None
+            tests = [self._source(each.test, 0) for each in (self.split, self.new) if each is not None]
+        progress = learn(self.method, self.clip, self.recipe, seed=self.seed, train=train, val=val, test=tests[0],
+                         selection=self.options.selection, checkpoint=self.folder.checkpoint,
+                         identity=self.identity.key)
+        if group.first:
+            run = self._conclude(train, tests, progress)
+            self.folder.checkpoint.unlink(missing_ok=True)
+        group.meet()
+        return run
+
+    def _begin(self) -> None:
+        folder = self.folder
+        if self.options.force:
+            folder.restart()
+        log.info("%s", folder.path)
+        folder.warn_of_earlier(revisions_of(type(self.method)))
+        untested = set(range(len(self.split.classes))) - {item.label for item in self.split.test}
+        if untested:
+            log.warning("%d of %d classes have no test image, the figures are of the others: %s", len(untested),
+                        len(self.split.classes), few(self.split.classes[label] for label in sorted(untested)))
+        write_text(folder.path / "config.yaml", yaml.safe_dump(self._saved(), sort_keys=False, allow_unicode=True))
+        for name, split in self.splits.items():
+            write_split(folder.path / name, split, self.dataset.source, seed=self.seed, shots=self.shots,
+                        hashes=self.hashes)
+
+    def _saved(self) -> dict[str, Any]:
+        """config.yaml: the options of the run, for people and for the commands that read its data and text again."""
+        method, backbone, data = self.header.method, self.header.backbone, self.dataset
+        return {"method": {"name": method.name, **method.options}, "recipe": asdict(self.recipe),
+                "backbone": {"name": backbone.name, "loader": backbone.loader}, "text": dict(self.text),
+                "data": {"name": data.name, "loader": data.loader},
+                "features": asdict(self.options.features), "precision": self.header.precision or "auto",
+                "protocol": self.protocol, "shots": self.shots, "seed": self.seed, "val": bool(self.split.val),
+                "selection": self.options.selection}
+
+    def _conclude(self, train: FeatureSource | None, tests: list[FeatureSource], progress: Progress) -> Run:
+        folder, (test, *more) = self.folder.path, tests
+        summary = write_scores(folder, test.ids, test.labels, probabilities(self.method, self.clip, test),
+                               self.split.classes)
+        if self.new:
+            summary |= self.new.score(self.method, self.clip, test, more[0], folder, summary["top1"])
+        if progress.losses:
+            write_losses(folder, progress.losses)
+        classifier = Classifier(self.clip, self.method, replace(self.header, metrics=summary))
+        classifier.save(folder)
+        record = RunRecord.of(
+            self.header, self.method, self.identity, recipe=self.recipe.name, data=self.dataset.name,
+            world=self.dataset.world, label_budget=label_budget(self.split), selection=self.options.selection,
+            metrics={name: value for name, value in summary.items() if name != "images"},
+            train_seconds=progress.seconds, features="cached" if isinstance(train or test, FeatureBank) else "online",
+            run=folder.name, tested=self.tested[:16], protocol=self.protocol)
+        write_json(folder / "record.json", asdict(record))
+        append_record(folder.parent, record)
+        return Run(folder, record, classifier)
+
+    def _source(self, items: tuple[Item, ...], views: int) -> FeatureSource:
+        return feature_source(self.clip, self.dataset.source, items, self.options.features, needs=self.method.needs,
+                              views=views, seed=self.seed, workers=self.options.workers)

@@ -2,10 +2,10 @@
 
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from xrvlm.backbones.base import Features, FrozenCLIP, Need
 from xrvlm.data.dataset import Item
-from xrvlm.distributed import together
-from xrvlm.errors import UserError, unknown
-from xrvlm.features.bank import IN_FULL, FeatureBank, Store, open_bank
+from xrvlm.distributed import active_group
+from xrvlm.errors import UserError, option, unknown
+from xrvlm.features.bank import FEATURES_REVISION, IN_FULL, FeatureBank, Store, encoded, open_bank
 from xrvlm.files import digest, user_path
 from xrvlm.randomness import generator
 from xrvlm.views import Augmentation, AugmentedViews, BankViews, EvaluationViews, ImageSource, load_images
@@ -55,16 +55,22 @@ class FeatureSettings:
         if self.mode not in ("cached", "online"):
             raise unknown("feature mode", self.mode, ("cached", "online"))
         if self.dtype not in ("float16", "bfloat16", "float32"):
-            raise unknown("features.dtype", self.dtype, ("float16", "bfloat16", "float32"))
+            raise unknown(option("features.dtype"), self.dtype, ("float16", "bfloat16", "float32"))
         scale = self.crop_scale
         if len(scale) != 2 or not all(isinstance(share, int | float) for share in scale):
-            raise UserError(f"features.crop_scale must be two shares of the area, such as [0.5, 1.0]; found {scale}")
+            raise UserError(f"{option('features.crop_scale')} must be two shares of the area, such as [0.5, 1.0]; "
+                            f"found {scale}")
         low, high = scale
-        if not 0 < low <= high <= 1 or self.views < 0:
-            raise UserError(f"features.crop_scale must be two shares of the area with 0 < low <= high <= 1 and "
-                            f"features.views at least 0, found {tuple(self.crop_scale)} and {self.views}")
+        if not 0 < low <= high <= 1:
+            raise UserError(f"{option('features.crop_scale')} must be two shares of the area with "
+                            f"0 < low <= high <= 1, found {tuple(scale)}")
+        if not isinstance(self.views, int) or self.views < 0:
+            raise UserError(f"{option('features.views')} must be a whole number of at least 0, found {self.views!r}")
+        if not self.budget_gb >= 0:
+            raise UserError(f"{option('features.budget_gb')} must be at least 0, found {self.budget_gb}")
         if self.gpu_gb is not None and not self.gpu_gb >= 0:
-            raise UserError(f"features.gpu_gb must be at least 0, or null for a fifth of the GPU; found {self.gpu_gb}")
+            raise UserError(f"{option('features.gpu_gb')} must be at least 0, or "
+                            f"{option('features.gpu_gb', None)} for a fifth of the GPU; found {self.gpu_gb}")
         object.__setattr__(self, "crop_scale", (float(low), float(high)))    # a YAML list becomes a tuple
 
     @property
@@ -72,9 +78,9 @@ class FeatureSettings:
         return Augmentation(self.crop_scale, self.flip)
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """The settings that numbers depend on: all but where features lie."""
-        return {name: value for name, value in asdict(self).items() if name not in ("cache", "gpu_gb")}
+    def identity(self) -> "FeatureSettings":
+        """What numbers depend on: these settings wherever the features lie."""
+        return replace(self, cache=None, gpu_gb=None)
 
     @property
     def folder(self) -> Path:
@@ -103,8 +109,6 @@ def pooled_features(source: FeatureSource, device: torch.device) -> tuple[Tensor
     return features, labels
 
 
-
-
 def training_order(labels: Tensor, seed: int, epoch: int, batch_size: int, *, balanced: bool = False) -> list[Tensor]:
     """The batches of an epoch as rows. Only a last batch of one is dropped: BatchNorm has no variance there."""
     draws = generator(seed, "order", epoch)
@@ -116,7 +120,7 @@ def training_order(labels: Tensor, seed: int, epoch: int, batch_size: int, *, ba
     batches = [batch for batch in rows.split(batch_size) if len(batch) > 1]
     if not batches:
         raise UserError("there is one training image in all: batch statistics need two; use more shots or classes, "
-                        "or method=zero_shot, which needs none")
+                        f"or {option('method', 'zero_shot')}, which needs none")
     return batches
 
 
@@ -156,23 +160,16 @@ def extract(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item], settin
     """The bank of `items`: read from the store of features, whose missing images are encoded first.
 
     The store's key and an image's stamp hold everything that the numbers depend on, so nothing stale is ever read.
-    A batch is always full, if with empty images: then an image has the same features, bit for bit, whatever stands
-    beside it (tests/test_features.py; CPUs. Kernels of a GPU may choose otherwise).
     """
     ids = tuple(item.id for item in items)
     view = BankViews(clip.transform, settings.augmentation, ids, seed, views)
     store = _store(clip, settings, needs, views, seed)
-    size = store.batch
 
-    def encode(shards: Sequence[Sequence[int]]) -> Iterable[Features]:
-        batches = [batch for rows in shards for batch in torch.tensor(rows).split(size)]
-        loaded = load_images(ids, source, view, batches, workers, clip.device)
-        for chosen, images in loaded:                                                      # (b,), (b, v + 1, 3, s, s)
-            empty = images.new_zeros(size - len(images), *images.shape[1:])
-            features = clip.encode_image(torch.cat([images, empty]).flatten(0, 1), needs)
-            yield features.map(lambda value: value.unflatten(0, (size, views + 1))[:len(chosen)])    # noqa: B023
+    def encode(shards: Sequence[Sequence[int]]) -> Iterator[dict[str, Tensor]]:
+        batches = [batch for rows in shards for batch in torch.tensor(rows).split(store.batch)]
+        return encoded(clip, needs, store, load_images(ids, source, view, batches, workers, clip.device))
 
-    silent = None if together().first else True
+    silent = None if active_group().first else True
     with tqdm(total=len(items), unit="image", desc="features", disable=silent, leave=False) as progress:
         return open_bank(store, _stamps(source, items), encode, ids=ids,
                          labels=torch.tensor([item.label for item in items]), seed=seed, lock=_lock_name(source),
@@ -189,7 +186,8 @@ def evaluation_batches(clip: FrozenCLIP, source: ImageSource, items: Sequence[It
                        workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     """(b,) rows of `items` and (b, 3, s, s) their images as the evaluation transform shows them, in order."""
     order = torch.arange(len(items)).split(EXTRACTION_BATCH)
-    return load_images([item.id for item in items], source, EvaluationViews(clip.transform), order, workers, clip.device)
+    ids = [item.id for item in items]
+    return load_images(ids, source, EvaluationViews(clip.transform), order, workers, clip.device)
 
 
 def bank_bytes(clip: FrozenCLIP, count: int, settings: FeatureSettings, needs: Collection[Need], views: int) -> int:
@@ -209,8 +207,8 @@ def feature_source(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item],
             log.info("features: %d images x %d views, %.2f GB in %s", len(items), views + 1, size, settings.folder)
             bank = extract(clip, source, items, settings, needs=needs, views=views, seed=seed, workers=workers)
             return bank.resident(clip.device) if stays_on(clip.device, bank.nbytes, settings) else bank
-        log.warning("a bank of %.1f GB is over features.budget_gb=%g: going online, the tower runs in every epoch",
-                    size, settings.budget_gb)
+        log.warning("a bank of %.1f GB is over %s: going online, the tower runs in every epoch", size,
+                    option("features.budget_gb", settings.budget_gb))
     return OnlineFeatures(clip, source, tuple(items), needs, settings.augmentation, seed, workers)
 
 
@@ -255,6 +253,7 @@ def _store(clip: FrozenCLIP, settings: FeatureSettings, needs: Collection[Need],
         "backbone": clip.fingerprint, "precision": clip.precision, "transform": asdict(clip.transform),
         "dtype": settings.dtype, "views": views,
         "augmentation": asdict(settings.augmentation) | {"seed": seed} if views else None,
+        "format": FEATURES_REVISION,
     }
     most = EXTRACTION_BATCH if clip.device.type == "cuda" else CPU_BATCH
     return Store(settings.folder, key, _row_shapes(clip, needs, views), getattr(torch, settings.dtype),

@@ -1,11 +1,9 @@
-"""An adapted tower that labels images, and its file: what was learned plus all that is needed to use it again."""
+"""An adapted tower that labels images, and its file: the learned tensors and all that is needed to use them again."""
 
-import contextlib
-import importlib
 import inspect
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,32 +15,103 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from xrvlm.backbones.base import Features, FrozenCLIP
-from xrvlm.errors import UserError
-from xrvlm.files import code_alone, digest, user_path, write_atomically
+from xrvlm.backbones.registry import load_tower
+from xrvlm.backbones.tower import choose_precision
+from xrvlm.errors import UserError, option, unknown
+from xrvlm.files import user_path, write_atomically
 from xrvlm.methods.base import Method
-from xrvlm.text.class_text import ClassText
+from xrvlm.text.class_text import ClassText, few
 from xrvlm.views import evaluation_view, read_image
 
-FORMAT = 1
+FORMAT = 2                               # 1: before methods and towers were saved by registry name
 MethodFactory = Callable[[FrozenCLIP, ClassText], Method]    # a Method class, or a partial of one with its options
 
 
+@dataclass(frozen=True)
+class BackboneHeader:
+    name: str
+    fingerprint: str
+    image_size: int
+    loader: Mapping[str, Any] | None     # {"name": of a loader, "options": ...}; None: a tower made in memory
+
+
+@dataclass(frozen=True)
+class MethodHeader:
+    """A method by its registry name, with all its options, those at their defaults too."""
+
+    name: str                            # "xr_vlm"; of a class that is not registered, its dotted path
+    options: Mapping[str, Any]
+    revision: int = 1
+
+    @classmethod
+    def of(cls, factory: MethodFactory) -> "MethodHeader":
+        """UserError where `factory` is neither a subclass of Method nor a partial of one."""
+        method = factory.func if isinstance(factory, partial) else factory
+        given = factory.keywords if isinstance(factory, partial) else {}
+        if not (isinstance(method, type) and issubclass(method, Method)):
+            raise UserError("a method is the name of a registered one, a subclass of xrvlm.Method or a "
+                            f"functools.partial of one, found {factory!r}")
+        return cls(registry_name(method), defaults_of(method) | given, method.revision)
+
+    def changed(self, method: type[Method]) -> dict[str, Any]:
+        """The options that are not the defaults of `method`: a new option at its default changes no identity."""
+        defaults = defaults_of(method)
+        return {name: value for name, value in self.options.items()
+                if name not in defaults or value != defaults[name]}
+
+
+@dataclass(frozen=True)
+class ModelHeader:
+    """What a model's file says of the model, beside its tensors."""
+
+    backbone: BackboneHeader
+    method: MethodHeader
+    classes: ClassText
+    split: str = ""                      # fingerprint of the split that the model was trained on
+    precision: str | None = None         # of the tower in the run, where it was not the default of its device
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, clip: FrozenCLIP, factory: MethodFactory, classes: ClassText, split: str = "") -> "ModelHeader":
+        usual = choose_precision("auto", clip.device)
+        backbone = BackboneHeader(clip.name, clip.fingerprint, clip.transform.image_size, clip.loader)
+        return cls(backbone, MethodHeader.of(factory), classes, split,
+                   None if clip.precision == usual else clip.precision)
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str, path: Path) -> "ModelHeader":
+        """Also of format 1. UserError for another format, ValueError and its like for what is no header."""
+        values = json.loads(text)
+        found = values.pop("format", None)
+        if found not in (1, FORMAT):
+            raise UserError(f"{path} has format {found}, this version reads 1 and {FORMAT}: install the version of "
+                            "xrvlm that wrote it, or adapt again")
+        method = values["method"]
+        if found == 1:
+            from xrvlm.methods.registry import FORMER
+
+            method = {"name": FORMER.get(method["target"], method["target"]), "options": method["arguments"]}
+            values["precision"] = _former_precision(path.parent / "config.yaml")
+        classes = ClassText(**{name: _as_tuples(value) for name, value in values["classes"].items()})
+        return cls(BackboneHeader(**values["backbone"]), MethodHeader(**method), classes, values.get("split", ""),
+                   values.get("precision"), values.get("metrics", {}))
+
+
 class Classifier:
-    """A frozen tower with an adapted method; the language side is computed once.
+    """A frozen tower with an adapted method; the class features are computed once."""
 
-    `about` is the file's header: classes, backbone, method and its arguments, split fingerprint, metrics.
-    """
-
-    def __init__(self, clip: FrozenCLIP, method: Method, about: dict[str, Any]):
-        self.clip, self.method, self.about = clip, method.eval(), about
-        self.names: tuple[str, ...] = tuple(about["classes"]["names"])
+    def __init__(self, clip: FrozenCLIP, method: Method, header: ModelHeader):
+        self.clip, self.method, self.header = clip, method.eval(), header
+        self.names: tuple[str, ...] = header.classes.names
         with torch.no_grad():
             self.class_features = method.class_features(clip)
 
-    @torch.no_grad()
     def from_features(self, x: Features) -> Tensor:
         """(b, c) probabilities on the CPU."""
-        return self.method.logits(x, self.class_features).softmax(dim=1).cpu()
+        return self.method.class_probabilities(x, self.class_features).cpu()
 
     def probabilities(self, images: Tensor) -> Tensor:
         """(b, c) on the CPU, of `images` (b, 3, s, s) as the tower's evaluation transform makes them."""
@@ -50,6 +119,8 @@ class Classifier:
 
     def predict(self, image: Image.Image | str | Path, topk: int = 5) -> list[tuple[str, float]]:
         """The `topk` most probable classes of one image (a PIL image or a file) with their probabilities."""
+        if topk < 1:
+            raise UserError(f"topk must be at least 1, found {topk}")
         view = evaluation_view(read_image(image), self.clip.transform)
         values, classes = self.probabilities(view[None])[0].topk(min(topk, len(self.names)))
         return [(self.names[index], value) for index, value in zip(classes.tolist(), values.tolist(), strict=True)]
@@ -59,14 +130,14 @@ class Classifier:
 
         Raises UserError where the method is bound to the classes that it was trained on.
         """
-        about = {key: value for key, value in self.about.items() if key != "metrics"}    # those are of other classes
-        return Classifier(self.clip, self.method.for_classes(self.clip, classes), about | {"classes": asdict(classes)})
+        header = replace(self.header, classes=classes, metrics={})       # the metrics are those of other classes
+        return Classifier(self.clip, self.method.for_classes(self.clip, classes), header)
 
     def save(self, path: Path | str) -> Path:
         """Write the model to `path` (a file ending in .safetensors, or a folder: model.safetensors inside)."""
         path = _model_file(user_path(path))
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.method.state_dict().items()}
-        metadata = {"xrvlm": json.dumps(self.about, ensure_ascii=False)}
+        metadata = {"xrvlm": self.header.to_json()}
         write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
         return path
 
@@ -74,112 +145,97 @@ class Classifier:
     def load(cls, path: Path | str, clip: FrozenCLIP | None = None, **tower_options: Any) -> "Classifier":
         """Read what `save` wrote.
 
-        Without `clip` the tower is loaded as the file's header says; `tower_options` are device and precision.
+        Without `clip` the tower is loaded as the file's header says; `tower_options` are device and precision, of which
+        "auto" means the precision that the run was given.
 
         Raises:
             UserError: the file is missing or damaged, the tower is another one than the model was adapted on, or the
                 method's class or options are not what they were.
         """
+        if clip is not None and not hasattr(clip, "fingerprint"):
+            raise UserError(f"clip must be a tower, such as load_openclip and load_tiny_clip return; found {clip!r}")
+        for name in set(tower_options) - {"device", "precision"}:
+            raise unknown("argument", name, ("path", "clip", "device", "precision"))
         path = _model_file(user_path(path))
-        about, tensors = _read(path)
+        header, tensors = _read(path)
         try:
-            return cls._restored(path, about, tensors, clip, tower_options)
+            return cls._restored(path, header, tensors, clip or _load_tower(path, header, tower_options))
         except (KeyError, TypeError, IndexError, AttributeError) as error:
-            raise UserError(f"{path} is damaged or was changed by hand ({type(error).__name__}: {error}): adapt again "
-                            "with force=true") from error
+            raise UserError(f"{path} is damaged or was changed by hand ({type(error).__name__}: {error}): {_again()}"
+                            ) from error
 
     @classmethod
-    def _restored(cls, path: Path, about: dict[str, Any], tensors: dict[str, Tensor], clip: FrozenCLIP | None,
-                  tower_options: dict[str, Any]) -> "Classifier":
-        clip = clip or _load_tower(path, about["backbone"], tower_options)
-        if clip.fingerprint != about["backbone"]["fingerprint"]:
-            before = about["backbone"]
-            raise UserError(f"{path} was adapted on {before['name']} at {before['image_size']} pixels, not on "
+    def _restored(cls, path: Path, header: ModelHeader, tensors: dict[str, Tensor], clip: FrozenCLIP) -> "Classifier":
+        before = header.backbone
+        if clip.fingerprint != before.fingerprint:
+            raise UserError(f"{path} was adapted on {before.name} at {before.image_size} pixels, not on "
                             f"{clip.name} at {clip.transform.image_size}: load that tower, with the same transform, "
                             "or adapt again")
-        _check_options(path, about["method"])
-        method = build_method(about["method"], clip, read_class_text(about["classes"]))
+        method = build_method(header, clip, path)
         broken = [name for name, value in tensors.items() if not value.isfinite().all()]
         if broken:
-            raise UserError(f"{path} holds numbers that are not finite ({', '.join(broken)}): adapt again with "
-                            "force=true")
+            raise UserError(f"{path} holds numbers that are not finite ({', '.join(broken)}): {_again()}")
         try:
             method.load_state_dict(tensors)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"{path} does not fit its method {about['method']['target']}: {reason}; use the version of "
-                            "the method that it was saved with, or adapt again with force=true") from error
-        return cls(clip, method.to(clip.device), about)
+            raise UserError(f"{path} does not fit its method {header.method.name}: {reason}; use the version of the "
+                            f"method that it was saved with, or {_again()}") from error
+        return cls(clip, method.to(clip.device), header)
 
 
-def describe(clip: FrozenCLIP, factory: MethodFactory, classes: ClassText) -> dict[str, Any]:
-    """The part of a model's header that is known before training."""
-    backbone = {"name": clip.name, "fingerprint": clip.fingerprint, "image_size": clip.transform.image_size,
-                "loader": clip.loader}
-    return {"format": FORMAT, "backbone": backbone, "method": method_spec(factory), "classes": asdict(classes)}
+def registry_name(method: type[Method]) -> str:
+    """What saved runs call the class. A method of ours is registered by the name of its module."""
+    if method.__module__.startswith("xrvlm.methods."):
+        return method.__module__.rpartition(".")[2]
+    from xrvlm.methods.registry import name_of
+
+    return name_of(method)
 
 
-def method_spec(factory: MethodFactory) -> dict[str, Any]:
-    """{"target": dotted path of the class, "arguments": all its options, the defaults too}."""
-    target = factory.func if isinstance(factory, partial) else factory
-    given = factory.keywords if isinstance(factory, partial) else {}
-    if not (isinstance(target, type) and issubclass(target, Method)):
-        raise UserError(f"a method is a subclass of xrvlm.Method or a functools.partial of one, found {factory!r}")
-    return {"target": f"{target.__module__}.{target.__qualname__}", "arguments": _defaults(target) | given}
-
-
-def method_code(method: type[Method]) -> dict[str, str]:
-    """A hash of the source of `method` and of its bases, by the module's name, comments and docstrings left out.
-
-    Nothing for a class that has no file.
-    """
-    found = {}
-    for base in method.__mro__:
-        if base not in Method.__mro__:
-            with contextlib.suppress(OSError, TypeError):    # how `inspect` says that there is no file
-                found[base.__module__] = digest(code_alone(Path(inspect.getfile(base)).read_text(encoding="utf-8")))
-    return found
-
-
-def changed_options(spec: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a `method_spec` that are not the method's defaults, or have none that is known."""
-    defaults = _defaults(_method_class(spec))
-    return {name: value for name, value in spec["arguments"].items() if name not in defaults or value != defaults[name]}
-
-
-def _defaults(target: type) -> dict[str, Any]:
-    return {name: parameter.default for name, parameter in inspect.signature(target).parameters.items()
+def defaults_of(method: type) -> dict[str, Any]:
+    """The options of a method with their defaults."""
+    return {name: parameter.default for name, parameter in inspect.signature(method).parameters.items()
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
-def build_method(spec: dict[str, Any], clip: FrozenCLIP, classes: ClassText) -> Method:
-    """The inverse of `method_spec`, freshly allocated."""
-    return _method_class(spec)(clip, classes, **spec["arguments"])
+def build_method(header: ModelHeader, clip: FrozenCLIP, path: Path) -> Method:
+    """The method that the header names, freshly allocated; UserError that says `path` where it cannot be built."""
+    from xrvlm.methods.registry import class_called
 
-
-def _check_options(path: Path, spec: dict[str, Any]) -> None:
-    known = inspect.signature(_method_class(spec)).parameters
-    gone = sorted(spec["arguments"].keys() - known.keys())
+    method = class_called(header.method.name)
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        raise UserError(f"{header.method.name}, which {path} names, is no method of xrvlm")
+    known = inspect.signature(method).parameters
+    gone = sorted(header.method.options.keys() - known.keys())
     if gone and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
-        raise UserError(f"{path} has options that {spec['target']} does not know ({', '.join(gone)}), it was written "
-                        "by another version of xrvlm: install that version, or adapt again with force=true")
+        raise UserError(f"{path} has options that {header.method.name} does not know ({', '.join(gone)}), it was "
+                        f"written by another version of xrvlm: install that version, or {_again()}")
+    return method(clip, header.classes, **header.method.options)
 
 
-def _method_class(spec: dict[str, Any]) -> type[Method]:
-    module, _, name = spec["target"].rpartition(".")
+def class_order(wanted: Sequence[str], known: Sequence[str]) -> list[int]:
+    """The index of each of the classes `wanted` in `known`; UserError that names those that are missing."""
+    if missing := [name for name in wanted if name not in known]:
+        raise UserError(f"{len(missing)} of {len(wanted)} classes are unknown to this model "
+                        f"({few(map(repr, missing))}); it knows {len(known)}: {few(known)}; evaluate on a data set of "
+                        "those, or adapt again")
+    return [list(known).index(name) for name in wanted]
+
+
+def _again() -> str:
+    return f"adapt again with {option('force', True)}"
+
+
+def _former_precision(config: Path) -> str | None:
+    """The precision that a run from before this was in the header was given, where its folder has a config.yaml."""
+    import yaml
+
     try:
-        target = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"cannot find the method {spec['target']}: {error}; install the package that holds it, "
-                        "or put its folder on PYTHONPATH") from error
-    if not (isinstance(target, type) and issubclass(target, Method)):
-        raise UserError(f"{spec['target']} is not a method of xrvlm")
-    return target
-
-
-def read_class_text(values: dict[str, Any]) -> ClassText:
-    """A ClassText from what `asdict` and JSON made of one."""
-    return ClassText(**{name: _as_tuples(value) for name, value in values.items()})
+        found = yaml.safe_load(config.read_text(encoding="utf-8"))["precision"]
+    except (OSError, ValueError, TypeError, LookupError, yaml.YAMLError):
+        return None
+    return None if found == "auto" else found
 
 
 def _as_tuples(value: Any) -> Any:
@@ -190,39 +246,27 @@ def _model_file(path: Path) -> Path:
     return path if path.suffix == ".safetensors" else path / "model.safetensors"
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(path: Path) -> tuple[ModelHeader, dict[str, Tensor]]:
     if not path.exists():
-        raise UserError(f"no model at {path}: name a run folder that `xrvlm adapt` has finished")
+        raise UserError(f"no model at {path}: name the folder of a run that `xrvlm adapt` has finished")
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})["xrvlm"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}    # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is damaged or not a model of xrvlm ({error}): adapt again with force=true") from error
-    if about.get("format") != FORMAT:
-        raise UserError(f"{path} has format {about.get('format')}, this version reads {FORMAT}: install the version "
-                        "of xrvlm that wrote it, or adapt again")
-    return about, tensors
+            header = ModelHeader.from_json((file.metadata() or {})["xrvlm"], path)
+            return header, {key: file.get_tensor(key) for key in file.keys()}    # noqa: SIM118 (not a dict)
+    except UserError:
+        raise
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged or not a model of xrvlm ({type(error).__name__}: {error}): {_again()}"
+                        ) from error
 
 
-def _load_tower(path: Path, backbone: dict[str, Any], options: dict[str, Any]) -> FrozenCLIP:
-    if backbone["loader"] is None:
-        raise UserError(f"{path} was adapted on {backbone['name']}, a tower made in memory: pass it as `clip`")
-    module, _, name = backbone["loader"]["target"].rpartition(".")
-    if module not in ("xrvlm.backbones", "xrvlm.demo") or not name.startswith("load_"):    # a file may come from anyone
-        raise UserError(f"{path} names {backbone['loader']['target']} as the loader of its tower, which is none of "
-                        "xrvlm's: do not use this file, or pass the tower as `clip`")
-    return getattr(importlib.import_module(module), name)(**backbone["loader"]["arguments"], **options)
-
-
-def class_order(wanted: Sequence[str], known: Sequence[str]) -> list[int]:
-    """Where each of the classes `wanted` stands in `known`; UserError that names those that do not."""
-    missing = [name for name in wanted if name not in known]
-    if missing:
-        shown = ", ".join(repr(name) for name in missing[:5]) + (" ..." if len(missing) > 5 else "")
-        raise UserError(f"{len(missing)} of {len(wanted)} classes are unknown to this model ({shown}); it knows "
-                        f"{len(known)}: {', '.join(known[:5])} ...; evaluate on a data set of those, or adapt again")
-    return [list(known).index(name) for name in wanted]
+def _load_tower(path: Path, header: ModelHeader, options: dict[str, Any]) -> FrozenCLIP:
+    backbone = header.backbone
+    if backbone.loader is None:
+        raise UserError(f"{path} was adapted on {backbone.name}, a tower made in memory: pass it as `clip`")
+    if options.get("precision", "auto") == "auto":
+        options = options | {"precision": header.precision or "auto"}
+    return load_tower(backbone.loader, **options)
 
 
 load = Classifier.load

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from xrvlm.backbones.base import ImageTransform
-from xrvlm.errors import UserError, unknown
-from xrvlm.inference.classifier import Classifier, read_class_text
+from xrvlm.errors import UserError, option, unknown
+from xrvlm.inference.classifier import Classifier
 from xrvlm.methods.base import Method
 from xrvlm.methods.xr_vlm.linear_relations import LinearRelations
 from xrvlm.methods.xr_vlm.parts import ImageParts, grid
@@ -126,7 +126,7 @@ def parts_and_relations(method: Method) -> tuple[ImageParts, RelationHead]:
     pooling, head = getattr(method, "pooling", None), getattr(method, "relations", None)
     if not isinstance(pooling, ImageParts) or not isinstance(head, RelationHead):
         raise UserError(f"{method.label} has no image parts to explain; explain takes runs of methods with part "
-                        "pooling and a relation head, such as method=xr_vlm_plus")
+                        f"pooling and a relation head, such as {option('method', 'xr_vlm_plus')}")
     return pooling, head
 
 
@@ -183,7 +183,7 @@ def part_names(classifier: Classifier, parts: int) -> list[str]:
 
 
 def _prompt_names(classifier: Classifier, prompts: int) -> list[str]:
-    named = read_class_text(classifier.about["classes"]).part_names
+    named = classifier.header.classes.part_names
     described = classifier.method.prompts.endswith(("part_descriptions", "learned_from_descriptions"))
     if described and named is not None and len(named) == prompts:
         return list(named)
@@ -199,6 +199,7 @@ def _explained(classifier: Classifier, pooling: ImageParts, head: RelationHead, 
         maps = pooling.part_maps(x)                                                        # (b, m, p)
         relations = head.relate(pooling.of(x), class_features)                             # (b, g, m, c)
         logits = method.logits(x, class_features)                                          # (b, c)
+        probabilities = method.class_probabilities(x, class_features)                      # (b, c)
         added = logits - head.score(relations)                                             # (b, c)
     for i, values in enumerate(logits):                                                    # (c,)
         best = int(values.argmax())
@@ -211,7 +212,7 @@ def _explained(classifier: Classifier, pooling: ImageParts, head: RelationHead, 
         yield Explanation(
             photo=_seen(views[i], clip.transform), maps=on_grid.cpu(), dead=(weight == 0).cpu(),
             class_token=(1 - on_grid.sum(dim=(1, 2)) / weight.clamp(min=1e-12)).mul(weight > 0).clamp(0, 1).cpu(),
-            probabilities=values.softmax(dim=0).cpu(), predicted=classifier.names[best], relations=relations[i].cpu(),
+            probabilities=probabilities[i].cpu(), predicted=classifier.names[best], relations=relations[i].cpu(),
             logit=attribute(head, relations[i], towards, values, added[i]),
             against=None if rival is None else classifier.names[rival], margin=margin)
 

@@ -133,7 +133,7 @@ def _in_float32(classifier: Classifier) -> Classifier:
     copies: dict[int, Any] = {}          # what tower and method share stays shared
     clip, method = deepcopy(clip, copies).float().cpu(), deepcopy(classifier.method, copies).float().cpu()
     clip.precision = "fp32"
-    return Classifier(clip, method, classifier.about)
+    return Classifier(clip, method, classifier.header)
 
 
 def _graph(deployed: Deployed, classifier: Classifier) -> Any:
@@ -173,7 +173,7 @@ def _quietly() -> Iterator[None]:
 
 
 def _metadata(classifier: Classifier) -> Mapping[str, str]:
-    clip, spec = classifier.clip, classifier.about["method"]
+    clip, spec = classifier.clip, asdict(classifier.header.method)
     transform = asdict(clip.transform)
     transform["resize_to"] = transform["resize_to"] or clip.transform.image_size
     about = {"backbone": clip.name, "fingerprint": clip.fingerprint, "method": spec}

@@ -1,4 +1,4 @@
-"""The zoo: one file a method. `xrvlm.methods.CoOp` is the class of that name, found through the registry."""
+"""The methods, one file each. `xrvlm.methods.CoOp` is found through the registry and imported on first use."""
 
 from typing import Any
 

@@ -1,10 +1,10 @@
-"""What a method is: something that turns the features of a frozen CLIP into logits, and owns only what it learns."""
+"""The base class of all methods, which turn features of a frozen CLIP into logits, and the recipes to train them by."""
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -12,27 +12,41 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xrvlm.backbones.base import Features, FrozenCLIP, Need
-from xrvlm.errors import UserError, unknown
+from xrvlm.errors import UserError, option, unknown
 from xrvlm.features.source import FeatureSource
+from xrvlm.files import shipped, shipped_options
 from xrvlm.text.class_text import ClassText
 
-OPEN_METHODS = ("zero_shot, xr_vlm_plus, coop with a shared context, and xr_vlm with head per_class, "
-                "per_class_diagonal or alignment and a shared context or part descriptions, as well as clip_adapter, "
-                "cocoop, dclip, gallop, prolip, zpe, and plot with a shared context")
-ClassFeatures = Any                      # a Tensor, but where every image has class features of its own
+ClassFeatures = Any                      # a Tensor, except for CoCoOp, whose class features depend on the image
+OWN = "own"                              # names the recipe that the class of a method has
+CHANGED = " (changed)"                   # ends the name of a recipe whose values are not those of that name
+KINDS: dict[Any, tuple[Any, str]] = {    # of a recipe's values, and how a message says it
+    int: (int, "a whole number"), float: (int | float, "a number"), bool: (bool, "true or false"),
+    float | None: (int | float | None, "a number or null")}
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Epochs, batches and optimiser. Linear warm-up over `warmup_epochs`, then cosine to zero, both per epoch.
 
-    `name` stands in the record; `grad_clip` is the largest norm of a step's whole gradient, `None` for no clipping;
-    `balanced` draws the classes equally often (with replacement) instead of every image once an epoch;
-    `text_every` is how many batches share one pass of the language side, whose gradients over them make one step;
-    `average_last` makes the result the mean of the weights after each of so many last epochs; `soup` trains from the
-    same start at each of these multiples of the learning rate, and the result is the mean of all;
-    `reestimate` takes the running statistics of batch normalisation anew at the end, in one pass over the training
-    images, as it is done behind every mean.
+    Args:
+        name: written to the run's record.
+        epochs: passes over the training images; 0 for a method that is not trained by gradient steps.
+        batch_size: images a step.
+        optimizer: `sgd` or `adamw`.
+        learning_rate: its maximum, reached after the warm-up.
+        momentum: of `sgd`.
+        weight_decay: of either optimiser.
+        warmup_epochs: epochs of linear warm-up.
+        grad_clip: maximum norm of the gradient over all parameters; None: no clipping.
+        label_smoothing: of the cross-entropy.
+        balanced: sample the classes with equal probability (with replacement) instead of each image once an epoch.
+        text_every: batches that share one forward pass of the text tower; its gradients are summed over them and
+            applied in one step.
+        average_last: the result is the mean of the weights after each of this many last epochs; 0: the last weights.
+        soup: train from the same start once for each of these multiples of the learning rate; the result is the mean.
+        reestimate: after training, recompute the running statistics of batch normalisation in one pass over the
+            training images. Always done after averaging.
     """
 
     name: str
@@ -40,7 +54,7 @@ class Recipe:
     batch_size: int = 64
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = 2e-3
-    momentum: float = 0.9                # sgd only
+    momentum: float = 0.9
     weight_decay: float = 1e-4
     warmup_epochs: int = 5
     grad_clip: float | None = None
@@ -52,31 +66,43 @@ class Recipe:
     reestimate: bool = False
 
     def __post_init__(self):
+        for field in fields(self):
+            if field.type in KINDS:
+                kind, words = KINDS[field.type]
+                value = getattr(self, field.name)
+                self._check(words, **{field.name: isinstance(value, kind) and (
+                    kind is bool or not isinstance(value, bool))})
         if self.optimizer not in ("sgd", "adamw"):
-            raise unknown("optimizer", self.optimizer, ("sgd", "adamw"))
-        if self.epochs < 0 or self.batch_size < 2 or self.warmup_epochs < 0:
-            raise UserError(f"recipe {self.name!r}: epochs and warmup_epochs must be at least 0 and batch_size at "
-                            f"least 2, found {self.epochs}, {self.warmup_epochs} and {self.batch_size}")
-        if not 0 < self.learning_rate < math.inf or not 0 <= self.label_smoothing < 1:
-            raise UserError(f"recipe {self.name!r}: learning_rate must be above 0 and label_smoothing in [0, 1), "
-                            f"found {self.learning_rate} and {self.label_smoothing}")
-        if not 0 <= self.weight_decay < math.inf or not 0 <= self.momentum < 1:
-            raise UserError(f"recipe {self.name!r}: weight_decay must be at least 0 and momentum in [0, 1), found "
-                            f"{self.weight_decay} and {self.momentum}")
-        if self.grad_clip is not None and not self.grad_clip > 0:
-            raise UserError(f"recipe {self.name!r}: grad_clip must be above 0 or null, found {self.grad_clip}")
-        if self.text_every < 1 or not 0 <= self.average_last <= self.epochs:
-            raise UserError(f"recipe {self.name!r}: text_every must be at least 1 and average_last from 0 to the "
-                            f"{self.epochs} epochs, found {self.text_every} and {self.average_last}")
-        if isinstance(self.soup, str | int | float) or not all(
-                isinstance(rate, int | float) and 0 < rate < math.inf for rate in self.soup):
-            raise UserError(f"recipe {self.name!r}: soup must be a list of multiples of the learning rate above 0, "
-                            f"such as [0.5, 1, 2], found {self.soup}")
+            raise unknown(option("recipe.optimizer"), self.optimizer, ("sgd", "adamw"))
+        self._check("at least 0", epochs=self.epochs >= 0, warmup_epochs=self.warmup_epochs >= 0)
+        self._check("at least 2", batch_size=self.batch_size >= 2)
+        self._check("at least 1", text_every=self.text_every >= 1)
+        self._check("above 0", learning_rate=0 < self.learning_rate < math.inf)
+        self._check("at least 0", weight_decay=0 <= self.weight_decay < math.inf)
+        self._check("in [0, 1)", label_smoothing=0 <= self.label_smoothing < 1, momentum=0 <= self.momentum < 1)
+        self._check("above 0 or null", grad_clip=self.grad_clip is None or self.grad_clip > 0)
+        self._check(f"from 0 to the {self.epochs} epochs", average_last=0 <= self.average_last <= self.epochs)
+        self._check("a list of multiples of the learning rate above 0, such as [0.5, 1, 2]",
+                    soup=_all_above_0(self.soup))
         object.__setattr__(self, "soup", tuple(float(rate) for rate in self.soup))    # a YAML list becomes a tuple
+
+    def _check(self, wanted: str, **right: bool) -> None:
+        for name, is_right in right.items():
+            if not is_right:
+                raise UserError(f"recipe {self.name!r}: {option(f'recipe.{name}')} must be {wanted}, found "
+                                f"{getattr(self, name)!r}")
+
+    def changed(self, **options: Any) -> "Recipe":
+        """This recipe with those of `options` that are not None in place of its values; its name is then marked."""
+        for name in options:
+            if name not in vars(self):
+                raise unknown("option", option(f"recipe.{name}"), [option(f"recipe.{field}") for field in vars(self)])
+        new = replace(self, **{name: value for name, value in options.items() if value is not None})
+        return self if new == self else replace(new, name=f"{self.name.removesuffix(CHANGED)}{CHANGED}")
 
     @property
     def averaged(self) -> int:
-        """How many states of the weights the result is the mean of."""
+        """How many states of the weights are averaged to the result."""
         return max(1, self.average_last) * max(1, len(self.soup))
 
     def rate(self, epoch: int) -> float:
@@ -87,6 +113,7 @@ class Recipe:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimiser of `parameters` at the full learning rate."""
         learned = list(parameters)
         fused = True if all(parameter.is_cuda for parameter in learned) else None    # one kernel; None: torch's choice
         if self.optimizer == "sgd":
@@ -95,89 +122,139 @@ class Recipe:
         return torch.optim.AdamW(learned, self.learning_rate, weight_decay=self.weight_decay, fused=fused)
 
 
+def _all_above_0(rates: Any) -> bool:
+    return not isinstance(rates, str | int | float) and all(
+        isinstance(rate, int | float) and 0 < rate < math.inf for rate in rates)
+
+
 TRAINING_FREE = Recipe("none", epochs=0)
-# for any method: half of XR-VLM's epochs at twice its rate, ten batches to a pass of the language side
-FAST = Recipe("fast", epochs=50, learning_rate=4e-3, text_every=10, reestimate=True)
-# for any method: trains a head to the end, where the paper's SGD leaves it undertrained
-ADAMW = Recipe("adamw", epochs=60, optimizer="adamw", learning_rate=1e-3, weight_decay=0.01)
+
+
+def recipe_named(name: str) -> Recipe:
+    """The recipe for any method in conf/recipe/`name`.yaml. UserError, which lists them, for another name."""
+    if name not in shipped("recipe"):
+        raise unknown("recipe", name, shipped("recipe"))
+    values = shipped_options("recipe", name)
+    return Recipe(**{key: value for key, value in values.items() if not key.startswith("_")})
+
+
+def chosen_recipe(own: Recipe, recipe: Recipe | str | None = None, options: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe to train a method by.
+
+    Args:
+        own: the method's own recipe, taken where `recipe` is None or "own".
+        recipe: another recipe, or the name of one in conf/recipe.
+        options: values in place of the recipe's; None keeps the recipe's.
+    """
+    if isinstance(recipe, str):
+        recipe = own if recipe == OWN else recipe_named(recipe)
+    return (recipe or own).changed(**(options or {}))
 
 
 class Method(nn.Module, ABC):
-    """One way to adapt a frozen tower. Subclasses are final; runtime objects are positional, options keyword-only.
+    """One way to adapt a frozen tower. Tower and classes are positional arguments, hyper-parameters keyword-only.
 
-    `needs` names the features it reads; `recipe` is how it is trained unless another is asked for. A method with
-    `open_classes` can be turned, as it was trained, to classes that it has not seen; one that is closed says in
-    `bound_by` what ties it to its classes, where that is not the method as a whole.
+    A subclass is registered by a file conf/method/<name>.yaml or by an entry point (xrvlm.methods.registry). The
+    attributes below describe it; those that are not ClassVar may be set in `__init__` where an option decides.
     """
 
-    needs: frozenset[Need] = frozenset({"pooled"})
-    learns: bool = True                              # from labelled images; False: without any
-    # the loss is a mean over the rows of a batch, which meet in `distributed.BatchNorm` alone, and draws nothing: then
-    # processes can share out a batch; without it one of them trains while the others wait
+    needs: frozenset[Need] = frozenset({"pooled"})   # the features that `logits` reads
+    learns: bool = True                              # False: uses no labelled image
+    # True if the loss averages over rows, rows interact only through `BatchNorm` (xr_vlm/relations.py), and nothing is
+    # random: then the processes of a run can share out a batch. False: one process trains, the others wait.
     splits_batches: ClassVar[bool] = False
-    transductive: ClassVar[bool] = False             # sees the test images, without labels, in `transduce`
-    open_classes: bool = False                       # `for_classes` turns it to other classes
-    bound_by: str | None = None
-    recipe: Recipe                                   # the class's own; an option may choose another
-    label: str                                       # as tables show it
-    head: str | None = None                          # which head, where a method has several
+    transductive: ClassVar[bool] = False             # reads the test images, without labels, in `transduce`
+    # raised where a change alters the numbers of this method: runs from before are then neither finished nor resumed
+    revision: ClassVar[int] = 1
+    open_classes: bool = False                       # can score classes that it was not trained on: see `for_classes`
+    opens_with: ClassVar[str | None] = None          # the options that make it open, in words, where it is not always
+    bound_by: str | None = None                      # what ties a closed method to its classes; None: all of it
+    recipe: Recipe                                   # how it is trained unless another recipe is asked for
+    label: str                                       # its name in tables
+    head: str | None = None                          # its head, where a method has several
     prompts: str                                     # "names", "descriptions", "learned", "none"; a ClassPrompts' label
 
     def __init__(self, clip: FrozenCLIP, classes: ClassText):
-        """Allocates only. What depends on data or on the text tower is made in `prepare`."""
+        """Allocates parameters and buffers. What depends on images or on the text tower is computed in `prepare`.
+
+        Raises:
+            UserError: the method reads positions and the tower has none.
+        """
         super().__init__()
+        if {"tokens", "mid_tokens"} & type(self).needs and not clip.image_width:
+            from xrvlm.methods.registry import name_of
+
+            raise UserError(f"{clip.name} shows no positions: {name_of(type(self))} needs another backbone, methods on "
+                            "pooled features (zero_shot, linear_probe, coop) work with this one")
         self.classes = classes
 
     def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None) -> None:
-        """Closed forms, data-dependent starts, text encoded once. Called once before training; skipped on load."""
+        """Compute closed forms and data-dependent starts, encode text. Called once before training, not after loading.
+
+        Args:
+            support: the labelled training images; None where the method does not learn.
+            val: validation images, where the run has any.
+        """
 
     def transduce(self, clip: FrozenCLIP, unlabelled: Features, support: FeatureSource | None,
                   val: FeatureSource | None = None) -> None:
-        """A transductive method's last step, behind `prepare` and training: all test images at once, in an order that
-        tells nothing, without labels. Skipped on load.
+        """The last step of a transductive method, after `prepare` and training; not called after loading.
+
+        Args:
+            unlabelled: the features of all test images at once, shuffled: their original order would leak labels.
         """
         raise NotImplementedError(f"{type(self).__name__} is not transductive, or has no `transduce`")
 
     @abstractmethod
     def class_features(self, clip: FrozenCLIP) -> ClassFeatures:
-        """All that depends on the classes and on no image, (..., c, d) or of another width: computed once per
-        evaluation and in every training step.
+        """What `logits` needs of the classes and what depends on no image: (..., c, d), or of another width.
 
-        Where every image has class features of its own: what `logits` makes them with (`cocoop.BoundPrompts`).
+        Computed once per evaluation and in every training step. Not a tensor where the class features depend on the
+        image: CoCoOp returns a callable that `logits` makes them with.
         """
 
     @abstractmethod
     def logits(self, x: Features, class_features: ClassFeatures) -> Tensor:
         """(b, c)"""
 
-    def for_classes(self, clip: FrozenCLIP, classes: ClassText) -> Self:
-        """This method, as trained, for other classes: nothing is trained again, all that depends on text is made anew.
+    def class_probabilities(self, x: Features, class_features: ClassFeatures,
+                            among: Sequence[int] | None = None) -> Tensor:
+        """(b, c) softmax of `logits`; `among`: over these classes only, in this order."""
+        logits = self.logits(x, class_features)                                            # (b, c)
+        return (logits if among is None else logits[:, list(among)]).softmax(dim=1)
 
-        The copy shares the learned tensors; the method itself stays as it is. Raises UserError where the method is
-        closed, and where the text of `classes` lacks what it was trained with (such as its parts).
+    def for_classes(self, clip: FrozenCLIP, classes: ClassText) -> Self:
+        """A copy of this trained method for other classes: nothing is trained again, the text is encoded again.
+
+        The copy shares the learned tensors; this method does not change.
+
+        Raises:
+            UserError: the method is closed, or the text of `classes` lacks what it was trained with (such as parts).
         """
         self.check_open()
         shared = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
-        turned = deepcopy(self, shared)      # modules of its own around the same tensors
+        turned = deepcopy(self, shared)      # new modules around the same tensors
         turned.turn(clip, classes)
         turned.classes = classes
         return turned
 
     @property
     def learned_parameters(self) -> int:
-        """How many numbers the labelled images decide: what is trained, and what closed forms solve for."""
+        """How many numbers are fitted to the labelled images, by training or by a closed form."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def check_open(self) -> None:
         """UserError where the method is closed; it names the methods that are open."""
         if not self.open_classes:
+            from xrvlm.methods.registry import open_methods
+
             raise UserError(f"{self.bound_by or self.label} is bound to the {len(self.classes.names)} classes that it "
-                            f"was trained on; {OPEN_METHODS} score new classes")
+                            f"was trained on; methods that score new classes: {'; '.join(open_methods())}")
 
     def turn(self, clip: FrozenCLIP, classes: ClassText) -> None:
-        """Replace all that depends on the text of the classes; an open method's part of `for_classes`, on the copy.
+        """Recompute all that depends on the text of the classes. Called by `for_classes` on the copy.
 
-        `self.classes` are still those before. Tensors are replaced, never changed in place: the original has them too.
+        `self.classes` are still the classes before. Replace tensors, never change them in place: they are shared.
         """
         raise NotImplementedError(f"{type(self).__name__} has open_classes and no `turn`")
 
@@ -189,11 +266,16 @@ class Method(nn.Module, ABC):
 @torch.no_grad()
 def probabilities(method: Method, clip: FrozenCLIP, source: FeatureSource,
                   among: Sequence[int] | None = None) -> Tensor:
-    """(n, c) on the CPU, float32, in the order of `source.ids`; `among`: of these classes alone, in their order."""
+    """Class probabilities of all images of `source`, each as the evaluation transform shows it.
+
+    Args:
+        among: indices of the classes to score; None: all.
+
+    Returns:
+        (n, c) on the CPU, float32, in the order of `source.ids`; c as long as `among`.
+    """
     method.eval()
-    class_features = method.class_features(clip)
-    rows = []
-    for x, _ in source.in_order():
-        logits = method.logits(x.to(clip.device), class_features)     # (b, c)
-        rows.append((logits if among is None else logits[:, list(among)]).softmax(dim=1))
+    class_features, device = method.class_features(clip), clip.device
+    rows = [method.class_probabilities(x if x.pooled.device == device else x.to(device), class_features, among)
+            for x, _ in source.in_order()]                               # each (b, c)
     return torch.cat(rows).cpu()         # once at the end: a GPU does not wait between batches

@@ -1,4 +1,4 @@
-"""CLAP (Silva-Rodriguez et al., CVPR 2024, arXiv:2312.12730): a linear probe held near the zero-shot prototypes."""
+"""CLAP (Silva-Rodriguez et al., CVPR 2024, arXiv:2312.12730): a linear probe, penalised for leaving zero-shot."""
 
 import torch
 import torch.nn.functional as F
@@ -6,29 +6,28 @@ from torch import Tensor, nn
 
 from xrvlm.backbones.base import Features, FrozenCLIP
 from xrvlm.features.source import FeatureSource, pooled_features
-from xrvlm.methods.base import Method, Recipe
-from xrvlm.methods.zero_shot import ZeroShot
+from xrvlm.methods.base import Recipe
+from xrvlm.methods.zero_shot import OnZeroShot
 from xrvlm.text.class_text import ClassText
 from xrvlm.text.fixed_prompts import tower_length
 
 
-class CLAP(Method):
-    """Class prototypes w that start as zero-shot's t, each held near its start as far as zero-shot is right there.
+class CLAP(OnZeroShot):
+    """Class prototypes w, initialised with zero-shot's t and penalised for leaving it where zero-shot is right.
 
     The logits are cosines with w (c, d), times the tower's scale. The loss is
-    `cross-entropy + mean over c of lambda_c * ||w_c - t_c||^2`, where lambda_c is the mean probability that zero-shot
-    gives to class c over the training images of c: the start of the multipliers in the paper's augmented Lagrangian,
-    which it then leaves as they are. A class without a training image has lambda_c = 1. There is no validation and
-    nothing to choose.
+    `cross-entropy + mean over c of lambda_c * ||w_c - t_c||^2`. lambda_c is the mean probability of class c by
+    zero-shot over the training images of c: the initial multipliers of the paper's augmented Lagrangian, which the
+    paper keeps fixed. A class without a training image has lambda_c = 1. There is no validation and nothing to tune.
 
-    Sources are the authors' program and settings (jusiro/CLAP, trainers/adapters.py, configs/trainers) and the loss as
-    their course writes it (jusiro/PEFT-MedVLMs). Where that loss has sums over images and classes, the program has the
-    means that stand here; the distance is taken of w as it is, the cosine of w of unit norm. The recipe is theirs: SGD
-    with momentum, 0.1, batches of 256, 300 epochs, cosine, no weight decay; the first epoch at 1e-5 is left out. They
-    train on 20 augmented views and take lambda over them; here lambda is that of the evaluation view. As in the
-    program, t is as long as the tower makes it. With t of unit norm the penalty holds next to nothing at this learning
-    rate: on drawn birds, one shot on top of descriptions then costs 8 to 17 points of accuracy (worlds 0 and 3, three
-    seeds) in place of -4 to 3.
+    Sources: the authors' program and settings (jusiro/CLAP, trainers/adapters.py, configs/trainers) and the loss in
+    their course (jusiro/PEFT-MedVLMs). That loss has sums over images and classes, the program has means, as here. The
+    distance is that of w, the cosine that of w at unit norm. The recipe is the authors': SGD with momentum, 0.1,
+    batches of 256, 300 epochs, cosine, no weight decay; their first epoch at 1e-5 is left out. They train on 20
+    augmented views and compute lambda from them; here lambda is computed from the evaluation view. As in the program, t
+    keeps the length that the tower gives it. With t of unit norm the penalty has almost no effect at this learning
+    rate: on drawn birds, one shot added to descriptions then costs 8 to 17 points of accuracy (worlds 0 and 3, three
+    seeds) instead of -4 to 3.
     """
 
     recipe = Recipe("clap", epochs=300, batch_size=256, learning_rate=0.1, weight_decay=0.0, warmup_epochs=1)
@@ -40,7 +39,6 @@ class CLAP(Method):
 
     def __init__(self, clip: FrozenCLIP, classes: ClassText):
         super().__init__(clip, classes)
-        self.zero_shot, self.prompts = ZeroShot(clip, classes), classes.kind
         self.prototypes = nn.Parameter(torch.zeros(len(classes.names), clip.embed_dim))    # (c, d) w
         self.register_buffer("start", torch.zeros(len(classes.names), clip.embed_dim))
         self.register_buffer("multipliers", torch.ones(len(classes.names)))
@@ -48,7 +46,7 @@ class CLAP(Method):
     @torch.no_grad()
     def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None) -> None:
         assert support is not None
-        self.zero_shot.prepare(clip, None)
+        super().prepare(clip, support)
         self.start.copy_(tower_length(clip, self.classes))
         self.prototypes.copy_(self.start)
         features, labels = pooled_features(support, clip.device)                           # (n, d), (n,)
@@ -60,9 +58,6 @@ class CLAP(Method):
 
     def class_features(self, clip: FrozenCLIP) -> Tensor:
         return F.normalize(self.prototypes, dim=-1)                                        # (c, d)
-
-    def logits(self, x: Features, class_features: Tensor) -> Tensor:
-        return self.zero_shot.logits(x, class_features)                                    # (b, c)
 
     def penalty(self) -> Tensor:
         """() the mean over classes of lambda_c * ||w_c - t_c||^2."""

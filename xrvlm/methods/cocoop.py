@@ -1,4 +1,4 @@
-"""CoCoOp (Zhou et al., CVPR 2022, arXiv:2203.05557): a learned context that each image shifts.
+"""CoCoOp (Zhou et al., CVPR 2022, arXiv:2203.05557): a learned context, shifted by a function of the image.
 
 Formula and settings are those of the authors' program (KaiyangZhou/CoOp, trainers/cocoop.py, configs/trainers/CoCoOp).
 With the pooled feature x of unit norm and learned vectors v_1 ... v_l:
@@ -6,8 +6,8 @@ With the pooled feature x of unit norm and learned vectors v_1 ... v_l:
     h(x) = W_2 relu(W_1 x + b_1) + b_2, hidden width d / 16;  prompt of class k: v_1 + h(x) ... v_l + h(x), its name
     logit_k = logit_scale * cos(x, text tower of that prompt)
 
-So every image has class features of its own, and the text tower runs for each of them, in training and afterwards:
-it costs the number of images times the number of classes.
+The class features depend on the image: the text tower encodes every class for every image, in training and in
+evaluation.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from xrvlm.backbones.base import Features, FrozenCLIP, NamePosition, PromptLayout
-from xrvlm.errors import UserError
+from xrvlm.errors import UserError, option
 from xrvlm.methods.base import Method, Recipe
 from xrvlm.text.class_text import ClassText
 from xrvlm.text.learned_prompts import ContextPrompts
@@ -24,27 +24,27 @@ from xrvlm.text.learned_prompts import ContextPrompts
 
 @dataclass(frozen=True)
 class BoundPrompts:
-    """The prompts of all classes, still without a context: what `CoCoOp.class_features` hands to `logits`."""
+    """The prompts of all classes without their context: `CoCoOp.logits` calls it with the context of each image."""
 
     clip: FrozenCLIP
     layout: PromptLayout
 
     def __call__(self, context: Tensor) -> Tensor:
-        """(b, c, d) unit norm, of a context (b, 1, l, w) for each image: to the tower, images are text parts."""
+        """(b, c, d) unit norm, from one context (b, 1, l, w) an image, in the tower's dimension of text parts."""
         return self.clip.encode_prompts(context, self.layout)
 
 
 class CoCoOp(Method):
     """Cosine of the pooled feature with prompts whose context depends on it.
 
-    The recipe is the authors' but for the batch, one image a step (here two are the fewest), and the first epoch at
-    1e-5, which is left out.
+    The recipe is the authors' except for the batch, theirs has one image (here the minimum is two), and for their first
+    epoch at 1e-5, which is left out.
 
     Args:
-        context_length: learned vectors in a prompt, where `context_words` is null; ignored otherwise.
-        context_words: what the context starts from; null: noise.
-        reduction: the joint dimension over the width of the network's hidden layer.
-        name_position: where the class name stands.
+        context_length: number of learned vectors in a prompt. Ignored with `context_words`.
+        context_words: initialise with the token embeddings of these words; None: with noise.
+        reduction: d over the width of the network's hidden layer.
+        name_position: of the class name in the prompt: `end`, `front` or `middle`.
     """
 
     recipe = Recipe("cocoop", epochs=10, batch_size=2, learning_rate=2e-3, weight_decay=5e-4, warmup_epochs=1)
@@ -55,8 +55,8 @@ class CoCoOp(Method):
                  context_words: str | None = "a photo of a", reduction: int = 16, name_position: NamePosition = "end"):
         super().__init__(clip, classes)
         if not 1 <= reduction <= clip.embed_dim:
-            raise UserError(f"method.reduction must be from 1 to the joint dimension of {clip.name}, {clip.embed_dim}; "
-                            f"found {reduction}")
+            raise UserError(f"{option('method.reduction')} must be from 1 to the feature dimension of {clip.name}, "
+                            f"{clip.embed_dim}; found {reduction}")
         self.context = ContextPrompts(clip, classes.names, length=context_length, context="shared",
                                       words=context_words, position=name_position)
         hidden = clip.embed_dim // reduction

@@ -1,17 +1,17 @@
-"""GalLoP (Lafon et al., ECCV 2024, arXiv:2407.01400): prompts for the whole image, and prompts for its best positions.
+"""GalLoP (Lafon et al., ECCV 2024, arXiv:2407.01400): global prompts, and local prompts on the best positions.
 
 Formulas, numbers of prompts, k, dropout and recipe are those of the authors' program (MarcLafon/gallop: gallop/vlprompt
 and scripts). With n global prompts t and m local ones u, the pooled feature x and the positions z, all of unit norm:
 
     global_j = cos(x, t_j);  local_i = mean of the i * k largest cos(A z, u_i) over the positions
     logit = logit_scale * (mean_j global_j + mean_i local_i) / 2
-    loss = CE(logit_scale * mean of the global_j that dropout leaves) + mean_i CE(logit_scale * local_i)
+    loss = CE(logit_scale * mean of the global_j that dropout keeps) + mean_i CE(logit_scale * local_i)
 
-A is a linear layer, the identity at first, that brings positions closer to text. Prompt dropout leaves each image of a
-batch some of the global prompts. Two things differ, since a bank holds the last block's states, projected: the authors
-let the positions of a ViT attend to nothing but themselves in that block, and their A stands before the projection into
-the joint space. Scores for images of no known class are not made. All their scripts are for 16 shots (ImageNet: 50
-epochs, batches of 128; EuroSAT: batches of 10); how long they train with fewer is not released.
+A is a linear layer, initialised with the identity, that aligns positions with text. Prompt dropout keeps some of the
+global prompts for each image of a batch. Two things differ, since positions here are the projected states of the last
+block: the authors let each position of a ViT attend to itself only in that block, and they apply A before the
+projection into the joint space. Scores for out-of-distribution detection are not implemented. All their scripts are for
+16 shots (ImageNet: 50 epochs, batches of 128; EuroSAT: batches of 10); how long they train with fewer is not released.
 """
 
 import torch
@@ -19,22 +19,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xrvlm.backbones.base import Features, FrozenCLIP
-from xrvlm.errors import UserError
+from xrvlm.errors import UserError, option
 from xrvlm.methods.base import Method, Recipe
-from xrvlm.methods.xr_vlm.parts import check_positions, patches
+from xrvlm.methods.xr_vlm.parts import patches
 from xrvlm.text.class_text import ClassText
 from xrvlm.text.learned_prompts import ContextPrompts
 
 
 class GalLoP(Method):
-    """Global prompts on the pooled feature, local ones each on the positions that it likes best.
+    """Global prompts on the pooled feature; each local prompt on the positions most similar to it.
 
     Args:
         global_prompts: n.
         local_prompts: m.
         top_k: k; local prompt i of 1 to m reads i * k positions, or all where there are fewer.
-        dropout: share of the global prompts that a training image does not see, rounded down; one stays in any case.
-        context_words: what all prompts start from.
+        dropout: share of the global prompts dropped for a training image, rounded down; at least one is kept.
+        context_words: all prompts are initialised with the token embeddings of these words.
     """
 
     needs = frozenset({"pooled", "tokens"})
@@ -46,9 +46,9 @@ class GalLoP(Method):
                  top_k: int = 5, dropout: float = 0.75, context_words: str = "a photo of a"):
         super().__init__(clip, classes)
         if global_prompts < 1 or local_prompts < 1 or top_k < 1 or not 0 <= dropout < 1:
-            raise UserError("method.global_prompts, local_prompts and top_k must be at least 1 and dropout in [0, 1), "
+            raise UserError(f"{option('method.global_prompts')}, {option('method.local_prompts')} and "
+                            f"{option('method.top_k')} must be at least 1 and {option('method.dropout')} in [0, 1), "
                             f"found {global_prompts}, {local_prompts}, {top_k} and {dropout}")
-        check_positions(clip, "gallop", "to choose from")
         self.global_prompts, self.top_k = global_prompts, top_k
         self.kept = max(1, global_prompts - int(dropout * global_prompts))
         self.context = ContextPrompts(clip, classes.names, text_parts=global_prompts + local_prompts,
@@ -77,7 +77,7 @@ class GalLoP(Method):
         return losses[0] + losses[1]
 
     def cosines(self, x: Features, class_features: Tensor) -> tuple[Tensor, Tensor]:
-        """(b, n, c) of the whole image and (b, m, c) of its best positions."""
+        """Cosines of the pooled feature (b, n, c), and mean cosines of the best positions (b, m, c)."""
         assert x.tokens is not None
         whole = torch.einsum("bd,ncd->bnc", x.pooled, class_features[:self.global_prompts])
         positions = F.normalize(self.align(patches(x.tokens)), dim=-1)                     # (b, p, d)

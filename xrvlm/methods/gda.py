@@ -1,36 +1,36 @@
-"""Gaussian discriminant analysis (Wang et al., ICLR 2024, arXiv:2402.04087): a hard-to-beat training-free baseline."""
+"""GDA (Wang et al., ICLR 2024, arXiv:2402.04087): zero-shot plus Gaussian discriminant analysis, training-free."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from xrvlm.backbones.base import Features, FrozenCLIP
-from xrvlm.errors import UserError
+from xrvlm.errors import UserError, option
 from xrvlm.features.source import FeatureSource, pooled_features
-from xrvlm.methods.base import TRAINING_FREE, Method
-from xrvlm.methods.zero_shot import ZeroShot
+from xrvlm.methods.base import TRAINING_FREE
+from xrvlm.methods.zero_shot import OnZeroShot
 from xrvlm.text.class_text import ClassText
 
-WEIGHTS = tuple(10.0 ** power for power in range(-4, 3))    # of the Gaussian logits, tried on validation images
+WEIGHTS = tuple(10.0 ** power for power in range(-4, 3))    # candidates of alpha
 
 
-class GDA(Method):
+class GDA(OnZeroShot):
     """Zero-shot logits plus `alpha * (x . w_c + b_c)`, the log-likelihoods of Gaussians with one shared covariance.
 
     With the class means mu_c (c, d), the covariance S (d, d) of the n training features around their class means and
     `P = d * ((n - 1) S + tr(S) I)^-1`, an empirical-Bayes ridge estimate of its inverse: `w_c = P mu_c`,
-    `b_c = -mu_c . P mu_c / 2`. The classes count as equally frequent, so that log pi_c falls away.
+    `b_c = -mu_c . P mu_c / 2`. The classes count as equally frequent, so log pi_c cancels.
 
-    Estimate (Kubokawa and Srivastava's), frequencies and grid are those of the authors' program (mrflogs/ICLR24,
+    Estimate (Kubokawa and Srivastava's), class frequencies and grid are those of the authors' program (mrflogs/ICLR24,
     main_few_shots.py): alpha is the best of 1e-4, 1e-3 ... 100 on the validation images where there are any, the
-    smallest of equals. Without them it stays as given: the authors have no such value, ours was set on a drawn world.
-    Where all features are their class's mean, as with one image a class, S is nothing: then P is `d / tr` times the
-    identity, tr the trace of their covariance around the mean of all, and the nearest mean wins. The authors take each
-    image in 10 augmented views as 10 images, which makes n, and with it what alpha means, another; here it counts once,
-    as the evaluation transform shows it. A class without an image has no Gaussian: its mean is that of all images.
+    smallest of ties. Without them it is the option's value; the authors have no default, ours was set on a drawn world.
+    Where every feature equals its class mean, as with one image a class, S is zero: then P is `d / tr` times the
+    identity, tr the trace of the features' covariance around the mean of all, and the nearest mean wins. The authors
+    count 10 augmented views of an image as 10 images, which changes n and thereby the scale of alpha; here an image
+    counts once, in the evaluation view. A class without an image gets the mean of all images.
 
     Args:
-        alpha: weight of the Gaussian logits without validation images.
+        alpha: weight of the Gaussian logits where there are no validation images.
     """
 
     recipe, label = TRAINING_FREE, "GDA"
@@ -38,8 +38,7 @@ class GDA(Method):
     def __init__(self, clip: FrozenCLIP, classes: ClassText, *, alpha: float = 0.1):
         super().__init__(clip, classes)
         if not alpha >= 0:
-            raise UserError(f"method.alpha must be at least 0, found {alpha}")
-        self.zero_shot, self.prompts = ZeroShot(clip, classes), classes.kind
+            raise UserError(f"{option('method.alpha')} must be at least 0, found {alpha}")
         self.weight: Tensor
         self.bias: Tensor
         self.alpha: Tensor
@@ -49,7 +48,7 @@ class GDA(Method):
 
     def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None) -> None:
         assert support is not None
-        self.zero_shot.prepare(clip, None)
+        super().prepare(clip, support)
         features, labels = pooled_features(support, clip.device)
         weight, bias = gaussians(features, labels, len(self.bias))
         self.weight.copy_(weight)
@@ -61,15 +60,12 @@ class GDA(Method):
     def learned_parameters(self) -> int:
         return self.weight.numel() + self.bias.numel()
 
-    def class_features(self, clip: FrozenCLIP) -> Tensor:
-        return self.zero_shot.class_features(clip)                                         # (c, d)
-
     def logits(self, x: Features, class_features: Tensor) -> Tensor:
         gaussian = x.pooled @ self.weight.T + self.bias                                    # (b, c)
         return self.zero_shot.logits(x, class_features) + self.alpha * gaussian
 
     def _best_on(self, features: Tensor, labels: Tensor) -> float:
-        """The weight with the most of `features` (n, d) right."""
+        """The weight with the highest accuracy on `features` (n, d) with `labels` (n,), the smallest of ties."""
         base = self.zero_shot.logits(Features(features), self.zero_shot.weights)           # (n, c)
         gaussian = features @ self.weight.T + self.bias                                    # (n, c)
         right = {weight: int(((base + weight * gaussian).argmax(dim=1) == labels).sum()) for weight in WEIGHTS}

@@ -1,14 +1,13 @@
-"""Linear probe (Radford et al., 2021, arXiv:2103.00020): logistic regression on frozen features, run to convergence."""
+"""Linear probe (Radford et al., ICML 2021, arXiv:2103.00020): logistic regression on frozen features."""
 
 from typing import Literal
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from xrvlm.backbones.base import Features, FrozenCLIP
-from xrvlm.errors import unknown
+from xrvlm.errors import option, unknown
 from xrvlm.features.source import FeatureSource
 from xrvlm.methods.base import TRAINING_FREE, Method
 from xrvlm.text.class_text import ClassText
@@ -17,12 +16,12 @@ STRENGTHS = tuple(10.0 ** power for power in np.arange(-3, 3.5, 0.5))    # C, th
 
 
 class LinearProbe(Method):
-    """Multinomial logistic regression by L-BFGS on the evaluation view, each feature brought to unit variance.
+    """Multinomial logistic regression by L-BFGS on the evaluation view, each feature scaled to unit variance.
 
-    C is chosen on the validation images where there are any (the smallest of the best), else it is 1.
+    C is the best on the validation images where there are any (the smallest of ties), else 1.
 
     Args:
-        inputs: `pooled`, or `pooled+mid`: beside it the mean over positions of the earlier block's features.
+        inputs: `pooled`, or `pooled+mid`: the pooled feature and the mean over positions of the earlier block.
     """
 
     recipe = TRAINING_FREE
@@ -32,7 +31,7 @@ class LinearProbe(Method):
     def __init__(self, clip: FrozenCLIP, classes: ClassText, *, inputs: Literal["pooled", "pooled+mid"] = "pooled"):
         super().__init__(clip, classes)
         if inputs not in ("pooled", "pooled+mid"):
-            raise unknown("method.inputs", inputs, ("pooled", "pooled+mid"))
+            raise unknown(option("method.inputs"), inputs, ("pooled", "pooled+mid"))
         self.with_mid = inputs == "pooled+mid"
         self.needs = frozenset({"pooled", "mid_tokens"} if self.with_mid else {"pooled"})
         self.label = "linear probe (pooled + mid)" if self.with_mid else "linear probe"
@@ -40,6 +39,8 @@ class LinearProbe(Method):
         self.linear = nn.Linear(width, len(classes.names)).requires_grad_(False)
 
     def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None) -> None:
+        from sklearn.linear_model import LogisticRegression
+
         assert support is not None
         x, y = self._matrix(support)                                                       # (n, f), (n,)
         mean, deviation = x.mean(axis=0), x.std(axis=0) + 1e-6
@@ -52,7 +53,7 @@ class LinearProbe(Method):
             scores = {c: fit.score((x_val - mean) / deviation, y_val) for c, fit in fits.items()}
             best = max(scores, key=lambda c: scores[c])
         weight, bias = fits[best].coef_, fits[best].intercept_                             # (c, f), (c,)
-        if len(weight) == 1:             # scikit-learn gives two classes one row: the second's logit over the first's
+        if len(weight) == 1:             # of two classes scikit-learn gives one row, for the second
             weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
         weight = weight / deviation
         self.linear.weight.copy_(torch.from_numpy(weight))

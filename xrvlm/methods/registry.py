@@ -3,15 +3,39 @@
 Other packages register theirs as entry points of the group `xrvlm.methods`: `name = package.module:Class`.
 """
 
+import inspect
+from contextlib import suppress
 from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from xrvlm.errors import UserError, unknown
+from xrvlm.errors import UserError, option, unknown
 from xrvlm.files import shipped, shipped_options
 
 GROUP, TARGET = "method", "_target_"
+# what runs call the classes that were written before they named methods as the registry does; never imported
+FORMER = {
+    "xrvlm.methods.clap.CLAP": "clap",
+    "xrvlm.methods.clip_adapter.ClipAdapter": "clip_adapter",
+    "xrvlm.methods.cocoop.CoCoOp": "cocoop",
+    "xrvlm.methods.coop.CoOp": "coop",
+    "xrvlm.methods.dclip.DCLIP": "dclip",
+    "xrvlm.methods.gallop.GalLoP": "gallop",
+    "xrvlm.methods.gda.GDA": "gda",
+    "xrvlm.methods.linear_probe.LinearProbe": "linear_probe",
+    "xrvlm.methods.lp_plus_plus.LPPlusPlus": "lp_plus_plus",
+    "xrvlm.methods.plot.PLOT": "plot",
+    "xrvlm.methods.prolip.ProLIP": "prolip",
+    "xrvlm.methods.residual_probe.ResidualProbe": "residual_probe",
+    "xrvlm.methods.task_res.TaskRes": "task_res",
+    "xrvlm.methods.tip_adapter.TipAdapter": "tip_adapter",
+    "xrvlm.methods.trans_clip.TransCLIP": "trans_clip",
+    "xrvlm.methods.xr_vlm.XRVLM": "xr_vlm",
+    "xrvlm.methods.xr_vlm_plus.XRVLMPlus": "xr_vlm_plus",
+    "xrvlm.methods.zero_shot.ZeroShot": "zero_shot",
+    "xrvlm.methods.zpe.ZPE": "zpe",
+}
 
 
 @cache
@@ -28,26 +52,72 @@ def classes() -> dict[str, str]:
 
 
 def find(name: str, **options: Any) -> partial:
-    """The method registered as `name` with its options, those of `options` changed, still without tower and classes.
+    """The class registered as `name` with its options, to be called with a tower and classes.
 
-    UserError for a name that is not registered; it lists those that are.
+    Args:
+        name: a registered name.
+        options: values in place of those in conf/method/<name>.yaml.
+
+    Raises:
+        UserError: no method has this name, or the method has no such option; the message lists those there are.
     """
     if name not in targets():
         raise unknown("method", name, targets(), "or pass a subclass of xrvlm.Method")
-    given = shipped_options(GROUP, name) if name in shipped(GROUP) else {}
-    known = {key: value for key, value in given.items() if not key.startswith("_")}
-    return partial(imported(targets()[name]), **known | options)
+    made = imported(targets()[name])
+    parameters = inspect.signature(made).parameters.values()
+    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    for given in options if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters) else ():
+        if given not in known:
+            raise unknown(f"option of {name}", option(f"method.{given}"), [option(f"method.{key}") for key in known])
+    values = shipped_options(GROUP, name) if name in shipped(GROUP) else {}
+    return partial(made, **{key: value for key, value in values.items() if not key.startswith("_")} | options)
 
 
 def name_of(method: type) -> str:
-    """What a run calls the class: the name that it is registered by, the shortest of several; else its dotted path."""
+    """The registered name of a class, the shortest of several; its dotted path where it has none."""
     path = f"{method.__module__}.{method.__qualname__}"
-    return min((name for name, target in targets().items() if target == path), key=len, default=path)
+    return min((name for name, target in targets().items() if target == path or _leads_to(target, method)),
+               key=len, default=path)
+
+
+def _leads_to(target: str, method: type) -> bool:
+    """Whether another package registers `method` by a path that it is not defined at."""
+    if target.startswith("xrvlm.") or target.rpartition(".")[2] != method.__name__:
+        return False
+    with suppress(UserError):
+        return imported(target) is method
+    return False
 
 
 def class_called(name: str) -> type:
-    """The class of a registry name, or of the dotted path of one that is not registered."""
-    return imported(targets().get(name, name))
+    """The inverse of `name_of`: the class of a registered name, or of a dotted path outside of xrvlm.
+
+    A path that runs were saved with before is looked up in `FORMER`.
+
+    Raises:
+        UserError: the name is unknown, its package is not installed, or it names something else than a method.
+    """
+    from xrvlm.methods.base import Method
+
+    name = FORMER.get(name, name)
+    if name not in targets() and (name.startswith("xrvlm.") or "." not in name):    # a file may come from anyone
+        raise unknown("method", name, targets(), "install the package or the version of xrvlm that has it")
+    found = imported(targets().get(name, name))
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise UserError(f"{name} is not a method of xrvlm: a method is a subclass of xrvlm.Method")
+    return found
+
+
+def open_methods() -> list[str]:
+    """The methods that can score new classes, each with the options it needs for that: "coop with a shared context"."""
+    named: dict[str, Any] = {}
+    for name in targets():
+        with suppress(UserError):        # a package that cannot be imported says so when its method is asked for
+            method = class_called(name)
+            named[name_of(method)] = method
+    always = [name for name, method in named.items() if method.open_classes]
+    return always + [f"{name} with {method.opens_with}" for name, method in named.items()
+                     if method.opens_with and not method.open_classes]
 
 
 def imported(path: str) -> Any:
@@ -58,5 +128,3 @@ def imported(path: str) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"cannot find the method {path}: {error}; install the package that holds it, or put its folder "
                         "on PYTHONPATH") from error
-
-

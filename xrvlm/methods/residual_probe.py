@@ -1,20 +1,19 @@
-"""Residual probe: zero-shot logits plus a linear layer that starts at zero and learns what they do not say.
+"""Residual probe (ours): zero-shot logits plus a linear layer, initialised with zeros.
 
-In the line of TaskRes (Yu et al., CVPR 2023, arXiv:2211.10277), whose residual of the class features is such a layer,
-and of LP++ (Huang et al., CVPR 2024, arXiv:2404.02285), which blends a linear probe with the class features.
+Related to TaskRes (Yu et al., CVPR 2023, arXiv:2211.10277), whose residual of the class features is such a layer, and
+to LP++ (Huang et al., CVPR 2024, arXiv:2404.02285), which blends a linear probe with the class features.
 """
 
 from torch import Tensor, nn
 
 from xrvlm.backbones.base import Features, FrozenCLIP
-from xrvlm.features.source import FeatureSource
-from xrvlm.methods.base import Method, Recipe
-from xrvlm.methods.zero_shot import ZeroShot
+from xrvlm.methods.base import Recipe
+from xrvlm.methods.zero_shot import OnZeroShot
 from xrvlm.text.class_text import ClassText
 
 
-class ResidualProbe(Method):
-    """`logits = zero-shot + W x + b` on the pooled feature x of unit norm; W and b start at zero."""
+class ResidualProbe(OnZeroShot):
+    """`logits = zero-shot + W x + b` on the pooled feature x of unit norm; W and b are initialised with zeros."""
 
     recipe = Recipe("residual_probe", epochs=60, optimizer="adamw", learning_rate=1e-3, weight_decay=0.01)
     label = "residual probe"
@@ -22,16 +21,9 @@ class ResidualProbe(Method):
 
     def __init__(self, clip: FrozenCLIP, classes: ClassText):
         super().__init__(clip, classes)
-        self.zero_shot, self.prompts = ZeroShot(clip, classes), classes.kind
         self.residual = nn.Linear(clip.embed_dim, len(classes.names))
         nn.init.zeros_(self.residual.weight)
         nn.init.zeros_(self.residual.bias)
-
-    def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None) -> None:
-        self.zero_shot.prepare(clip, None)
-
-    def class_features(self, clip: FrozenCLIP) -> Tensor:
-        return self.zero_shot.class_features(clip)                                         # (c, d)
 
     def logits(self, x: Features, class_features: Tensor) -> Tensor:
         return self.zero_shot.logits(x, class_features) + self.residual(x.pooled)          # (b, c)

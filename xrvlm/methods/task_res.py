@@ -1,33 +1,34 @@
-"""TaskRes (Yu et al., CVPR 2023, arXiv:2211.10277): a learned residual of the class features, nothing else."""
+"""TaskRes (Yu et al., CVPR 2023, arXiv:2211.10277): a learned residual of the class features."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xrvlm.backbones.base import Features, FrozenCLIP
-from xrvlm.errors import UserError
+from xrvlm.backbones.base import FrozenCLIP
+from xrvlm.errors import UserError, option
 from xrvlm.features.source import FeatureSource
-from xrvlm.methods.base import Method, Recipe
+from xrvlm.methods.base import Recipe
+from xrvlm.methods.zero_shot import CosineLogits
 from xrvlm.text.class_text import ClassText
 from xrvlm.text.fixed_prompts import tower_length
 
 
-class TaskRes(Method):
-    """Zero-shot with class features `t' = t + alpha * x`, of unit norm again; x (c, d) starts at zero.
+class TaskRes(CosineLogits):
+    """Zero-shot with class features `t' = t + alpha * x`, normalised; x (c, d) is initialised with zeros.
 
-    The residual x does not depend on the text features t (c, d), which stay as they are; the logits are cosines with
-    t', times the tower's scale. t is the paper's regular base, zero-shot's; its enhanced base, tuned before, is not
-    built. alpha = 0.5 is the paper's for all data sets but Flowers (1). The recipe is the paper's for up to 4 shots
-    (section 5.2; geekyutao/TaskRes, configs/trainers/TaskRes): Adam, 2e-3, batches of 256, 100 epochs, cosine; for 8
-    and 16 shots it trains 200 epochs (recipe.epochs=200), on ImageNet with 2e-4. Its first epoch at 1e-5 and the L2
-    penalty of 5e-4, which its framework adds within Adam, are left out. As in the authors' program, t is as long as the
-    tower makes it. With t of unit norm the same alpha turns t' far more: on drawn birds, one shot on top of
-    descriptions then costs 3 to 12 points of accuracy (worlds 0 and 3, three seeds) in place of -3 to 0.5.
+    The class features t (c, d) of the text are fixed; the logits are cosines with t', times the tower's scale. t is
+    the paper's regular base, zero-shot's; its enhanced base, tuned before, is not implemented. alpha = 0.5 is the
+    paper's for all data sets except Flowers (1). The recipe is the paper's for up to 4 shots (section 5.2;
+    geekyutao/TaskRes, configs/trainers/TaskRes): Adam, 2e-3, batches of 256, 100 epochs, cosine; for 8 and 16 shots the
+    paper trains 200 epochs (recipe.epochs=200), on ImageNet with 2e-4. Its first epoch at 1e-5 and the L2 penalty of
+    5e-4, which its framework adds within Adam, are left out. As in the authors' program, t keeps the length that the
+    tower gives it. With t of unit norm the same alpha changes the direction of t' far more: on drawn birds, one shot
+    added to descriptions then costs 3 to 12 points of accuracy (worlds 0 and 3, three seeds) instead of -3 to 0.5.
 
     Unlike `residual_probe` it has a scale (alpha times the tower's), unit norm and no bias.
 
     Args:
-        alpha: how much of the residual is added.
+        alpha: weight of the residual.
     """
 
     recipe = Recipe("task_res", epochs=100, batch_size=256, optimizer="adamw", learning_rate=2e-3, weight_decay=0.0,
@@ -38,9 +39,8 @@ class TaskRes(Method):
     def __init__(self, clip: FrozenCLIP, classes: ClassText, *, alpha: float = 0.5):
         super().__init__(clip, classes)
         if not alpha > 0:
-            raise UserError(f"method.alpha must be above 0, or nothing is learned; found {alpha}")
+            raise UserError(f"{option('method.alpha')} must be above 0, or nothing is learned; found {alpha}")
         self.prompts, self.alpha = classes.kind, alpha
-        self.logit_scale, self.logit_bias = clip.logit_scale, clip.logit_bias
         self.residual = nn.Parameter(torch.zeros(len(classes.names), clip.embed_dim))      # (c, d) x
         self.base: Tensor
         self.register_buffer("base", torch.zeros(len(classes.names), clip.embed_dim))      # (c, d) t
@@ -50,6 +50,3 @@ class TaskRes(Method):
 
     def class_features(self, clip: FrozenCLIP) -> Tensor:
         return F.normalize(self.base + self.alpha * self.residual, dim=-1)                 # (c, d)
-
-    def logits(self, x: Features, class_features: Tensor) -> Tensor:
-        return self.logit_scale * x.pooled @ class_features.T + self.logit_bias            # (b, c)

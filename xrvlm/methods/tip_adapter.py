@@ -5,28 +5,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xrvlm.backbones.base import Features, FrozenCLIP
-from xrvlm.errors import UserError
+from xrvlm.errors import UserError, option
 from xrvlm.features.source import FeatureSource
-from xrvlm.methods.base import TRAINING_FREE, Method, Recipe
-from xrvlm.methods.zero_shot import ZeroShot
+from xrvlm.methods.base import TRAINING_FREE, Recipe
+from xrvlm.methods.zero_shot import OnZeroShot
 from xrvlm.text.class_text import ClassText
 
-# the paper's for Tip-Adapter-F
+# the paper's recipe of Tip-Adapter-F
 FINE_TUNING = Recipe("tip_adapter_f", epochs=20, batch_size=256, optimizer="adamw", learning_rate=1e-3,
                      weight_decay=0.01, warmup_epochs=0)
 
 
-class TipAdapter(Method):
+class TipAdapter(OnZeroShot):
     """Zero-shot logits plus a vote of the training images, weighted by similarity.
 
-    `logits = zero-shot + alpha * exp(-beta * (1 - x K^T)) V`: keys K are the pooled features of the training images as
-    the evaluation transform shows them, V their labels. alpha = 1 and beta = 5.5 are the paper's start for all data
-    sets; the paper searches both on each set, which is not done here.
+    `logits = zero-shot + alpha * exp(-beta * (1 - x K^T)) V`: keys K are the pooled features of the training images in
+    the evaluation view, V their one-hot labels. alpha = 1 and beta = 5.5 are the paper's initial values for all data
+    sets; the paper searches both on each data set, which is not done here.
 
     Args:
         alpha: weight of the vote.
-        beta: how fast it falls with distance.
-        trainable: Tip-Adapter-F: the keys are trained, from the images as a start.
+        beta: sharpness: how fast the weight of a training image falls with its distance.
+        trainable: Tip-Adapter-F: the keys are trained, initialised with the features of the images.
     """
 
     recipe, label = TRAINING_FREE, "Tip-Adapter"
@@ -36,8 +36,8 @@ class TipAdapter(Method):
                  trainable: bool = False):
         super().__init__(clip, classes)
         if not alpha >= 0 or not beta > 0:
-            raise UserError(f"method.alpha must be at least 0 and method.beta above 0, found {alpha} and {beta}")
-        self.zero_shot, self.prompts = ZeroShot(clip, classes), classes.kind
+            raise UserError(f"{option('method.alpha')} must be at least 0 and {option('method.beta')} above 0, found "
+                            f"{alpha} and {beta}")
         self.alpha, self.beta = alpha, beta
         if trainable:
             self.recipe, self.label = FINE_TUNING, "Tip-Adapter-F"
@@ -48,17 +48,14 @@ class TipAdapter(Method):
 
     def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None) -> None:
         assert support is not None
-        self.zero_shot.prepare(clip, None)
+        super().prepare(clip, support)
         keys = torch.cat([x.pooled for x, _ in support.in_order()])                        # (n, d)
         self.keys.data = F.normalize(keys, dim=-1).to(self.keys)
         self.votes = F.one_hot(support.labels, self.votes.shape[1]).to(self.votes)
 
     @property
     def learned_parameters(self) -> int:
-        return self.keys.numel() if self.keys.requires_grad else 0    # a cache is no more than the images themselves
-
-    def class_features(self, clip: FrozenCLIP) -> Tensor:
-        return self.zero_shot.class_features(clip)                                         # (c, d)
+        return self.keys.numel() if self.keys.requires_grad else 0    # a cache holds the images, nothing is fitted
 
     def logits(self, x: Features, class_features: Tensor) -> Tensor:
         affinity = x.pooled @ self.keys.T                                                  # (b, n)
@@ -67,7 +64,7 @@ class TipAdapter(Method):
 
 
 def _allocate(method: TipAdapter, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """The number of training images is known from a saved model alone."""
+    """Before loading: give the cache the size that it has in the saved model."""
     if f"{prefix}keys" in state and f"{prefix}votes" in state:
         method.keys.data = method.keys.new_empty(state[f"{prefix}keys"].shape)
         method.votes = method.votes.new_empty(state[f"{prefix}votes"].shape)

@@ -1,18 +1,18 @@
-"""TransCLIP (Zanella et al., NeurIPS 2024, arXiv:2406.01837): the unlabelled test images say where the classes lie.
+"""TransCLIP (Zanella et al., NeurIPS 2024, arXiv:2406.01837): Gaussian classes fitted to the unlabelled test images.
 
-Formulas, constants (1/50, 1/6, 3 neighbours, 10 rounds, lambda, gamma) and the first classes are those of the authors'
-program (MaxZanella/transduction-for-vlms, TransCLIP_solver). With unit-norm features f, the test images Q, the shots S,
-zero-shot probabilities y and class shares z (the labels, for a shot), these steps repeat:
+Formulas, constants (1/50, 1/6, 3 neighbours, 10 rounds, lambda, gamma) and initial classes are those of the authors'
+program (MaxZanella/transduction-for-vlms, TransCLIP_solver). f are features of unit norm, Q the test images, S the
+shots, y the zero-shot probabilities and z the class assignments (the labels, for a shot). These steps repeat:
 
-    z_i  ~  y_i ** lambda * exp(log N(f_i; mu_k, Sigma) / 50 + sum over j of (w_ij + w_ji) z_j / 6)    test images alone
-    mu_k ~  mean over Q of z_ik f_i  +  gamma * mean over S of z_ik f_i        brought to unit norm
+    z_i  ~  y_i ** lambda * exp(log N(f_i; mu_k, Sigma) / 50 + sum over j of (w_ij + w_ji) z_j / 6)    test images only
+    mu_k ~  mean over Q of z_ik f_i  +  gamma * mean over S of z_ik f_i        normalised
     Sigma = (mean over Q of sum_k z_ik (f_i - mu_k)**2  +  gamma * the same over S) / (1 + gamma)      diagonal, shared
 
-w_ij is the cosine of i with j where j is one of the 3 images of Q and S nearest to i, else 0. (In the program a shot
-has neighbours and is none, and the rows of w have the shots first where z has them last.) y comes from the ensemble of
-a class's sentences, as `zero_shot` says it; the program takes the first template. It draws the gamma of each data set
-from four values by validation images, each classified as the test image nearest to it. Here they are assigned as new
-images are, where there are any; else gamma is 1: all the shots weigh as much as all test images.
+w_ij is the cosine of i and j where j is among the 3 nearest neighbours of i in Q and S, else 0. (In the program shots
+have neighbours but are none, and the rows of w have the shots first where z has them last.) y is that of `zero_shot`,
+the ensemble of a class's sentences; the program takes the first template. The authors choose gamma for each data set
+from four values on validation images, each classified as its nearest test image. Here validation images are assigned as
+new images are; without validation images gamma is 1: the shots together weigh as much as the test images together.
 """
 
 from collections.abc import Iterator
@@ -22,31 +22,31 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xrvlm.backbones.base import Features, FrozenCLIP
-from xrvlm.errors import UserError
+from xrvlm.errors import UserError, option
 from xrvlm.features.source import FeatureSource, pooled_features
-from xrvlm.methods.base import TRAINING_FREE, Method
-from xrvlm.methods.zero_shot import ZeroShot
+from xrvlm.methods.base import TRAINING_FREE
+from xrvlm.methods.zero_shot import OnZeroShot
 from xrvlm.text.class_text import ClassText
 
 NEIGHBOURS = 3
 DENSITY_WEIGHT = 1 / 50
-ROUNDS, SHARE_STEPS = 10, 5              # updates of the classes, and of the shares before each
-CONFIDENT = 8                            # images a class that its first mean is made of, without shots
+ROUNDS, SHARE_STEPS = 10, 5              # updates of the classes, and of z before each
+CONFIDENT = 8                            # images of the initial mean of a class, without shots
 SHOT_WEIGHTS = 0.1, 0.5, 1.0, 10.0       # gamma
-SAME = 1e-4                              # below this distance it is the image itself, rounded otherwise, or a copy
-TIE = 1e-5                               # similarities that differ by less are alike
-ROWS = 4096                              # of a table of similarities at once
+SAME = 1e-4                              # at a smaller distance it is the same image with another rounding, or a copy
+TIE = 1e-5                               # similarities that differ by less count as equal
+ROWS = 4096                              # of the matrix of similarities at once
 
 
-class TransCLIP(Method):
+class TransCLIP(OnZeroShot):
     """Gaussian classes, fitted to all test images at once, with the zero-shot probabilities as a prior.
 
-    The model keeps the features of the images that it has seen and their shares: what it says of one of them is its
-    share, as one more step updates it. An image that is new (`predict`, `eval` on other images) is assigned by the
-    same step: the fitted classes and its neighbours among the seen ones; it does not move them.
+    The method stores the features and assignments of the images it was fitted to. The prediction for one of them is its
+    assignment after one more update. A new image (`predict`, `eval` on other images) is assigned by the same update,
+    from the fitted classes and its neighbours among the stored images, and does not change them.
 
     Args:
-        labelled: use the shots; without them nothing is labelled, and the run is one of zero shots.
+        labelled: use the shots; False: no label is used, and the run counts as zero-shot.
         text_weight: lambda; None: the paper's, 0.5 with shots and 1 without.
         shots_weight: gamma; None: chosen on the validation images, 1 where there are none.
     """
@@ -55,29 +55,25 @@ class TransCLIP(Method):
     label = "TransCLIP"
     centres: Tensor                      # (c, d) mu
     variance: Tensor                     # (d,) the diagonal of Sigma
-    seen: Tensor                         # (n, d) test images, then shots
-    shares: Tensor                       # (n, c) z
-    reach: Tensor                        # (n,) similarity of the furthest of each one's neighbours
+    seen: Tensor                         # (n, d) features of the test images, then of the shots
+    shares: Tensor                       # (n, c) z, of the same
+    reach: Tensor                        # (n,) similarity of the third neighbour of each
 
     def __init__(self, clip: FrozenCLIP, classes: ClassText, *, labelled: bool = True,
                  text_weight: float | None = None, shots_weight: float | None = None):
         super().__init__(clip, classes)
         for name, weight in (("text_weight", text_weight), ("shots_weight", shots_weight)):
             if weight is not None and not weight >= 0:
-                raise UserError(f"method.{name} must be at least 0, or null for the method's own, found {weight}")
+                raise UserError(f"{option(f'method.{name}')} must be at least 0 where it is set, found {weight}")
         self.learns, self.label = labelled, "TransCLIP" if labelled else "TransCLIP zero-shot"
         self.text_weight = (0.5 if labelled else 1.0) if text_weight is None else text_weight
         self.shots_weight = shots_weight
-        self.zero_shot, self.prompts = ZeroShot(clip, classes), classes.kind
         count, width = len(classes.names), clip.embed_dim
         for name, value in (("centres", torch.zeros(count, width)), ("variance", torch.full((width,), 1 / width)),
                             ("seen", torch.zeros(0, width)), ("shares", torch.zeros(0, count)),
                             ("reach", torch.zeros(0))):
             self.register_buffer(name, value)
         self.register_load_state_dict_pre_hook(_allocate)
-
-    def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None) -> None:
-        self.zero_shot.prepare(clip, None)
 
     @torch.no_grad()
     def transduce(self, clip: FrozenCLIP, unlabelled: Features, support: FeatureSource | None,
@@ -102,21 +98,18 @@ class TransCLIP(Method):
     def learned_parameters(self) -> int:
         return self.centres.numel() + self.variance.numel() if self.learns else 0
 
-    def class_features(self, clip: FrozenCLIP) -> Tensor:
-        return self.zero_shot.class_features(clip)                                         # (c, d)
-
     def logits(self, x: Features, class_features: Tensor) -> Tensor:
         similarity = self._similarity(x.pooled)                                            # (b, n)
-        furthest = similarity.topk(min(NEIGHBOURS, len(self.seen)), dim=1).values[:, -1:]  # (b, 1) of those near to x
-        # images as near as the last of three count too: which of them topk names is not the same in every runtime
+        furthest = similarity.topk(min(NEIGHBOURS, len(self.seen)), dim=1).values[:, -1:]  # (b, 1) of x's neighbours
+        # ties with the third neighbour count too: which of them topk returns differs between runtimes
         near = (similarity >= (furthest - TIE).clamp(min=TIE)).to(similarity)            # (b, n)
-        chosen = (similarity >= (self.reach - TIE).clamp(min=TIE)).to(similarity)        # (b, n) x is near to them
+        chosen = (similarity >= (self.reach - TIE).clamp(min=TIE)).to(similarity)        # (b, n) x is their neighbour
         prior = self.zero_shot.logits(x, class_features).log_softmax(dim=1)                # (b, c)
         votes = (similarity * (near + chosen)) @ self.shares                               # (b, c)
         return self._log_shares(self.text_weight * prior, x.pooled, votes)
 
     def _fit(self, queries: Tensor, shots: Tensor, labels: Tensor, weight: float, graph: tuple[Tensor, Tensor]) -> None:
-        """Set classes and shares from `queries` (q, d) and `shots` (s, d) of `labels` (s, c)."""
+        """Fit classes and assignments to `queries` (q, d) and `shots` (s, d) of `labels` (s, c)."""
         log_prior = self.zero_shot.logits(Features(queries), self.zero_shot.weights).log_softmax(dim=1)
         self.shares = torch.cat([log_prior.exp(), labels])                                 # (n, c)
         self.variance = torch.full_like(self.variance, 1 / len(self.variance))
@@ -132,7 +125,7 @@ class TransCLIP(Method):
                 self._move_classes(each * self.shares)
 
     def _move_classes(self, shares: Tensor) -> None:
-        """The classes of weighted `shares` (n, c)."""
+        """Update the classes from weighted assignments `shares` (n, c)."""
         sums, mass = shares.T @ self.seen, shares.sum(dim=0)                               # (c, d), (c,)
         self.centres = F.normalize(sums, dim=1)
         squares = shares.sum(dim=1) @ self.seen.square() - 2 * (sums * self.centres).sum(dim=0)
@@ -140,18 +133,18 @@ class TransCLIP(Method):
         self.variance = (squares / mass.sum()).clamp(min=1e-6)
 
     def _log_shares(self, log_prior: Tensor, pooled: Tensor, votes: Tensor) -> Tensor:
-        """(b, c) up to a constant of each image."""
+        """(b, c) log assignments, up to a constant of each image."""
         precise = self.centres / self.variance                                             # (c, d)
         density = pooled @ precise.T - 0.5 * (precise * self.centres).sum(dim=1)           # (b, c)
         return log_prior + DENSITY_WEIGHT * density + votes / (2 * NEIGHBOURS)
 
     def _similarity(self, pooled: Tensor) -> Tensor:
-        """(b, n) cosines with the images seen, 0 where negative and for the image itself."""
+        """(b, n) cosines with the stored images, 0 where negative and for the image itself."""
         cosine = pooled @ self.seen.T                                                      # (b, n)
         return cosine.clamp(min=0) * (cosine < 1 - SAME)
 
     def _graph(self) -> tuple[Tensor, Tensor]:
-        """(n, 3) how near the neighbours of each image are, and which these are; sets `reach`."""
+        """(n, 3) similarities of the neighbours of each image, and their indices; sets `reach`."""
         found = [self._similarity(rows).topk(min(NEIGHBOURS, len(self.seen)), dim=1) for rows in self.seen.split(ROWS)]
         values, near = (torch.cat(column) for column in zip(*found, strict=True))
         self.reach = values[:, -1]
@@ -170,13 +163,13 @@ def _on(device: torch.device, source: FeatureSource) -> Iterator[tuple[Features,
 
 
 def _confident(probabilities: Tensor, queries: Tensor) -> Tensor:
-    """(c, d) the sum of the images most like each class, by how much they are."""
+    """(c, d) the sum of the most probable images of each class, weighted by their probability."""
     chances, rows = probabilities.topk(min(CONFIDENT, len(queries)), dim=0)                # (8, c)
     return torch.einsum("ic,icd->cd", chances, queries[rows])
 
 
 def _votes(shares: Tensor, values: Tensor, near: Tensor) -> Tensor:
-    """(n, c) what each image hears of its neighbours and of those whose neighbour it is."""
+    """(n, c) assignments of the neighbours of each image and of those it is a neighbour of, weighted by similarity."""
     votes = torch.zeros_like(shares)
     for value, other in zip(values.T[..., None], near.T, strict=True):                     # (n, 1), (n,)
         votes = (votes + value * shares[other]).index_add(0, other, value * shares)
@@ -184,7 +177,7 @@ def _votes(shares: Tensor, values: Tensor, near: Tensor) -> Tensor:
 
 
 def _allocate(method: TransCLIP, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """The number of images seen is known from a saved model alone."""
+    """Before loading: give the stored images the number that they have in the saved model."""
     for name in ("seen", "shares", "reach"):
         if f"{prefix}{name}" in state:
             setattr(method, name, getattr(method, name).new_empty(state[f"{prefix}{name}"].shape))

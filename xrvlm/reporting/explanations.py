@@ -1,19 +1,20 @@
-"""`xrvlm explain`: explanations of image files as pictures and as numbers in a file."""
+"""Explanations of image files as pictures and as numbers in a file: `xrvlm explain`."""
 
-import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
 from xrvlm.data.dataset import Dataset
-from xrvlm.data.folder import image_files
-from xrvlm.errors import UserError
-from xrvlm.files import write_json
+from xrvlm.errors import UserError, option
+from xrvlm.experiments.predict import images_of
+from xrvlm.experiments.saved import SavedRun
+from xrvlm.files import user_path, write_json
 from xrvlm.inference.classifier import Classifier
 from xrvlm.inference.explain import (
     STEPS,
@@ -30,75 +31,118 @@ from xrvlm.reporting.plots import explain as plots_explain
 from xrvlm.reporting.plots import figures as plots
 from xrvlm.views import decode
 
-log = logging.getLogger(__name__)
-BARS, LISTED = 8, 20                     # strongest relations in a picture, and in the file
+BARS, LISTED = 8, 20                     # strongest relations in a picture, and in explanations.json
 
 
 @dataclass(frozen=True)
 class Photos:
-    """Images with their names; `root` is the folder below which these are paths, where there is one."""
+    """Images to explain, with their names."""
 
-    names: Sequence[str]
+    names: Sequence[str]                 # paths relative to `root` where there is one
     images: Iterable[Photo]
     root: Path | None = None
 
     @classmethod
-    def below(cls, path: Path) -> "Photos":
-        """A file, or every image below a folder."""
-        root, names = image_files(path)
-        return cls(names, [root / name for name in names], root)
+    def below(cls, images: str | Path | Sequence[str | Path]) -> "Photos":
+        """Files, and every image below folders."""
+        files = images_of(images)
+        roots = {path.parents[len(Path(name).parts) - 1] for name, path in files.items()}
+        return cls(list(files), list(files.values()), roots.pop() if len(roots) == 1 else None)
 
     @classmethod
-    def test_part(cls, dataset: Dataset) -> "Photos":
-        """Read one after the other."""
+    def test_set(cls, dataset: Dataset) -> "Photos":
+        """The test images of a data set, each read when it is needed."""
         source, names = dataset.source, [item.id for item in dataset.split.test]
         return cls(names, (decode(source.read(name), name) for name in names), getattr(source, "root", None))
 
 
-def explain_images(classifier: Classifier, photos: Photos, out: Path, *, against: str | None = None,
-                   pictures: bool = True) -> Iterator[str]:
-    """Explain `photos`; yields a line of text for each, then about all of them.
+@dataclass(frozen=True)
+class Explanations:
+    """Explained images, as they were written."""
 
-    Writes `out`/explanations.json and, with `pictures`, a PNG for each image, called as it is.
+    rows: list[dict[str, Any]]           # one for each image, as in explanations.json
+    folder: Path                         # of explanations.json and the pictures
+    lines: list[str]                     # the results as text: a line for each image, then about all of them
+
+
+def explain(run: str | Path, images: str | Path | Sequence[str | Path] | None = None, *, against: str | None = None,
+            out: str | Path | None = None, pictures: bool = True, echo: Callable[[str], None] | None = None,
+            clip: FrozenCLIP | None = None, device: DeviceName = "auto",
+            precision: PrecisionName = "auto") -> Explanations:
+    """Explain what the run in the folder `run` predicts of `images`: where the parts look, which relations decide.
+
+    Args:
+        run: the folder of a run of a method with image parts (xr_vlm, xr_vlm_plus), or "latest".
+        images: files, and folders with all images below them; None: the test images of the run.
+        against: see `explain_images`, as `echo`.
+        out: the folder of explanations.json and the pictures; None: the folder `explain` in that of the run.
+        clip: the tower; None: the one that the run names, on `device` in `precision`.
 
     Raises:
-        UserError: see `explain`; or a picture would replace an image. What is predicted as `against` has nothing to
-            be held against; that is an error only where it is so for every image.
+        UserError: see `explain_images`; or the run does not say where its images are.
     """
-    names, root = photos.names, photos.root
-    places = _picture_places(names)
-    drawn = {(out / place).resolve() for place in places} if pictures else set()
-    if root is not None and any(root / name in drawn for name in names):
-        raise UserError(f"the pictures would replace the images in {root}; name another folder with out=DIR")
+    saved = SavedRun(run)
+    classifier = saved.classifier(clip, device=device, precision=precision)
+    photos = Photos.test_set(saved.dataset()) if images is None else Photos.below(images)
+    return explain_images(classifier, photos, saved.folder / "explain" if out is None else user_path(out),
+                          against=against, pictures=pictures, echo=echo)
+
+
+def explain_images(classifier: Classifier, photos: Photos, out: Path, *, against: str | None = None,
+                   pictures: bool = True, echo: Callable[[str], None] | None = None) -> Explanations:
+    """Explain `photos`; writes `out`/explanations.json and, with `pictures`, a PNG for each image, named after it.
+
+    Args:
+        against: the name of a class: explain also why an image was predicted as its class and not as this one. An image
+            that is predicted as `against` is explained without.
+        echo: called with each of `lines` as soon as it is known: `print` shows the progress.
+
+    Raises:
+        UserError: see `explain`; or a picture would replace an image; or every image is predicted as `against`.
+    """
+    names, lines = photos.names, _Lines(echo)
+    files = _picture_files(names)
+    if pictures:
+        _check_nothing_is_replaced(photos, out, files)
     rows, words = [], {}
     found = tqdm(explained(classifier, photos.images, against), total=len(names), disable=None, leave=False)
-    for name, place, explanation in zip(names, places, found, strict=True):
+    for name, file, explanation in zip(names, files, found, strict=True):
         called = _Names(part_names(classifier, len(explanation.maps)), prompt_names(classifier, explanation),
                         classifier.names)
         rows.append({"image": name} | _row(explanation, called))
         if explanation.predicted not in words:
             words[explanation.predicted] = prompt_words(classifier, explanation.predicted)
         if pictures:
-            plots.save(_picture(explanation, called), out / place)
-        yield f"{name}: {_line(explanation, called)}"
+            plots.save(_picture(explanation, called), out / file)
+        lines.add(f"{name}: {_line(explanation, called)}")
     summary = _summary(rows)
     write_json(out / "explanations.json", {
-        "method": classifier.about["method"], "steps": None if rows[0]["attribution"] == "exact" else STEPS,
+        "method": asdict(classifier.header.method), "steps": None if rows[0]["attribution"] == "exact" else STEPS,
         "summary": summary, "images": rows, "words": {name: near for name, near in words.items() if near}})
     if against is not None and not any("against" in row for row in rows):
-        raise UserError(f"against={against} is what the model says of {_of(names)}, explained in {out}; name another "
-                        "class")
-    shown = "undefined" if summary["overlap"] is None else f"{summary['overlap']:.2f}"
-    if len(rows) == 1:
-        yield from _word_lines(words[rows[0]["prediction"]])
-    yield (f"{len(rows)} images: mean overlap of the part maps {shown}, dead parts {summary['dead_parts']} of "
-           f"{summary['parts']}, {summary['dead_everywhere']} of them parts that are dead in every image")
-    yield str(out)
+        raise UserError(f"{option('against', against)} is the class predicted for {_of(names)}, explained in {out}; "
+                        "name another class")
+    lines.add(*(_word_lines(words[rows[0]["prediction"]]) if len(rows) == 1 else ()), _summary_line(summary), str(out))
+    return Explanations(rows, out, lines.lines)
+
+
+class _Lines:
+    """Lines of text, each passed on to `echo` too."""
+
+    def __init__(self, echo: Callable[[str], None] | None):
+        self.lines: list[str] = []
+        self.echo = echo
+
+    def add(self, *lines: str) -> None:
+        self.lines += lines
+        if self.echo is not None:
+            for line in lines:
+                self.echo(line)
 
 
 @dataclass(frozen=True)
 class _Names:
-    """What the m parts, the g prompts and the c classes are called."""
+    """The names of the m parts, the g prompts and the c classes."""
 
     parts: Sequence[str]
     prompts: Sequence[str]
@@ -106,7 +150,7 @@ class _Names:
 
 
 def _row(explanation: Explanation, called: _Names) -> dict[str, Any]:
-    """The numbers of an image, as they are written."""
+    """The numbers of an image, as in explanations.json."""
     row = {
         "prediction": explanation.predicted, "probability": _rounded(explanation.probabilities.max().item()),
         "overlap": None if math.isnan(explanation.overlap) else _rounded(explanation.overlap),
@@ -133,10 +177,20 @@ def _line(explanation: Explanation, called: _Names) -> str:
     name, value = _named(explanation.margin or explanation.logit, called, 1)[0]
     rival = ""
     if explanation.against is not None:
-        rival = " (nothing to hold against it)" if explanation.margin is None else f" against {explanation.against}"
-    overlap = "undefined" if math.isnan(explanation.overlap) else f"{explanation.overlap:.2f}"
+        rival = " (which is this class)" if explanation.margin is None else f" against {explanation.against}"
+    overlap = _overlap_in_words(explanation.overlap)
     return (f"{explanation.predicted} {explanation.probabilities.max().item():.1%}{rival}; strongest: {name} "
             f"{value:+.2f}; overlap {overlap}, dead parts {int(explanation.dead.sum())} of {len(explanation.dead)}")
+
+
+def _overlap_in_words(overlap: float | None) -> str:
+    return "undefined" if overlap is None or math.isnan(overlap) else f"{overlap:.2f}"
+
+
+def _summary_line(summary: dict[str, Any]) -> str:
+    return (f"{summary['images']} images: mean overlap of the part maps {_overlap_in_words(summary['overlap'])}, dead "
+            f"parts {summary['dead_parts']} of {summary['parts']}, {summary['dead_everywhere']} of them parts that are "
+            "dead in every image")
 
 
 def _picture(explanation: Explanation, called: _Names) -> Any:
@@ -146,7 +200,7 @@ def _picture(explanation: Explanation, called: _Names) -> Any:
     if explanation.margin is not None and explanation.against is not None:
         panels.append(_panel(explanation.margin, called, f"{explanation.predicted} against {explanation.against}",
                              explanation.predicted, explanation.against))
-    overlap = "undefined" if math.isnan(explanation.overlap) else f"{explanation.overlap:.2f}"
+    overlap = _overlap_in_words(explanation.overlap)
     how = ("the terms of the logit, exact" if explanation.logit.exact else
            f"integrated gradients from the mean relations of training, {STEPS} steps")
     return plots_explain.explanation(
@@ -169,7 +223,7 @@ def _named(attribution: Attribution, called: _Names, count: int) -> list[tuple[s
 
 
 def _word_lines(words: Words | None) -> Iterator[str]:
-    """For each learned prompt the word nearest to each of its vectors."""
+    """For each learned prompt, the word nearest to each of its context vectors."""
     for prompt, vectors in enumerate(words or (), start=1):
         nearest = ", ".join(f"{near[0][0]} {near[0][1]:.2f}" for near in vectors)
         yield f"prompt {prompt}, the nearest word to each learned vector and its distance: {nearest}"
@@ -189,16 +243,23 @@ def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _shares(images: Sequence[Iterable[Sequence[float]]]) -> list[float]:
-    """The share of each of an image's groups in the sum of all absolute contributions, as the mean over the images."""
+    """For each group of contributions, its share in their absolute sum, as the mean over the images."""
     sums = [[sum(map(abs, group)) for group in groups] for groups in images]
     shares = [[value / (sum(values) or 1) for value in values] for values in sums]
     return [_rounded(sum(column) / len(images)) for column in zip(*shares, strict=True)]
 
 
-def _picture_places(names: Sequence[str]) -> list[Path]:
+def _picture_files(names: Sequence[str]) -> list[Path]:
     """`finches/1.jpg` -> `finches/1.png`, or `finches/1.jpg.png` where two images would share a picture."""
-    stems = Counter(Path(name).with_suffix(".png") for name in names)
-    return [place if stems[place := Path(name).with_suffix(".png")] == 1 else Path(f"{name}.png") for name in names]
+    counts = Counter(Path(name).with_suffix(".png") for name in names)
+    return [file if counts[file := Path(name).with_suffix(".png")] == 1 else Path(f"{name}.png") for name in names]
+
+
+def _check_nothing_is_replaced(photos: Photos, out: Path, files: Sequence[Path]) -> None:
+    pictures = {(out / file).resolve() for file in files}
+    if photos.root is not None and any(photos.root / name in pictures for name in photos.names):
+        raise UserError(f"the pictures would replace the images in {photos.root}; name another folder with "
+                        f"{option('out', 'DIR')}")
 
 
 def _of(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing beside it: pictures within, no script, no outside address."""
+"""The report as one HTML page: pictures are embedded, there is no script and no address of another site."""
 
 import base64
 import os
@@ -12,32 +12,31 @@ from urllib.parse import quote
 from jinja2 import Environment, StrictUndefined, Template
 from PIL import Image
 
-from xrvlm.reporting.across import Across
-from xrvlm.reporting.comparison import Place, shots_in_words
+from xrvlm.evaluation.tables import Table
+from xrvlm.reporting.benchmark import Benchmark, Contents, shots_in_words
 from xrvlm.reporting.paired import COVERAGE
 from xrvlm.reporting.published import source
-from xrvlm.reporting.results import Setting, by_series
+from xrvlm.reporting.results import Row, by_curve
 from xrvlm.reporting.sections import Picture
-from xrvlm.reporting.tables import Table
 
-PIXELS_A_POINT = 1.5            # pictures are drawn finer than a page shows them
-MANY = 12                       # rows; of a longer table the intervals are shown when asked for
+PIXELS_A_POINT = 1.5            # pictures have a higher resolution than the page shows
+MANY = 12                       # rows; a longer table hides the intervals at first
 COSTS = ("Labels", "Time s", "Learned")
-UNSAID = ("-", "own")           # of what a method does not have, and its own recipe
+NOT_SHOWN = ("-", "own")        # of what a method does not have, and its own recipe
 
 
 @dataclass(frozen=True)
 class Cell:
     text: str
     notes: tuple[str, ...] = ()          # further lines, smaller
-    sign: int = 0                        # whether the difference that it tells is clear: 1 up, -1 down
+    sign: int = 0                        # of a difference whose interval excludes zero: 1 or -1
     best: bool = False
     number: bool = True
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table as the page shows it."""
+    """A table of the page."""
 
     header: list[Cell]
     rows: list[list[Cell]]
@@ -52,14 +51,11 @@ class Image64:
     alternative: str
 
 
-def html_page(across: Sequence[Across], places: Sequence[Place], out: Path, *, runs: int, left: int,
-              pictures: Sequence[Picture]) -> str:
-    """The page of `places`, which will lie in `out`; `left` settings were left out of the sections."""
+def html_page(contents: Contents) -> str:
     return _template().render(
-        across=across, means=_means, shots_in_words=shots_in_words, places=places, runs=runs, left=left,
-        pictures=pictures, lead=_lead, whole=_whole, embedded=_embedded,
-        coverage=f"{COVERAGE:.0%}", source=source(), link=lambda folder: _relative(folder, out),
-        percent=lambda share: f"{100 * share:.1f}", many=MANY)
+        contents=contents, means=_means, shots_in_words=shots_in_words, first_table=_first_table,
+        all_metrics=_all_metrics, embedded=_embedded, coverage=f"{COVERAGE:.0%}", source=source(),
+        link=lambda folder: _relative(folder, contents.folder), percent=lambda share: f"{100 * share:.1f}", many=MANY)
 
 
 @cache
@@ -68,72 +64,80 @@ def _template() -> Template:
     return environment.from_string((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
 
 
-def _lead(place: Place) -> Grid:
-    """The table that the place begins with: over the shots where there are several, each with its difference."""
-    if place.over_shots is None:
-        return _whole(place)
-    table = place.over_shots
-    points = {points[row.first.shots].series: points for points in by_series(place.whole.rows)
-              for row in points.values()}
-    best = _best(place.whole.rows)
-    rows = []
+def _first_table(benchmark: Benchmark) -> Grid:
+    """With several shot counts the table over the shots, each score with its difference; else all metrics."""
+    if benchmark.over_shots is None:
+        return _all_metrics(benchmark)
+    table, rows = benchmark.over_shots, benchmark.all_metrics.rows
+    curves = {row.curve: points for points in by_curve(rows) for row in points.values()}
+    best = _best(rows)
+    with_published = any(benchmark.published.of(row) is not None for row in rows)
+    lines = []
     for row, cells in zip(table.rows, table.cells, strict=True):
+        points = curves[row.curve]
         words, numbers = _split(table, cells)
-        by_shots = {str(shots): setting for shots, setting in points[row.series].items()}
-        scores = [_score(text, by_shots.get(heading), place, best)
+        by_heading = {str(shots): point for shots, point in points.items()}
+        scores = [_score(text, by_heading.get(heading), benchmark, best)
                   for heading, text in zip(_split(table, table.header)[1], numbers, strict=True)]
-        rows.append([_method(table, words), *scores, *_costs(row, place.whole)])
+        published = [_published(points.values(), benchmark)] if with_published else []
+        lines.append([_method(table, words), *scores, *_costs(row, benchmark.all_metrics), *published])
     header = [*_header(table), *map(Cell, COSTS)]
-    if any(place.published.of(row) is not None for row in place.whole.rows):
+    if with_published:
         header.append(Cell("Published", ("by others, 16 shots",)))
-        for cells, row in zip(rows, table.rows, strict=True):
-            theirs = [score for setting in points[row.series].values()
-                      if (score := place.published.of(setting)) is not None]
-            cells.append(Cell(f"{theirs[0]:.1f}" if theirs else "-"))
-    return Grid(header, rows, f"{table.caption} Labels, time and learned parameters are those of the most shots.")
+    return Grid(header, lines, f"{table.caption} Labels, time and learned parameters are those of the most shots.")
 
 
-def _whole(place: Place) -> Grid:
-    """All metrics."""
-    table, best = place.whole, _best(place.whole.rows)
-    rows = []
+def _all_metrics(benchmark: Benchmark) -> Grid:
+    table, best = benchmark.all_metrics, _best(benchmark.all_metrics.rows)
+    lines = []
     for row, cells in zip(table.rows, table.cells, strict=True):
         words, numbers = _split(table, cells)
-        signs = {"Difference": place.differences[row].sign if row in place.differences else 0}
+        difference = benchmark.differences.get(row)
         headline = row.first.shown[row.headline]
-        rows.append([_method(table, words),
-                     *(Cell(text, sign=signs.get(heading, 0), best=heading == headline and row in best)
-                       for heading, text in zip(_split(table, table.header)[1], numbers, strict=True))])
-    return Grid(_header(table), rows, table.caption)
+        lines.append([_method(table, words),
+                      *(Cell(text, sign=difference.sign if difference and heading == "Difference" else 0,
+                             best=heading == headline and row in best)
+                        for heading, text in zip(_split(table, table.header)[1], numbers, strict=True))])
+    return Grid(_header(table), lines, table.caption)
+
+
+def _published(rows: Iterable[Row], benchmark: Benchmark) -> Cell:
+    """The first published result of the rows of one method."""
+    scores = [score for row in rows if (score := benchmark.published.of(row)) is not None]
+    return Cell(f"{scores[0]:.1f}" if scores else "-")
 
 
 def _means(table: Table) -> Grid:
-    """A table of means over data sets, in each column the highest shaded but for zero-shot."""
-    columns = list(zip(*table.cells, strict=True))[1:]
-    trained = [place for place, row in enumerate(table.rows) if row.first.shots != 0 and not row.first.transductive]
-    best = [max((place for place in trained if column[place] != "-"), default=None,
-                key=lambda place, column=column: float(column[place].split()[0])) for column in columns]
-    return Grid(_header(table), [[Cell(cells[0], number=False), *(Cell(text, best=best[i] == place)
-                                                                  for i, text in enumerate(cells[1:]))]
-                                 for place, cells in enumerate(table.cells)], table.caption)
+    """A table of means over data sets; the highest of each column is shaded, zero-shot and transductive left out."""
+    eligible = [i for i, row in enumerate(table.rows) if row.first.shots != 0 and not row.first.transductive]
+    best = {_highest(table, column, eligible) for column in range(1, len(table.header))}
+    lines = [[Cell(cells[0], number=False),
+              *(Cell(text, best=(i, column) in best) for column, text in enumerate(cells[1:], start=1))]
+             for i, cells in enumerate(table.cells)]
+    return Grid(_header(table), lines, table.caption)
 
 
-def _score(text: str, setting: Setting | None, place: Place, best: set[Setting]) -> Cell:
-    if setting is None or setting not in place.differences:
-        known = setting in place.baseline.settings
-        return Cell(text, ("baseline",) if known else (), best=setting in best)
-    found = place.differences[setting]
-    return Cell(text, found.told, sign=found.sign, best=setting in best)
+def _highest(table: Table, column: int, eligible: Sequence[int]) -> tuple[int, int] | None:
+    """The line and the column of the highest score among the eligible lines."""
+    scores = {i: float(text.split()[0]) for i in eligible if (text := table.cells[i][column]) != "-"}
+    return (max(scores, key=scores.__getitem__), column) if scores else None
 
 
-def _costs(row: Setting, whole: Table) -> list[Cell]:
-    cells = dict(zip(whole.header, whole.cells[whole.rows.index(row)], strict=True))
+def _score(text: str, row: Row | None, benchmark: Benchmark, best: set[Row]) -> Cell:
+    if row is None or row not in benchmark.differences:
+        return Cell(text, ("baseline",) if row in benchmark.baseline.rows else (), best=row in best)
+    found = benchmark.differences[row]
+    return Cell(text, found.formatted, sign=found.sign, best=row in best)
+
+
+def _costs(row: Row, all_metrics: Table) -> list[Cell]:
+    cells = dict(zip(all_metrics.header, all_metrics.cells[all_metrics.rows.index(row)], strict=True))
     return [Cell(cells[heading]) for heading in COSTS]
 
 
-def _best(rows: Iterable[Setting]) -> set[Setting]:
-    """The highest mean of each shot count; zero-shot and what saw the test images are left out."""
-    highest: dict[object, Setting] = {}
+def _best(rows: Iterable[Row]) -> set[Row]:
+    """The row of the highest mean for each shot count; zero-shot and transductive methods are left out."""
+    highest: dict[object, Row] = {}
     for row in rows:
         if row.first.shots == 0 or row.first.transductive:
             continue
@@ -148,14 +152,14 @@ def _header(table: Table) -> list[Cell]:
 
 
 def _method(table: Table, words: Sequence[str]) -> Cell:
-    """The method's name, with what else tells the row from others below it: columns of words need a wide page."""
-    told = zip(table.header[1:], words[1:], strict=False)
-    return Cell(words[0], tuple(f"{heading.lower()}: {word}" for heading, word in told if word not in UNSAID),
+    """The method's name, and below it the words of the other columns, which would make the page too wide."""
+    others = zip(table.header[1:], words[1:], strict=False)
+    return Cell(words[0], tuple(f"{heading.lower()}: {word}" for heading, word in others if word not in NOT_SHOWN),
                 number=False)
 
 
 def _split(table: Table, cells: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
-    """The words and the numbers of a line."""
+    """The cells of words and the cells of numbers of a line."""
     return cells[:len(cells) - table.numbers], cells[len(cells) - table.numbers:]
 
 
@@ -167,7 +171,7 @@ def _embedded(picture: Picture) -> Image64:
 
 
 def _jpeg(image: Image.Image) -> bytes:
-    """Of a picture that holds photos: `plots.save` draws all others in few colours."""
+    """For a picture with photos: `plots.save` writes all others with a palette."""
     file = BytesIO()
     image.convert("RGB").save(file, "JPEG", quality=85)
     return file.getvalue()

@@ -1,35 +1,39 @@
-"""Which runs form a row: a *setting* is everything about a run but its seed, a *series* all but its seed and shots."""
+"""Rows of a table: the runs that differ in nothing but the seed, how rows are ordered and how they are named."""
+
+from __future__ import annotations
 
 import math
 import re
 import statistics
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
-from xrvlm.experiments.record import RunRecord
+if TYPE_CHECKING:                        # it imports torch, which a table does not need
+    from xrvlm.experiments.record import RunRecord
 
-# what may tell two rows of one table apart, beside the method's name and the shots; a column each where it does
+# fields of a record, beside the method's name and the shots, in which two rows of one table may differ; shown as
+# columns where they do
 VARIANTS = {"head": "Head", "prompts": "Prompts", "recipe": "Recipe", "features": "Features", "selection": "Selection"}
 COLUMNS = ("data", "world", "protocol", "trained_on", "backbone", "method", "label", "transductive", *VARIANTS)
-SETTING = (*COLUMNS, "shots", "setting")
-SHOWN_OPTIONS = ("head", "part_prompts")          # which columns of VARIANTS show
+IDENTITY = (*COLUMNS, "shots", "setting")
+OPTIONS_IN_COLUMNS = ("head", "part_prompts")     # method options that the columns of VARIANTS show
 
 Shots = int | str
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
-class Setting:
-    """The runs of one setting, by seed: one row of a table."""
+class Row:
+    """The runs of one configuration, one or more for each seed, by seed."""
 
     runs: tuple[RunRecord, ...]
-    series: Hashable = ()                # equal for the settings that differ in nothing but the shots
-    mark: str = ""                       # the options that tell the row from another that is alike in every column
-    code: str = ""                       # tells it from one that is alike in its options too
+    curve: Hashable = ()                 # equal for rows that differ only in the number of shots
+    options_suffix: str = ""             # " (image_parts=1)": options of a row whose columns equal those of another
+    hash_suffix: str = ""                # " [1a2b3c]": of a row whose options equal those of another too
 
     @property
     def first(self) -> RunRecord:
@@ -40,7 +44,12 @@ class Setting:
         return self.first.label + " †" * self.first.transductive
 
     @property
-    def place(self) -> str:
+    def identity(self) -> tuple:
+        return _fields(self.first, IDENTITY)
+
+    @property
+    def benchmark(self) -> str:
+        """The data set, world, backbone and protocol in words: rows of one benchmark are compared with each other."""
         world = "" if self.first.world is None else f" · world {self.first.world}"
         protocol = "" if self.first.protocol == "few_shot" else f" · {self.first.protocol.replace('_', ' ')}"
         if self.first.trained_on:
@@ -57,7 +66,7 @@ class Setting:
         return len({run.seed for run in self.runs})
 
     def values(self, metric: str) -> list[float]:
-        """In %, a run each."""
+        """The metric of each run, in %."""
         return [100 * run.metrics[metric] for run in self.runs]
 
     def percent(self, metric: str) -> tuple[float, float | None]:
@@ -66,99 +75,92 @@ class Setting:
         return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def settings(records: Sequence[RunRecord]) -> list[Setting]:
-    """The settings by data set, world, backbone and protocol, then by shots, then by the headline metric."""
-    # a copied run folder is no further seed: what differs in nothing but place, time and versions counts once
-    once = {repr(replace(record, run="", train_seconds=0, versions={})): record for record in reversed(records)}
-    ordered = sorted(once.values(), key=lambda record: (record.seed, record.run))
-    rows = [Setting(tuple(runs)) for runs in _grouped(
-        ordered, lambda run: (_fields(run, SETTING), run.setting or sorted(run.options.items())))]
-    told = [row for alike in _grouped(rows, lambda row: _fields(row.first, COLUMNS)) for row in _marked(alike)]
-    return sorted(told, key=_order)
+def rows_of(records: Sequence[RunRecord]) -> list[Row]:
+    """The rows by data set, world, backbone and protocol, then by shots, then by the headline metric."""
+    # a copied run folder is not another seed: records that differ only in folder, time and versions count once
+    unique = {repr(replace(record, run="", train_seconds=0, versions={})): record for record in reversed(records)}
+    ordered = sorted(unique.values(), key=lambda record: (record.seed, record.run))
+    found = [Row(tuple(runs)) for runs in grouped(
+        ordered, lambda run: (_fields(run, IDENTITY), run.setting or sorted(run.options.items())))]
+    same_columns = grouped(found, lambda row: _fields(row.first, COLUMNS))
+    return sorted((row for group in same_columns for row in _with_suffixes(group)), key=_order)
 
 
-def _marked(alike: list[Setting]) -> list[Setting]:
-    """Rows that no column but the shots tells apart, with their series and with what tells these apart."""
-    groups = _grouped(alike, lambda row: sorted(row.first.options.items()))
-    marked = []
-    for rows in groups:
-        mark = _options(rows[0].first) if len(groups) > 1 else ""
-        codes = {row: max(run.series for run in row.runs) for row in rows}           # older lines have none
-        clear = len({row.first.shots for row in rows}) == len(rows) and len({*codes.values()} - {""}) < 2
-        for row in rows:
-            code = "" if clear else codes[row] or row.first.setting
-            series = (*_fields(row.first, COLUMNS), repr(sorted(row.first.options.items())), code)
-            marked.append(replace(row, series=series, mark=mark, code=f" [{code[:6]}]" if code else ""))
-    return marked
+def _with_suffixes(same_columns: list[Row]) -> list[Row]:
+    """Rows that are equal in every column but the shots, each with its curve and suffixes."""
+    groups = grouped(same_columns, lambda row: sorted(row.first.options.items()))
+    finished = []
+    for group in groups:
+        options = group[0].first.options
+        suffix = _in_brackets(options, options.keys() - OPTIONS_IN_COLUMNS) if len(groups) > 1 else ""
+        hashes = {row: max(run.series for run in row.runs) for row in group}      # "" in records of older versions
+        one_curve = len({row.first.shots for row in group}) == len(group) and len({*hashes.values()} - {""}) < 2
+        for row in group:
+            code = "" if one_curve else hashes[row] or row.first.setting
+            curve = (*_fields(row.first, COLUMNS), repr(sorted(options.items())), code)
+            finished.append(replace(row, curve=curve, options_suffix=suffix,
+                                    hash_suffix=f" [{code[:6]}]" if code else ""))
+    return finished
 
 
-def _options(record: RunRecord) -> str:
-    """The method's options that no column shows: "(image_parts=1)"."""
-    return _told({name: value for name, value in record.options.items() if name not in SHOWN_OPTIONS})
+def _in_brackets(options: Mapping[str, Any], shown: Iterable[str]) -> str:
+    words = [f"{name}={value}" for name, value in options.items() if name in set(shown)]
+    return f" ({', '.join(words)})" if words else ""
 
 
-def _told(options: dict) -> str:
-    return f" ({', '.join(f'{name}={value}' for name, value in options.items())})" if options else ""
-
-
-def _order(row: Setting) -> tuple:
+def _order(row: Row) -> tuple:
     first = row.first
-    place = (first.data, -1 if first.world is None else first.world, first.backbone,
-             first.protocol != "few_shot", first.protocol, first.trained_on)
-    return (*place, shots_order(first.shots), row.percent(row.headline)[0], first.label)
+    benchmark = (first.data, -1 if first.world is None else first.world, first.backbone,
+                 first.protocol != "few_shot", first.protocol, first.trained_on)
+    return (*benchmark, shots_order(first.shots), row.percent(row.headline)[0], first.label)
 
 
 def shots_order(shots: Shots) -> float:
     return math.inf if isinstance(shots, str) else shots
 
 
-def shot_counts(rows: Iterable[Setting]) -> list[Shots]:
+def shot_counts(rows: Iterable[Row]) -> list[Shots]:
     """The numbers of shots that occur, ascending, zero-shot left out."""
     return sorted({row.first.shots for row in rows} - {0}, key=shots_order)
 
 
-def by_series(rows: Iterable[Setting]) -> list[dict[Shots, Setting]]:
-    """The settings of each series by their shots."""
-    return [{row.first.shots: row for row in group} for group in _grouped(rows, lambda row: row.series)]
+def by_curve(rows: Iterable[Row]) -> list[dict[Shots, Row]]:
+    """The rows of each curve by their shots."""
+    return [{row.first.shots: row for row in group} for group in grouped(rows, lambda row: row.curve)]
 
 
 def variant(record: RunRecord, name: str) -> str:
-    # a recipe is worth a column only where one is not the method's own
+    """What the column `name` of VARIANTS shows: "own" for the method's own recipe, "-" for nothing."""
     own = (None, "none", record.method, re.sub(r"\W", "_", record.label.lower()))
     if name == "recipe" and record.recipe in own:
         return "own"
     return getattr(record, name) or "-"
 
 
-def varying(rows: Iterable[Setting]) -> list[str]:
+def varying(rows: Iterable[Row]) -> list[str]:
     """The names of VARIANTS in which the rows differ."""
-    rows = list(rows)
-    return [name for name in VARIANTS if len({variant(row.first, name) for row in rows}) > 1]
+    differ = _differing([{name: variant(row.first, name) for name in VARIANTS} for row in rows])
+    return [name for name in VARIANTS if name in differ]
 
 
-def names(rows: Sequence[Setting]) -> dict[Setting, str]:
-    """A name to each series that tells its method from those of the others: "XR-VLM (head=alignment)".
+def display_names(rows: Sequence[Row]) -> dict[Row, str]:
+    """The name of each row's method, different for each curve: "XR-VLM (head=alignment)".
 
-    Options tell a method's rows apart as far as they do, then the variants. A row that changes nothing is plain.
+    A name holds the options in which rows of one label differ, then the variants in which rows of equal options differ.
+    A row with the default options has the plain label.
     """
     named = {}
-    for alike in _grouped(rows, lambda row: row.label):
-        every = {name for row in alike for name in row.first.options}
-        differ = {name for name in every if len({repr(row.first.options.get(name, ...)) for row in alike}) > 1}
-        told = {row: _told({name: value for name, value in row.first.options.items() if name in differ})
-                for row in alike}
-        also = {name for group in _grouped(alike, told.__getitem__) for name in varying(group)}
-        for row in alike:
-            words = [row.label, *(variant(row.first, name) for name in VARIANTS if name in also)]
-            named[row] = ", ".join(words) + told[row] + row.code
+    for same_label in grouped(rows, lambda row: row.label):
+        differ = _differing([row.first.options for row in same_label])
+        options = {row: _in_brackets(row.first.options, differ) for row in same_label}
+        variants = {name for same_options in grouped(same_label, options.__getitem__) for name in varying(same_options)}
+        for row in same_label:
+            words = [row.label, *(variant(row.first, name) for name in VARIANTS if name in variants)]
+            named[row] = ", ".join(words) + options[row] + row.hash_suffix
     return named
 
 
-def _fields(record: RunRecord, fields: Sequence[str]) -> tuple:
-    return tuple(getattr(record, name) for name in fields)
-
-
-def _grouped(items: Iterable[T], key: Callable[[T], object]) -> list[list[T]]:
+def grouped(items: Iterable[T], key: Callable[[T], object]) -> list[list[T]]:
     """The items of equal key together, in the order in which the keys occur first."""
     groups: dict[str, list[T]] = {}
     for item in items:
@@ -166,59 +168,75 @@ def _grouped(items: Iterable[T], key: Callable[[T], object]) -> list[list[T]]:
     return list(groups.values())
 
 
-NO_SETTING = ("runs", "seed", "shots", "force", "device", "workers", "method")    # or told by the record
+def _fields(record: RunRecord, fields: Sequence[str]) -> tuple:
+    return tuple(getattr(record, name) for name in fields)
 
 
-def told_apart(records: Sequence[RunRecord], root: Path) -> list[RunRecord]:
-    """The records, with such options among their `options`: "templates=ensemble" for text.templates.
+def _differing(mappings: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The keys whose values are not equal in all mappings; a key that one of them lacks is among these."""
+    keys = {key for mapping in mappings for key in mapping}
+    return {key for key in keys if len({repr(mapping.get(key, ...)) for mapping in mappings}) > 1}
 
-    Where two series of one data set are alike in all that a record tells, every option in which they differ is told of
-    both, and of the same method on other data sets and with other prompts. Where a file is missing the records stay as
-    they are, and tables tell the rows apart by codes. `root` is what the runs' paths are relative to.
+
+# ---- options that only the config.yaml of a run tells
+
+# top-level keys of config.yaml that a record has as a field, or that do not change a result
+NOT_COMPARED = ("runs", "seed", "shots", "force", "device", "workers", "method")
+
+
+def with_distinguishing_options(records: Sequence[RunRecord], root: Path) -> list[RunRecord]:
+    """The records; where they cannot tell two series apart, with what differs in the config.yaml of their runs.
+
+    Such an option is added to `options`, "templates=ensemble" for text.templates, of both series and of the same method
+    on other data sets and with other prompts. Where a config.yaml is missing or damaged the records stay as they are,
+    and tables tell the rows apart by a hash. `root` is the folder that the runs' paths are relative to.
     """
-    alike: dict[str, list[RunRecord]] = {}
-    for record in records:
-        fields = [getattr(record, name) for name in COLUMNS if name not in ("data", "world", "prompts")]
-        alike.setdefault(repr((fields, sorted(record.options.items()))), []).append(record)
-    told = {record.run: options for group in alike.values() for record, options in _differing(group, root)}
-    return [replace(record, options=record.options | told.get(record.run, {})) for record in records]
+    fields = [name for name in COLUMNS if name not in ("data", "world", "prompts")]
+    same_method = grouped(records, lambda record: (_fields(record, fields), sorted(record.options.items())))
+    added = {run: options for group in same_method for run, options in _config_differences(group, root).items()}
+    return [replace(record, options=record.options | added.get(record.run, {})) for record in records]
 
 
-def _differing(group: Sequence[RunRecord], root: Path) -> list[tuple[RunRecord, dict[str, Any]]]:
-    places: dict[tuple, dict[str, RunRecord]] = {}           # of what a table holds apart, a run of each series
-    for record in group:
-        places.setdefault((record.data, record.world, record.prompts), {}).setdefault(record.series, record)
-    if all(len(series) == 1 for series in places.values()) or any("" in series for series in places.values()):
-        return []
+def _config_differences(records: Sequence[RunRecord], root: Path) -> dict[str, dict[str, Any]]:
+    """The options by run in which series of one table differ; empty where each table has one series."""
+    tables = [{record.series: record for record in reversed(group)}
+              for group in grouped(records, lambda record: (record.data, record.world, record.prompts))]
+    if all(len(table) == 1 for table in tables) or any("" in table for table in tables):
+        return {}
     try:
-        read = {code: _read(root, record)
-                for series in places.values() for code, record in series.items()}
+        configs = {series: _config(root, record) for table in tables for series, record in table.items()}
     except (OSError, ValueError, AttributeError, yaml.YAMLError):
-        return []
-    keys = sorted({key for series in places.values() for key in {name for code in series for name in read[code]}
-                   if len({repr(read[code].get(key)) for code in series}) > 1
-                   and (key != "data.root" or len({record.tested for record in series.values()}) > 1)})
-    return [(record, {key.rpartition(".")[2]: _short(read[record.series].get(key), 1 + (key == "data.root"))
-                      for key in keys})
-            for record in group]
+        return {}
+    keys = sorted({key for table in tables for key in _differing_keys(table, configs)})
+    return {record.run: {key.rpartition(".")[2]: _short(key, configs[record.series].get(key)) for key in keys}
+            for record in records}
 
 
-def _read(root: Path, record: RunRecord) -> dict[str, Any]:
-    options = _flat(yaml.safe_load((root / record.run / "config.yaml").read_text(encoding="utf-8")))
-    steps = record.recipe != "none"          # without any a recipe is not read
-    return {key: value for key, value in options.items() if steps or not key.startswith("recipe.")}
+def _differing_keys(table: Mapping[str, RunRecord], configs: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    keys = _differing([configs[series] for series in table])
+    same_images = len({record.tested for record in table.values()}) == 1
+    return keys - {"data.root"} if same_images else keys
 
 
-def _flat(options: dict[str, Any], before: str = "") -> dict[str, Any]:
+def _config(root: Path, record: RunRecord) -> dict[str, Any]:
+    """The options of the run's config.yaml that may distinguish it, by their full keys, without those that are null."""
+    config = yaml.safe_load((root / record.run / "config.yaml").read_text(encoding="utf-8"))
+    options = _flat({name: value for name, value in config.items() if name not in NOT_COMPARED})
+    # of the data only the root may differ within a table; a method without training steps ignores the recipe
+    ignored = ("data.", "recipe.") if record.recipe == "none" else ("data.",)
+    return {key: value for key, value in options.items()
+            if value is not None and (key == "data.root" or not key.startswith(ignored))}
+
+
+def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for name, value in options.items():
-        if before == "data.":
-            flat |= {"data.root": value} if name == "root" else {}
-        elif before or name not in NO_SETTING:
-            flat |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
 
 
-def _short(value: Any, parts: int) -> Any:
-    """The last `parts` of a path."""
-    return "/".join(Path(value).parts[-parts:]) if isinstance(value, str) and "/" in value else value
+def _short(key: str, value: Any) -> Any:
+    """The name of a file, and the last two folders of data.root."""
+    if isinstance(value, str) and "/" in value:
+        return "/".join(Path(value).parts[-2 if key == "data.root" else -1:])
+    return value

@@ -1,4 +1,4 @@
-"""What a report shows of one run, read from its folder, before it becomes Markdown or HTML."""
+"""The section of one run in a report, read from the run's folder, whatever the report's format."""
 
 import base64
 import contextlib
@@ -7,48 +7,51 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
 import torch
 
 from xrvlm import files
-from xrvlm.data.dataset import SPLIT_FIX
-from xrvlm.errors import UserError
+from xrvlm.data.dataset import split_fix
+from xrvlm.errors import UserError, option
 from xrvlm.evaluation import metrics
-from xrvlm.experiments.record import LOSSES, METRICS_FILE, PREDICTIONS
+from xrvlm.evaluation.metrics import METRICS_FILE, PREDICTIONS
+from xrvlm.experiments.record import LOSSES
 from xrvlm.files import read_json, sha256
 from xrvlm.reporting.paired import Outcomes, read_outcomes
 from xrvlm.reporting.plots import figures as plots
 from xrvlm.reporting.plots import report as plots_report
-from xrvlm.reporting.results import SETTING, Setting
+from xrvlm.reporting.results import Row
 from xrvlm.views import ImageSource, decode
 
-LISTED = 10                     # confused pairs, and worst classes, that are named
+LISTED = 10                     # confused pairs, and worst classes, in the Markdown tables
 PICTURED = 6                    # confused pairs with photos
-PHOTOS = 3                      # of each of these
-SIDE = 128                               # pixels of a copy's longer side
-MOST_BYTES = 5_000_000                   # of all copies of a page
+PHOTOS = 3                      # photos of each of these
+SIDE = 128                      # pixels of a photo's longer side
+MOST_BYTES = 5_000_000          # of all photos of a page
 
 
 class Album:
-    """Reads the test images of runs through `source_of`, which finds the images of a run's folder.
+    """Small copies of the test images of runs, as data URIs.
 
-    `source_of` may raise UserError where they are not to be had; None: no photos are wanted.
+    `source_of` returns the image source of a run's folder, or raises UserError if the images cannot be read. None: no
+    photos are wanted.
     """
 
     def __init__(self, source_of: Callable[[Path], ImageSource] | None, *, most_bytes: int = MOST_BYTES):
-        self.source_of, self.left = source_of, most_bytes
+        self.source_of, self.bytes_left = source_of, most_bytes
         self._copies: dict[str, str] = {}                # by the hash of the image file
-        self._folder: Path | None = None                 # whose source and hashes are at hand
+        self._folder: Path | None = None                 # the one that _source and _hashes belong to
 
     def photo(self, folder: Path, image: str) -> str:
-        """The image as a data URI; UserError, which says why, where there is none."""
+        """The image as a data URI; UserError with the reason if there is none."""
         if self.source_of is None:
-            raise UserError("photos were not asked for")
+            raise UserError(f"the report was made with {option('photos', False)}")
         if folder != self._folder:
             self._source = self.source_of(folder)
-            record = read_json(folder / "split.json", SPLIT_FIX)
+            record = read_json(folder / "split.json", split_fix())
             self._hashes = {entry["path"]: entry["sha256"] for entry in record["test"]}
             self._folder = folder
         if (expected := self._hashes.get(image)) is None:
@@ -56,7 +59,7 @@ class Album:
         if expected not in self._copies:
             data = self._source.read(image)
             if sha256(data) != expected:
-                raise UserError(f"{image} is no longer the image that the run was tested on")
+                raise UserError(f"{image} is not the image that the run was tested on: its hash has changed")
             self._copies[expected] = self._copy(data, image)
         return self._copies[expected]
 
@@ -64,9 +67,9 @@ class Album:
         photo, file = decode(data, image), BytesIO()
         photo.thumbnail((SIDE, SIDE))
         photo.save(file, "JPEG", quality=80)
-        if (size := file.tell()) > self.left:
-            raise UserError("the page holds as many photos as it may")
-        self.left -= size
+        if (size := file.tell()) > self.bytes_left:
+            raise UserError("the photos of this page have reached their size limit")
+        self.bytes_left -= size
         return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
@@ -79,29 +82,30 @@ class Picture:
 
 @dataclass(frozen=True)
 class Confused:
-    """A pair of classes with photos (data URIs) of the first that were taken for the second."""
+    """A pair of classes with photos (data URIs) of the true class that were predicted as the other."""
 
     true: str
     predicted: str
     count: int
     share: float                         # of the images of the true class, 0..1
     photos: list[str]
-    known: list[str]                     # a photo of the second class that was recognised
+    known: list[str]                     # a photo of the predicted class that was predicted correctly
 
 
 @dataclass
 class Section:
-    """One run: the first seed's of a setting."""
+    """The run of a row's first seed."""
 
-    row: Setting
+    row: Row
     name: str
     folder: Path
-    missing: list[tuple[str, str]] = field(default_factory=list)     # files, and why not read; "" where there is none
+    missing: list[tuple[str, str]] = field(default_factory=list)     # files, and why not read; "": no such file
     pictures: list[Picture] = field(default_factory=list)
     classes: list[dict] = field(default_factory=list)                # the rows of metrics.per_class, the worst first
     confused: list[dict] | None = None                               # the rows of metrics.most_confused
     photographed: list[Confused] = field(default_factory=list)
     no_photos: str = ""                                              # why there are none, or not all
+    outcomes: Outcomes | None = None
 
     @property
     def anchor(self) -> str:
@@ -112,34 +116,38 @@ class Section:
         return self.classes[:LISTED]
 
 
-def read_section(row: Setting, name: str, root: Path, out: Path, album: Album) -> Section:
-    """The section of the run of the first seed; `root` is what its path is relative to. Pictures go to `out`."""
+def read_section(row: Row, name: str, root: Path, out: Path, album: Album) -> Section:
+    """The section of the row's first seed, whose run is below `root`; pictures are written to `out`."""
     section = Section(row, name, root / row.first.run)
-    slug = f"{slugged(row.place, name)}-{files.digest([getattr(row.first, field) for field in SETTING])[:8]}"
-    outcomes = None
-    for file in (PREDICTIONS, LOSSES, METRICS_FILE):
-        path = section.folder / file
-        steps = row.first.learned_parameters and row.first.protocol != "transfer"
-        if file == LOSSES and (not steps or (section.folder.is_dir() and not path.is_file())):    # a closed form
-            continue
-        if not path.is_file():
-            section.missing.append((file, ""))
-            continue
-        try:
-            if file == PREDICTIONS:
-                outcomes = read_outcomes(path)
-                _draw_outcomes(section, outcomes, out, slug)
-            elif file == LOSSES:
-                _keep(section, _losses(path, name), out, slug, "training loss")
-            else:
-                _read_classes(section, path)
-        except (OSError, ValueError, LookupError, TypeError, csv.Error) as error:
-            if isinstance(error, UserError):     # a full disk is no fault of the run's
-                raise
-            section.missing.append((file, f"{type(error).__name__}: {error}"))
-    if outcomes is not None and section.confused:
-        _photograph(section, outcomes, album)
+    slug = f"{slugged(row.benchmark, name)}-{files.digest(row.identity)[:8]}"
+    _read(section, PREDICTIONS, partial(_draw_outcomes, section, out, slug))
+    if _should_have_losses(section):
+        _read(section, LOSSES, partial(_draw_losses, section, out, slug))
+    _read(section, METRICS_FILE, partial(_read_classes, section))
+    if section.outcomes is not None and section.confused:
+        _photograph(section, section.outcomes, album)
     return section
+
+
+def _should_have_losses(section: Section) -> bool:
+    """False without training steps. A method whose folder lacks the file is solved in closed form."""
+    first, folder = section.row.first, section.folder
+    trained = first.learned_parameters > 0 and first.protocol != "transfer"
+    return trained and ((folder / LOSSES).is_file() or not folder.is_dir())
+
+
+def _read(section: Section, file: str, read: Callable[[Path], None]) -> None:
+    """Call `read` with the path of `file`; a missing or damaged file is noted in the section."""
+    path = section.folder / file
+    if not path.is_file():
+        section.missing.append((file, ""))
+        return
+    try:
+        read(path)
+    except UserError:                    # a full disk: the run is not damaged
+        raise
+    except (OSError, ValueError, LookupError, TypeError, csv.Error) as error:
+        section.missing.append((file, f"{type(error).__name__}: {error}"))
 
 
 def slugged(*words: str) -> str:
@@ -152,8 +160,9 @@ def _keep(section: Section, figure: plots.Figure, out: Path, slug: str, shows: s
     section.pictures.append(Picture(path, f"{shows} of {section.name}"))
 
 
-def _draw_outcomes(section: Section, outcomes: Outcomes, out: Path, slug: str) -> None:
-    known: list[str] = []        # in the order of the data set, those that no image shows included
+def _draw_outcomes(section: Section, out: Path, slug: str, path: Path) -> None:
+    section.outcomes = outcomes = read_outcomes(path)
+    known: list[str] = []        # in the order of the data set, with those that have no test image
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         content = json.loads((section.folder / METRICS_FILE).read_text(encoding="utf-8"))
         known = [row["class"] for row in content["per_class"]]
@@ -167,12 +176,12 @@ def _draw_outcomes(section: Section, outcomes: Outcomes, out: Path, slug: str) -
     _keep(section, plots_report.reliability(bins, title=section.name), out, slug, "reliability diagram")
 
 
-def _losses(path: Path, name: str) -> plots.Figure:
+def _draw_losses(section: Section, out: Path, slug: str, path: Path) -> None:
     with path.open(newline="", encoding="utf-8") as file:
         rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
     if not rows or not all({"epoch", "loss"} <= row.keys() for row in rows):
         raise ValueError("no epochs")
-    return plots.losses({name: rows}, title=name)
+    _keep(section, plots.losses({section.name: rows}, title=section.name), out, slug, "training loss")
 
 
 def _read_classes(section: Section, path: Path) -> None:
@@ -190,7 +199,7 @@ def _photograph(section: Section, outcomes: Outcomes, album: Album) -> None:
         images = (outcomes.by_pair.get((true, predicted), [])[:PHOTOS],
                   outcomes.by_pair.get((predicted, predicted), [])[:1])
         try:
-            photos, known = ([album.photo(section.folder, image) for image in part] for part in images)
+            photos, known = ([album.photo(section.folder, image) for image in group] for group in images)
         except UserError as error:
             section.no_photos = str(error)
             return

@@ -1,1 +1,1 @@
-"""The language side: class names and sentences, and prompts that are learned or fixed."""
+"""Text of the classes: names and sentences, and prompts that are learned or fixed."""

@@ -1,69 +1,105 @@
-"""The language side of a data set: class names, templates, descriptions and part sentences, by name or by path."""
+"""The text of a data set's classes: names, templates, descriptions and part sentences, by shipped name or path."""
 
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from xrvlm.errors import UserError, unknown
+from xrvlm.errors import UserError, option, unknown
 from xrvlm.files import packaged, read_json, user_path
+
+TEMPLATES = "photo"                      # the list of templates unless another is asked for
 
 
 @dataclass(frozen=True)
 class ClassText:
-    """The language side of a data set, rendered once."""
+    """The text of a data set's classes, with the templates filled in."""
 
-    names: tuple[str, ...]                             # the classes as the data set calls them
-    prompts: tuple[tuple[str, ...], ...]               # per class, full sentences: an ensemble
-    parts: tuple[tuple[str, ...], ...] | None = None   # per class, one sentence a part
+    names: tuple[str, ...]                             # class names, spelt as in the data set
+    prompts: tuple[tuple[str, ...], ...]               # per class, sentences whose features are averaged
+    parts: tuple[tuple[str, ...], ...] | None = None   # per class, one sentence for each part
     part_names: tuple[str, ...] | None = None
-    kind: Literal["names", "descriptions"] = "names"   # what `prompts` were made of: for the run's record
+    kind: Literal["names", "descriptions"] = "names"   # the source of `prompts`, for the run's record
 
 
-def class_text(classes: Sequence[str], *, templates: str | Sequence[str] = "photo",
+def class_text(classes: Sequence[str], *, templates: str | Sequence[str] = TEMPLATES,
                descriptions: str | Mapping[str, Any] | None = None,
                parts: str | Mapping[str, Any] | None = None) -> ClassText:
-    """Sentences for `classes`: each name in each template, or its `descriptions` where these are given.
+    """Sentences for `classes`: each name in each template, or the class's `descriptions` if given.
 
-    `templates`: a shipped list, a .txt file, one template or several. `descriptions`: {class: sentence or sentences}.
-    `parts`: {class: {part: sentence}}. Both as a .json file, by shipped name, or in memory; further classes in them
-    are allowed, a missing one raises UserError.
+    Args:
+        classes: class names; `_` is read as a space.
+        templates: name of a shipped list, a .txt file, one template or several.
+        descriptions: {class: sentence or sentences}, as a .json file, a shipped name or a mapping.
+        parts: {class: {part: sentence}}, in the same forms. Both may have more classes than `classes`.
+
+    Raises:
+        UserError: a file or name is unknown, a template is malformed, a class has no entry, or classes differ in parts.
     """
-    names = tuple(classes)
+    names = () if isinstance(classes, str) else tuple(classes)
+    if not names:
+        raise UserError(f"classes must be a list of class names, found {classes!r}")
     check_unique(names, "class names")
     prompts = _render(names, templates) if descriptions is None else _described(names, descriptions)
     part_names, sentences = (None, None) if parts is None else _part_sentences(names, parts)
     return ClassText(names, prompts, sentences, part_names, "names" if descriptions is None else "descriptions")
 
 
+def text_maker(text: Callable[[Sequence[str]], ClassText] | Mapping[str, Any], roots: Sequence[Path | None] = (),
+               ) -> Callable[[Sequence[str]], ClassText]:
+    """A function from class names to their text: `text` itself, or `class_text` with the options in it.
+
+    A file of descriptions or parts is looked for as it is named, then in the first of the folders `roots` that has it.
+    """
+    if not isinstance(text, Mapping):
+        return text
+    found = {name: value for name, value in text.items() if value is not None}
+    for name in ("descriptions", "parts"):
+        value = found.get(name)
+        if isinstance(value, str) and not user_path(value).is_file():
+            paths = [root / value for root in roots if root is not None]
+            found[name] = next((str(path) for path in paths if path.is_file()), value)
+    return partial(class_text, **found)
+
+
+def saved_text(text: Callable) -> dict[str, Any]:
+    """The options of a `text_maker` that can be read again in another process: names, and absolute paths of files."""
+    made, given = (text.func, text.keywords) if isinstance(text, partial) else (text, {})
+    options = {"templates": TEMPLATES, **given} if made is class_text else {}
+    return {name: str(user_path(value).resolve()) if user_path(value).is_file() else value
+            for name, value in options.items() if isinstance(value, str)}
+
+
 def templates(name_or_path: str) -> tuple[str, ...]:
-    """A shipped template list (prompts/templates/<name>.txt) or a .txt file: one sentence a line, each with one {}."""
+    """A shipped template list (prompts/templates/<name>.txt) or a .txt file: one sentence per line, with one {}."""
     path = _find(name_or_path, "templates", ".txt", "template list")
     found = _lines(path)
     if not found:
-        raise UserError(f"{path} holds no template; write one a line, such as 'a photo of a {{}}.'")
+        raise UserError(f"{path} holds no template; write one per line, such as 'a photo of a {{}}.'")
     return tuple(_checked_template(line, f"in {path}") for line in found)
 
 
 def class_names(name_or_path: str) -> tuple[str, ...]:
-    """A shipped list of class names (prompts/class_names/<name>.txt) or a .txt file: one name a line."""
+    """A shipped list of class names (prompts/class_names/<name>.txt) or a .txt file: one name per line."""
     path = _find(name_or_path, "class_names", ".txt", "class-name list")
     found = tuple(_lines(path))
     if not found:
-        raise UserError(f"{path} holds no class name; write one a line, in the sorted order of the class folders")
+        raise UserError(f"{path} holds no class name; write one per line, in the sorted order of the class folders")
     check_unique(found, f"class names in {path}")
     return found
 
 
 def name_classes(folders: Sequence[str], names: str | Sequence[str] | Mapping[str, str] | None) -> tuple[str, ...]:
-    """What to call each of `folders`: their own names, a list in their order, a shipped list, or a .txt or .json file.
+    """The class name of each of `folders`.
 
-    Raises UserError that says what differs where the names do not fit the folders.
+    `names` is None (the folder names), a list in the order of `folders`, a mapping, a shipped list, or a .txt or .json
+    file. Raises UserError if the names do not fit the folders.
     """
     if names is None:
         return tuple(folders)
-    origin = names if isinstance(names, str) else "data.class_names"
+    origin = names if isinstance(names, str) else option("data.class_names")
     if isinstance(names, str) and names.lower().endswith(".json"):
         names = _read_mapping(names, "class_names", "class-name list")
     if isinstance(names, Mapping):
@@ -71,7 +107,7 @@ def name_classes(folders: Sequence[str], names: str | Sequence[str] | Mapping[st
     else:
         chosen = class_names(names) if isinstance(names, str) else tuple(names)
         if len(chosen) != len(folders):
-            raise UserError(f"{origin} holds {len(chosen)} names for {len(folders)} classes; give one name a class, "
+            raise UserError(f"{origin} holds {len(chosen)} names for {len(folders)} classes; give one name per class, "
                             f"in this order: {few(folders, 10)}")
     wrong = [name for name in chosen if not isinstance(name, str) or not name.strip()]
     if wrong:
@@ -81,7 +117,7 @@ def name_classes(folders: Sequence[str], names: str | Sequence[str] | Mapping[st
 
 
 def readable(name: str) -> str:
-    """A class name as it stands in a sentence: `_` becomes a space, accents one character whatever the file system."""
+    """A class name for use in a sentence: `_` becomes a space, and accented letters are composed (Unicode NFC)."""
     return unicodedata.normalize("NFC", name).replace("_", " ")
 
 
@@ -92,21 +128,22 @@ def few(names: Iterable[str], limit: int = 5) -> str:
 
 
 def check_unique(names: Sequence[str], what: str) -> None:
-    """UserError where two of `names` read the same."""
+    """UserError if two of `names` are equal after `readable`."""
     seen: dict[str, str] = {}
     for name in names:
         if (key := readable(name)) in seen:
-            raise UserError(f"duplicate {what}: {seen[key]!r} and {name!r}; give every class a name of its own")
+            raise UserError(f"duplicate {what}: {seen[key]!r} and {name!r}; give every class its own name")
         seen[key] = name
 
 
 def _render(names: tuple[str, ...], wanted: str | Sequence[str]) -> tuple[tuple[str, ...], ...]:
     if not isinstance(wanted, str):
-        chosen = tuple(_checked_template(line, "in text.templates") for line in wanted)
+        chosen = tuple(_checked_template(line, f"in {option('text.templates')}") for line in wanted)
         if not chosen:
-            raise UserError("text.templates is empty; give one template at least, such as 'a photo of a {}.'")
-    elif "{" in wanted:    # no list is called so: the template itself
-        chosen = (_checked_template(wanted, "in text.templates"),)
+            raise UserError(f"{option('text.templates')} is empty; give at least one template, such as "
+                            "'a photo of a {}.'")
+    elif "{" in wanted:    # a template rather than the name of a list
+        chosen = (_checked_template(wanted, f"in {option('text.templates')}"),)
     else:
         chosen = templates(wanted)
     return tuple(tuple(template.format(readable(name)) for template in chosen) for name in names)
@@ -114,7 +151,7 @@ def _render(names: tuple[str, ...], wanted: str | Sequence[str]) -> tuple[tuple[
 
 def _checked_template(line: str, where: str) -> str:
     if line.count("{}") != 1 or line.count("{") != 1 or line.count("}") != 1:
-        raise UserError(f"template {line!r} {where} must hold exactly one {{}}, where the class name goes")
+        raise UserError(f"template {line!r} {where} must hold exactly one {{}}, for the class name")
     return line
 
 
@@ -137,7 +174,7 @@ def _part_sentences(names: tuple[str, ...], parts: str | Mapping[str, Any],
     rows = [table[readable(name)] for name in names]
     for name, row in zip(names, rows, strict=True):
         if not isinstance(row, Mapping) or not row:
-            raise UserError(f"the parts of class {name!r} in {where} must be {{part: sentence}}, one part at least")
+            raise UserError(f"the parts of class {name!r} in {where} must be {{part: sentence}}, at least one")
         for part, text in row.items():
             if not _is_sentence(part) or not _is_sentence(text):
                 raise UserError(f"part {part!r} of class {name!r} in {where} must have a name and a sentence, found "
@@ -150,15 +187,15 @@ def _check_same_parts(expected: tuple[str, ...], found: tuple[str, ...], whose: 
     if missing := [part for part in expected if part not in found]:
         raise UserError(f"{whose} has no part {few(map(repr, missing))}; every class needs the same parts")
     if extra := [part for part in found if part not in expected]:
-        raise UserError(f"{whose} has the part {few(map(repr, extra))}, which the classes before it lack; "
+        raise UserError(f"{whose} has the part {few(map(repr, extra))}, which earlier classes do not have; "
                         "every class needs the same parts")
     if found != expected:
         raise UserError(f"{whose} has its parts in the order {few(found, 20)}; write them as {few(expected, 20)}")
 
 
 def _class_table(names: tuple[str, ...], given: str | Mapping[str, Any], kind: str) -> tuple[dict[str, Any], str]:
-    """The entries of `given` by readable class name, and what to call it in an error. Every one of `names` is there."""
-    where = given if isinstance(given, str) else f"text.{kind}"
+    """Entries of `given` by readable class name, and the name of its source for errors. Checks that none is missing."""
+    where = given if isinstance(given, str) else option(f"text.{kind}")
     mapping = _read_mapping(given, kind, f"{kind} file") if isinstance(given, str) else given
     if wrong := [name for name in mapping if not _is_sentence(name)]:
         raise UserError(f"{wrong[0]!r} in {where} is no class name; write every name as text")
@@ -166,7 +203,7 @@ def _class_table(names: tuple[str, ...], given: str | Mapping[str, Any], kind: s
     table = {readable(name): entry for name, entry in mapping.items()}
     if missing := [name for name in names if readable(name) not in table]:
         raise UserError(f"no {kind} for {len(missing)} of {len(names)} classes in {where}: "
-                        f"{few(map(repr, missing))}; add them, or call the classes as it does (data.class_names=)")
+                        f"{few(map(repr, missing))}; add them, or set {option('data.class_names')} to its names")
     return table, where
 
 
@@ -185,7 +222,7 @@ def _is_sentence(value: object) -> bool:
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a text file without blank ones and without the `#` comments at its head."""
+    """The lines of a text file without blank lines and without `#` comments at the start."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -197,14 +234,14 @@ def _lines(path: Path) -> list[str]:
 
 def _read_mapping(name_or_path: str, folder: str, kind: str) -> Mapping[str, Any]:
     path = _find(name_or_path, folder, ".json", kind)
-    content = read_json(path, "mend it or pass another file")
+    content = read_json(path, "correct it or pass another file")
     if not isinstance(content, Mapping):
         raise UserError(f"{path} must hold one JSON object with an entry for each class")
     return content
 
 
 def _find(name_or_path: str, folder: str, suffix: str, kind: str) -> Path:
-    """The file itself where a path was given, else the shipped one of that name."""
+    """The path, or the shipped file of that name."""
     if "/" in name_or_path or "\\" in name_or_path or name_or_path.lower().endswith((".txt", ".json")):
         path = user_path(name_or_path)
         if not path.is_file():

@@ -1,4 +1,4 @@
-"""The text parts of a class without a learned context: part descriptions, fixed or learned on, and free vectors."""
+"""Class prompts without a learned context: part descriptions, fixed or fine-tuned, and free vectors."""
 
 from typing import Literal, get_args
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xrvlm.backbones.base import FrozenCLIP
-from xrvlm.errors import UserError, unknown
+from xrvlm.errors import UserError, option, unknown
 from xrvlm.text.class_text import ClassText
 from xrvlm.text.learned_prompts import ClassPrompts, encode_prompts
 
@@ -15,7 +15,7 @@ PartPrompts = Literal["learned", "descriptions", "learned_from_descriptions", "v
 
 
 class PartDescriptions(ClassPrompts):
-    """One fixed sentence a part and class, encoded once."""
+    """One fixed sentence for each part of each class, encoded once."""
 
     label, open_classes = "part_descriptions", True
 
@@ -31,12 +31,12 @@ class PartDescriptions(ClassPrompts):
             self.features[part] = clip.encode_text(sentences)                              # (c, d)
 
     def for_classes(self, clip: FrozenCLIP, classes: ClassText) -> "PartDescriptions":
-        turned = PartDescriptions(clip, classes)
-        if turned.text_parts != self.text_parts or turned.part_names != self.part_names:
+        converted = PartDescriptions(clip, classes)
+        if converted.text_parts != self.text_parts or converted.part_names != self.part_names:
             raise UserError(f"the model was trained with the parts {self._named()}; the new classes have "
-                            f"{turned._named()}; describe them by the same parts in the same order")
-        turned.to(clip.device).prepare(clip)
-        return turned
+                            f"{converted._named()}; describe them by the same parts in the same order")
+        converted.to(clip.device).prepare(clip)
+        return converted
 
     def _named(self) -> str:
         return ", ".join(self.part_names or ()) or f"{self.text_parts} without names"
@@ -46,7 +46,7 @@ class PartDescriptions(ClassPrompts):
 
 
 class ClassSentences(ClassPrompts):
-    """One prompt a class: the mean of its sentences, as zero-shot reads them."""
+    """One feature per class: the mean of its sentences, as in zero-shot classification."""
 
     open_classes = True
     features: Tensor                     # (1, c, d)
@@ -60,19 +60,19 @@ class ClassSentences(ClassPrompts):
         self.features[0] = ensemble(clip, self.classes)                                   # (c, d)
 
     def for_classes(self, clip: FrozenCLIP, classes: ClassText) -> "ClassSentences":
-        turned = ClassSentences(clip, classes).to(clip.device)
-        turned.prepare(clip)
-        return turned
+        converted = ClassSentences(clip, classes).to(clip.device)
+        converted.prepare(clip)
+        return converted
 
     def forward(self, clip: FrozenCLIP) -> Tensor:
         return self.features
 
 
 class LearnedDescriptions(ClassPrompts):
-    """Learned vectors in place of the words of each part sentence, which start as those words.
+    """Learned vectors in place of the words of each part sentence, initialised with the word embeddings.
 
-    All prompts have as many vectors as the longest sentence has words. Those that a shorter one does not need stand
-    where its padding is: a causal tower never reads them, any other starts from the padding that it knows.
+    The number of vectors is that of the words in the longest sentence. In a shorter one the extra vectors replace
+    padding: a causal tower ignores them, and for others they are initialised with the embedding of padding.
     """
 
     label = "learned_from_descriptions"
@@ -81,7 +81,7 @@ class LearnedDescriptions(ClassPrompts):
         super().__init__()
         sentences = _sentences(clip, classes)
         self.text_parts = len(sentences)
-        # each part has sentences of its own, so that a prompt of a part and a class is a "class" to the tower
+        # the sentences differ by part too, so the tower treats each pair of part and class as a class
         self.layout, start = clip.sentence_layout([text for part in sentences for text in part])    # (g * c, l, w)
         self.vectors = nn.Parameter(start.unflatten(0, (self.text_parts, -1)))             # (g, c, l, w)
 
@@ -91,7 +91,7 @@ class LearnedDescriptions(ClassPrompts):
 
 
 class FreeVectors(ClassPrompts):
-    """Learned points of the joint space and no language at all: what the text tower adds is measured against them."""
+    """Learned points of the joint space without text: a baseline that shows what the text tower contributes."""
 
     label = "vectors"
 
@@ -105,7 +105,7 @@ class FreeVectors(ClassPrompts):
 
 
 class NoPrompts(ClassPrompts):
-    """For a head that reads the image alone."""
+    """For a head that uses only the image."""
 
     label = "none"
 
@@ -118,43 +118,43 @@ class NoPrompts(ClassPrompts):
 
 
 def ensemble(clip: FrozenCLIP, classes: ClassText) -> Tensor:
-    """(c, d) unit norm: the mean over the sentences of a class, each of unit norm before."""
+    """(c, d) unit norm: the normalised mean over the unit-norm features of a class's sentences."""
     return F.normalize(sentence_means(clip, classes), dim=-1)
 
 
 def sentence_means(clip: FrozenCLIP, classes: ClassText) -> Tensor:
-    """(c, d) the mean over the sentences of a class, each of unit norm: the shorter, the less they agree."""
-    sentences, counts = _in_a_row(classes)
+    """(c, d) the mean over the unit-norm features of a class's sentences, not normalised."""
+    sentences, counts = _flattened(classes)
     return torch.stack([features.mean(dim=0) for features in clip.encode_text(sentences).split(counts)])
 
 
 def tower_length(clip: FrozenCLIP, classes: ClassText) -> Tensor:
-    """(c, d) as `ensemble`, but as long as the tower makes the sentences of a class on average."""
-    sentences, counts = _in_a_row(classes)
-    lengths = torch.stack([part.mean() for part in clip.text_lengths(sentences).split(counts)])        # (c,)
+    """(c, d) `ensemble` scaled to the mean norm of the tower's features of a class's sentences."""
+    sentences, counts = _flattened(classes)
+    lengths = torch.stack([norms.mean() for norms in clip.text_lengths(sentences).split(counts)])      # (c,)
     return lengths[:, None] * ensemble(clip, classes)
 
 
-def _in_a_row(classes: ClassText) -> tuple[list[str], list[int]]:
-    """The sentences of all classes, and how many each has."""
+def _flattened(classes: ClassText) -> tuple[list[str], list[int]]:
+    """The sentences of all classes in one list, and the number of each class."""
     return ([sentence for prompts in classes.prompts for sentence in prompts],
             [len(prompts) for prompts in classes.prompts])
 
 
 def described_parts(kind: PartPrompts, clip: FrozenCLIP, classes: ClassText) -> ClassPrompts:
-    """The prompts of a `kind` that is made from part descriptions."""
+    """The prompts of a `kind` that needs part descriptions."""
     kinds = {"descriptions": PartDescriptions, "learned_from_descriptions": LearnedDescriptions}
     if kind not in kinds:
-        raise unknown("method.part_prompts", kind, get_args(PartPrompts))
+        raise unknown(option("method.part_prompts"), kind, get_args(PartPrompts))
     return kinds[kind](clip, classes)
 
 
 def _sentences(clip: FrozenCLIP, classes: ClassText) -> tuple[tuple[str, ...], ...]:
-    """The part sentences as g rows of c; UserError where there are none, or one that the text tower cannot read."""
+    """The part sentences as g rows of c; UserError if they are missing or the text tower cannot read one."""
     if classes.parts is None:
-        raise UserError("method.part_prompts with descriptions needs a sentence for each part of each class: name a "
-                        "file with text.parts=FILE.json ({class: {part: sentence}}) or a shipped one with "
-                        "text.parts=NAME, or use method.part_prompts=learned")
+        raise UserError(f"{option('method.part_prompts')} with descriptions needs a sentence for each part of each "
+                        f"class: pass {option('text.parts', 'FILE.json')} ({{class: {{part: sentence}}}}) or a shipped "
+                        f"{option('text.parts', 'NAME')}, or use {option('method.part_prompts', 'learned')}")
     part_names = classes.part_names or [f"number {part + 1}" for part in range(len(classes.parts[0]))]
     for name, sentences in zip(classes.names, classes.parts, strict=True):
         for part, sentence in zip(part_names, sentences, strict=True):

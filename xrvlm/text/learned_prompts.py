@@ -9,27 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from xrvlm.backbones.base import FrozenCLIP, NamePosition, PromptLayout
-from xrvlm.distributed import together
-from xrvlm.errors import UserError, unknown
+from xrvlm.distributed import active_group
+from xrvlm.errors import UserError, option, unknown
 from xrvlm.text.class_text import ClassText
 
 ContextKind = Literal["specific", "shared", "shared_then_specific"]
-OWN_PROMPTS = "a learned prompt for each class"    # what binds a method to its classes
+OWN_PROMPTS = "a learned prompt for each class"    # why a method cannot be used for other classes
 
 
 class ClassPrompts(nn.Module, ABC):
-    """What stands for the classes on the text side: g features of each. Never holds the tower."""
+    """Computes g text features of each class. Does not hold the tower."""
 
     text_parts: int                      # g
-    label: str                           # what a run's record calls it
-    open_classes: bool = False           # nothing here belongs to a class: `for_classes` makes those of others
+    label: str                           # name in a run's record
+    open_classes: bool = False           # nothing learned is specific to a class: `for_classes` works
 
     def prepare(self, clip: FrozenCLIP) -> None:
-        """Text encoded once; skipped on load."""
+        """Encode fixed text once, before training; skipped when a saved model is loaded."""
 
     def for_classes(self, clip: FrozenCLIP, classes: ClassText) -> Self:
-        """The same for other classes, sharing what was learned; this one stays as it is. For `open_classes` alone."""
-        raise NotImplementedError(f"{type(self).__name__} has open_classes and no `for_classes`")
+        """A copy for other classes that shares the learned parameters. Only if `open_classes`."""
+        raise NotImplementedError(f"{type(self).__name__} has open_classes but no `for_classes`")
 
     @abstractmethod
     def forward(self, clip: FrozenCLIP) -> Tensor:
@@ -37,19 +37,19 @@ class ClassPrompts(nn.Module, ABC):
 
 
 class ContextPrompts(ClassPrompts):
-    """`[SOS] v_1 ... v_l Class Name . [EOS]`, g prompts a class.
+    """`[SOS] v_1 ... v_l Class Name . [EOS]`, g prompts per class.
 
     Args:
         text_parts: g, prompts per class.
         length: l, learned vectors per prompt. Ignored with `words`.
-        context: every class has vectors of its own, or all share one context, or they share the first vectors of it.
-        shared_length: with `shared_then_specific`, how many are shared; None: half.
-        words: start from the token embeddings of these words ("a photo of a") instead of N(0, 0.02).
-        position: where the class name stands.
+        context: each class has its own vectors, all classes share them, or they share the first of them.
+        shared_length: with `shared_then_specific`, the number of shared vectors; None: half.
+        words: initialise with the token embeddings of these words ("a photo of a") instead of N(0, 0.02).
+        position: position of the class name.
 
     Raises:
         UserError: a prompt does not fit the window of the text tower, there is nothing to learn, or `shared_length`
-            does not go with the rest.
+            does not fit the other options.
     """
 
     label = "learned"
@@ -59,12 +59,13 @@ class ContextPrompts(ClassPrompts):
                  position: NamePosition = "end"):
         super().__init__()
         if length < 1 or text_parts < 1:
-            raise UserError(f"a learned prompt needs at least one vector and one text part, found context_length="
-                            f"{length} and text_parts={text_parts}")
+            raise UserError("a learned prompt needs at least one vector and one text part, found "
+                            f"{option('method.context_length', length)} and {option('method.text_parts', text_parts)}")
         start = None if words is None else clip.embed_words(words)                         # (l, w)
         length = length if start is None else len(start)
         if length < 1:
-            raise UserError(f"context_words={words!r} holds no word that the tokenizer knows; give some, or null")
+            raise UserError(f"{option('method.context_words', words)} holds no word that the tokenizer knows; give "
+                            f"other words, or {option('method.context_words', None)}")
         self.text_parts, shared = text_parts, _shared_vectors(context, length, shared_length)
         self.position: NamePosition = position
         self.open_classes = shared == length
@@ -78,48 +79,51 @@ class ContextPrompts(ClassPrompts):
 
     @property
     def vectors(self) -> Tensor:
-        """(g, c or 1, l, w) all that is learned, in the order of the prompt."""
+        """(g, c or 1, l, w) all learned vectors, in the order of the prompt."""
         learned = [vectors for vectors in (self.shared, self.specific) if vectors is not None]
         classes = max(vectors.shape[1] for vectors in learned)
         return torch.cat([vectors.expand(-1, classes, -1, -1) for vectors in learned], 2)  # (g, c or 1, l, w)
 
     def for_classes(self, clip: FrozenCLIP, classes: ClassText) -> Self:
-        assert self.specific is None, "vectors of a class's own say nothing of another class"
-        turned, length = copy(self), self.layout.shared
-        turned.layout = replace(clip.layout(classes.names, length, self.position), shared=length)
-        return turned
+        assert self.specific is None, "vectors of one class cannot be used for another"
+        converted, length = copy(self), self.layout.shared
+        converted.layout = replace(clip.layout(classes.names, length, self.position), shared=length)
+        return converted
 
     def forward(self, clip: FrozenCLIP) -> Tensor:
         return encode_prompts(clip, self.vectors, self.layout)                             # (g, c, d)
 
 
 def encode_prompts(clip: FrozenCLIP, context: Tensor, layout: PromptLayout) -> Tensor:
-    """(g, c, d) `clip.encode_prompts`; where processes share a step, each encodes some of the classes."""
-    group, count = together(), len(layout.tokens)
+    """(g, c, d) `clip.encode_prompts`; the classes are sharded over the ranks of the active group."""
+    if not torch.is_grad_enabled():          # in evaluation, each rank encodes all classes
+        return clip.encode_prompts(context, layout)
+    group, count = active_group(), len(layout.tokens)
     if not 1 < group.world <= count:
         return clip.encode_prompts(context, layout)
     own = group.share(count)
-    part = replace(layout, tokens=layout.tokens[own], slots=layout.slots[own], ends=layout.ends[own])
-    features = clip.encode_prompts(context[:, own] if context.shape[1] > 1 else context, part)
+    shard = replace(layout, tokens=layout.tokens[own], slots=layout.slots[own], ends=layout.ends[own])
+    features = clip.encode_prompts(context[:, own] if context.shape[1] > 1 else context, shard)
     return group.gather(features, count, dim=1)
 
 
 def _shared_vectors(context: ContextKind, length: int, shared_length: int | None) -> int:
-    """How many of `length` vectors the classes share."""
+    """The number of the `length` vectors that all classes share."""
     if context not in get_args(ContextKind):
-        raise unknown("method.context", context, get_args(ContextKind))
+        raise unknown(option("method.context"), context, get_args(ContextKind))
     if context != "shared_then_specific":
         if shared_length is not None:
-            raise UserError(f"method.shared_length={shared_length} is read with method.context=shared_then_specific "
-                            f"alone, found method.context={context}; leave it out, or change the context")
+            raise UserError(f"{option('method.shared_length', shared_length)} needs "
+                            f"{option('method.context', 'shared_then_specific')}, found "
+                            f"{option('method.context', context)}; leave it out, or change the context")
         return length if context == "shared" else 0
     if length < 2:
-        raise UserError("method.context=shared_then_specific needs two learned vectors at least, found one; choose a "
-                        "longer context, or another kind of it")
+        raise UserError(f"{option('method.context', 'shared_then_specific')} needs at least two learned vectors, found "
+                        "one; choose a longer context, or another kind")
     shared = length // 2 if shared_length is None else shared_length
     if not 1 <= shared < length:
-        raise UserError(f"method.shared_length must leave some of the {length} learned vectors to each side: from 1 to "
-                        f"{length - 1}, found {shared}")
+        raise UserError(f"{option('method.shared_length')} must be from 1 to {length - 1}, so that some of the "
+                        f"{length} learned vectors are shared and some specific, found {shared}")
     return shared
 
 

@@ -17,19 +17,14 @@ from xrvlm.randomness import seeded
 State = dict[str, Tensor]
 
 
-def state_of(method: nn.Module) -> State:
-    """A copy of all that `method` holds, on the CPU."""
-    return {name: value.detach().cpu().clone() for name, value in method.state_dict().items()}
-
-
 def add(total: State, state: State, method: nn.Module) -> State:
-    """The sum of what `method` learns, in double precision: the mean of equal weights then is these weights."""
+    """`total` plus the trained tensors of `state`, in double precision, so that the mean of equal weights is exact."""
     learned = [name for name, parameter in method.named_parameters() if parameter.requires_grad]
     return {name: total.get(name, 0) + state[name].double() for name in learned}
 
 
 def load_mean(method: nn.Module, total: State, count: int) -> None:
-    """Give the learned tensors of `method` the mean of `count` states; the others of its tensors stay."""
+    """Set the trained tensors of `method` to the mean of `count` states; its other tensors stay."""
     with torch.no_grad():
         for name, parameter in method.named_parameters():
             if parameter.requires_grad:
@@ -39,14 +34,14 @@ def load_mean(method: nn.Module, total: State, count: int) -> None:
 @torch.no_grad()
 def reestimate(method: Method, clip: FrozenCLIP, batches: Iterable[tuple[int, Features, Tensor]], seed: int,
                group: Group) -> None:
-    """Running statistics of batch normalisation: the mean over `batches`, as `fit` shards them, without a step."""
+    """Set the running statistics of batch normalisation to the mean over `batches`, without a step."""
     norms = [module for module in method.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     if not norms:
         return
     method.train()
     with seeded(seed, "statistics"), group.together():
-        _weigh(norms, 1.0)               # what was there before does not count
+        _weigh(norms, 1.0)               # forget the statistics of training
         class_features, seen = method.class_features(clip), 0
         for rows, x, _ in batches:
             seen += rows

@@ -1,4 +1,7 @@
-"""The one training loop. It has no test argument: nothing can be selected on the test part."""
+"""How a method learns: its lifecycle (`learn`) and the one training loop in it (`fit`).
+
+Neither has labels of the test set as an argument: nothing can be selected on them.
+"""
 
 import json
 import logging
@@ -19,55 +22,84 @@ from tqdm import tqdm
 
 from xrvlm.backbones.base import Features, FrozenCLIP
 from xrvlm.distributed import ALONE, Group, processes
-from xrvlm.errors import UserError
+from xrvlm.errors import UserError, option
 from xrvlm.evaluation.metrics import top1
-from xrvlm.features.source import FeatureSource, training_order
+from xrvlm.features.source import FeatureSource, training_order, without_labels
 from xrvlm.files import write_atomically
 from xrvlm.methods.base import Method, Recipe, probabilities
 from xrvlm.randomness import seeded
-from xrvlm.training.averaging import State, add, load_mean, reestimate, state_of
-from xrvlm.training.text_pass import one_text_pass
+from xrvlm.training.averaging import State, add, load_mean, reestimate
+from xrvlm.training.text_pass import shared_class_features
 
 log = logging.getLogger(__name__)
 Selection = Literal["last", "val"]
+# of the lifecycle, the loop, the optimisers and the averaging of weights: raised where a change alters numbers. It is
+# part of every run's identity: runs from before are neither finished nor resumed
+TRAINING_REVISION = 1
 
 
 @dataclass
 class Progress:
-    """What a stopped run needs, beside tensors, to go on as if it had not been stopped."""
+    """What a run that was stopped needs, beside tensors, to go on as if it had not been stopped."""
 
-    epochs: int = 0                      # that are finished, over all rates of a soup
-    seconds: float = 0.0                 # spent training, over all sessions
-    best_val: float = -1.0               # at this rate
+    epochs: int = 0                      # finished, over all learning rates of a soup
+    seconds: float = 0.0                 # of training, over all sessions
+    best_val: float = -1.0               # top-1, at the present learning rate
     losses: list[dict[str, float]] = field(default_factory=list)      # one entry an epoch
 
 
 @dataclass
 class Kept:
-    """Tensors of finished epochs that the result is made of."""
+    """Weights of finished epochs from which the result is made."""
 
-    best: State = field(default_factory=dict)        # of the epoch that is best on the validation images
-    total: State = field(default_factory=dict)       # the sum of all that are averaged
+    best: State = field(default_factory=dict)        # of the epoch with the best top-1 on the validation images
+    total: State = field(default_factory=dict)       # the sum of all weights that are averaged
 
 
 def check_selection(recipe: Recipe, selection: Selection) -> None:
     """UserError where one epoch is to be kept and several are to be averaged."""
     if selection == "val" and recipe.average_last:
-        raise UserError(f"selection=val keeps one epoch and recipe.average_last={recipe.average_last} averages "
-                        "several: leave one of them out")
+        average = option("recipe.average_last", recipe.average_last)
+        raise UserError(f"{option('selection', 'val')} keeps one epoch and {average} averages several: leave one of "
+                        "them out")
+
+
+def learn(method: Method, clip: FrozenCLIP, recipe: Recipe, *, seed: int, train: FeatureSource | None,
+          val: FeatureSource | None = None, test: FeatureSource | None = None, selection: Selection = "last",
+          checkpoint: Path | None = None, identity: str = "") -> Progress:
+    """The lifecycle of a method: prepare, fit where the recipe has epochs, transduce where the method is transductive.
+
+    Of `test`, a transductive method gets the features without labels and in a random order; no other method gets any.
+    `Progress.seconds` covers all three stages. Of several ranks, those that have no share in the training do nothing.
+    """
+    group, progress = processes(), Progress()
+    if not (group.first or (method.splits_batches and recipe.epochs)):
+        return progress
+    start = time.perf_counter()
+    method.prepare(clip, train, val=val)
+    prepared = time.perf_counter() - start
+    if train is not None and recipe.epochs:
+        progress = fit(method, clip, train, recipe, seed=seed, val=val, selection=selection, checkpoint=checkpoint,
+                       identity=identity)
+    start = time.perf_counter()
+    if method.transductive and group.first:
+        assert test is not None, "a transductive method reads the test images"
+        method.transduce(clip, without_labels(test), train, val)
+    progress.seconds += prepared + time.perf_counter() - start
+    return progress
 
 
 def fit(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe: Recipe, *, seed: int,
         val: FeatureSource | None = None, selection: Selection = "last", checkpoint: Path | None = None,
         identity: str = "") -> Progress:
-    """Train `method` in place.
+    """Train `method` in place. A method without trainable parameters returns at once.
 
-    With `checkpoint`, the state is written after every epoch and a run that was stopped goes on from it; one of
-    another `identity` is refused. `selection="val"` keeps the epoch with the best top-1 on `val` (the first of
-    equals), of a soup one for each rate. A method without trainable parameters returns at once.
+    With `checkpoint`, the state is written after every epoch and a run that was stopped goes on from there; a
+    checkpoint of another `identity` is refused. `selection="val"` keeps the epoch with the best top-1 on `val` (the
+    first of equals), one for each learning rate of a soup.
 
-    Where several processes run together (`distributed.joined`) all of them call this, each with the same arguments,
-    and end with the same method; the first alone does where the method does not split its batches.
+    In a distributed run every rank calls this with the same arguments and ends with the same weights; where the method
+    does not split its batches, rank 0 alone calls it.
     """
     check_selection(recipe, selection)
     if not any(parameter.requires_grad for parameter in method.parameters()):
@@ -100,7 +132,7 @@ def fit(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe: Recipe,
 
 @dataclass
 class _Fit:
-    """A training as it goes on: all epochs at the first rate of the soup, from the start again at the next."""
+    """A training in progress: all epochs at the first learning rate of the soup, then from the start at the next."""
 
     method: Method
     clip: FrozenCLIP
@@ -122,7 +154,7 @@ class _Fit:
         return self.recipe.make_optimizer([value for value in self.method.parameters() if value.requires_grad])
 
     def epoch(self, done: int) -> dict[str, float]:
-        """The next epoch after `done` ones, and its line of losses.csv."""
+        """Train the epoch that follows `done` finished ones; returns its line of losses.csv."""
         rate, epoch = divmod(done, self.recipe.epochs)
         recipe = replace(self.recipe, learning_rate=self.recipe.learning_rate * self.rates[rate])
         if done and not epoch:
@@ -144,7 +176,7 @@ class _Fit:
         return top1(probabilities(self.method, self.clip, self.val), self.val.labels)
 
     def conclude(self) -> None:
-        """Make the result of what was kept."""
+        """Give the method its final weights: the last epoch's, the best epoch's or a mean."""
         if self.recipe.averaged > 1:
             load_mean(self.method, self.kept.total, self.recipe.averaged)
         elif self.kept.best:
@@ -152,13 +184,13 @@ class _Fit:
         if self.recipe.averaged > 1 or self.recipe.reestimate:
             order = training_order(self.source.labels, self.seed, self.recipe.epochs, self.recipe.batch_size,
                                    balanced=self.recipe.balanced)
-            batches = own_shares(self.source, order, self.recipe.epochs, self.group, self.clip.device)
+            batches = sharded_batches(self.source, order, self.recipe.epochs, self.group, self.clip.device)
             reestimate(self.method, self.clip, batches, self.seed, self.group)
 
 
 def _train_epoch(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe: Recipe,
                  optimizer: torch.optim.Optimizer, seed: int, epoch: int, group: Group) -> float:
-    """The mean loss of the epoch. Each process of `group` takes its share of every batch."""
+    """The mean loss of the epoch. Each rank of `group` takes its shard of every batch."""
     for parameters in optimizer.param_groups:
         parameters["lr"] = recipe.rate(epoch)
     order = training_order(source.labels, seed, epoch, recipe.batch_size, balanced=recipe.balanced)
@@ -167,22 +199,27 @@ def _train_epoch(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe
     method.train()
     optimizer.zero_grad(set_to_none=True)
     with seeded(seed, "epoch", epoch), group.together():
-        batches = own_shares(source, order, epoch, group, clip.device)
+        batches = sharded_batches(source, order, epoch, group, clip.device)
         for _ in range(0, len(order), recipe.text_every):
-            shared = one_text_pass(method, clip, stepper.step) if recipe.text_every > 1 else nullcontext([])
+            shared = shared_class_features(method, clip, stepper.step) if recipe.text_every > 1 else nullcontext([])
             with shared as held:
                 for rows, x, y in islice(batches, recipe.text_every):
                     loss = method.loss(x, y, clip, label_smoothing=recipe.label_smoothing) * (len(y) / rows)
                     loss.backward()
                     stepper.step(held)
-                    if len(y):           # the mean over no rows is no number
+                    if len(y):           # the mean loss of an empty shard is NaN
                         total = total + loss.detach() * rows
                     count += rows
     mean = (group.total(total) / count).item()
     if not math.isfinite(mean):
         raise UserError(f"the loss of {method.label} became {mean} in epoch {epoch + 1}: try a lower "
-                        "recipe.learning_rate, or precision=fp32")
+                        f"{option('recipe.learning_rate')}, or {option('precision', 'fp32')}")
     return mean
+
+
+def state_of(method: nn.Module) -> State:
+    """A copy of all parameters and buffers of `method`, on the CPU."""
+    return {name: value.detach().cpu().clone() for name, value in method.state_dict().items()}
 
 
 def _save(path: Path, identity: str, method: Method, optimizer: torch.optim.Optimizer, progress: Progress,
@@ -206,7 +243,7 @@ def _restore(path: Path, identity: str, method: Method,
                 group, name = key.split(".", 1)
                 groups[group][name] = file.get_tensor(key).clone()
         if header["identity"] != identity:
-            raise UserError(f"{path} belongs to a run with other settings; start again with force=true")
+            raise UserError(f"{path} belongs to a run with other options; start again with {option('force', True)}")
         method.load_state_dict(groups["method"])
         optimizer_state = optimizer.state_dict()
         for name, value in groups["optimizer"].items():
@@ -217,14 +254,13 @@ def _restore(path: Path, identity: str, method: Method,
     except UserError:
         raise
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"cannot resume from {path}: {error}; start this run again with force=true") from error
+        raise UserError(f"cannot resume from {path}: {error}; start this run again with {option('force', True)}"
+                        ) from error
 
 
-
-
-def own_shares(source: FeatureSource, order: Sequence[Tensor], epoch: int, group: Group,
+def sharded_batches(source: FeatureSource, order: Sequence[Tensor], epoch: int, group: Group,
                device: torch.device) -> Iterator[tuple[int, Features, Tensor]]:
-    """Of each batch of `order`: its number of rows, and features and labels of this process's shard of them.
+    """Of each batch of `order`: its number of rows, and the features and labels of this rank's shard.
 
     A rank with an empty shard still loads one image, then drops it, so that it takes part in the collectives.
     """
@@ -239,14 +275,14 @@ def own_shares(source: FeatureSource, order: Sequence[Tensor], epoch: int, group
 
 
 def _moved(value: Tensor, device: torch.device) -> Tensor:
-    """On `device`. A copy to a GPU goes through pinned memory: from any other the host would wait for it."""
+    """`value` on `device`. A copy to a GPU goes through pinned memory, so that the host does not wait for it."""
     if value.device == device:
         return value
     return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
 
 
 class Stepper:
-    """Takes the steps of a recipe; parameters that are `held` keep their gradients for a later one."""
+    """Takes the optimiser's steps. Parameters that are `held` keep their gradients for a later step."""
 
     def __init__(self, method: nn.Module, recipe: Recipe, optimizer: torch.optim.Optimizer, group: Group):
         self.method, self.recipe, self.optimizer, self.group = method, recipe, optimizer, group
@@ -254,7 +290,7 @@ class Stepper:
     def step(self, held: Sequence[nn.Parameter] = ()) -> None:
         kept = [parameter.grad for parameter in held]
         for parameter in held:
-            parameter.grad = None        # the optimiser leaves it as it is
+            parameter.grad = None        # the optimiser skips it
         self.group.sum_gradients(self.method.parameters())
         if self.recipe.grad_clip is not None:
             torch.nn.utils.clip_grad_norm_(self.method.parameters(), self.recipe.grad_clip)

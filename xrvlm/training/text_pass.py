@@ -1,4 +1,4 @@
-"""The steps of an epoch: whose rows are whose, and one pass of the language side for several batches."""
+"""One computation of the class features for several batches (`Recipe.text_every`)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,26 +7,28 @@ from typing import Any
 from torch import Tensor, nn
 
 from xrvlm.backbones.base import FrozenCLIP
-from xrvlm.errors import UserError
+from xrvlm.errors import UserError, option
 from xrvlm.methods.base import Method
 from xrvlm.text.learned_prompts import ClassPrompts
 
 
 @contextmanager
-def one_text_pass(method: Method, clip: FrozenCLIP, step: Callable[[], None]) -> Iterator[list[nn.Parameter]]:
-    """In here `method.class_features`, or the `class_prompts` that a method makes them of with weights of its own,
-    return what they returned at the start. Gives the parameters that this was made of: hold them back from the steps in
-    here; at the end they take one, with the sum of their gradients.
+def shared_class_features(method: Method, clip: FrozenCLIP, step: Callable[[], None]) -> Iterator[list[nn.Parameter]]:
+    """Cache the class features across several batches; yields the parameters that they were computed from.
+
+    Inside, `method.class_features` returns what it returned on entry. Of a method that maps prompts by trained weights,
+    the output of its `class_prompts` is cached instead. Hold the yielded parameters back from the steps inside: on exit
+    they are stepped once, with the summed gradients.
     """
     prompts = getattr(method, "class_prompts", None)
     owner, name = (prompts, "forward") if isinstance(prompts, ClassPrompts) else (method, "class_features")
     made = getattr(owner, name)(clip)
     if not isinstance(made, Tensor):
-        raise UserError(f"{method.label} makes class features of every image anew, so that batches cannot share them: "
-                        "set recipe.text_every=1, or leave recipe= out")
+        raise UserError(f"{method.label} computes class features for every image, so that batches cannot share them: "
+                        f"set {option('recipe.text_every', 1)}, or take the method's own {option('recipe')}")
     held = _made_of(made)
     shown = made.detach().requires_grad_(made.requires_grad)
-    object.__setattr__(owner, name, lambda _: shown)                   # in front of the owner's own
+    object.__setattr__(owner, name, lambda _: shown)                   # hides the method of the class
     try:
         yield held
     finally:
@@ -38,7 +40,7 @@ def one_text_pass(method: Method, clip: FrozenCLIP, step: Callable[[], None]) ->
 
 
 def _made_of(value: Tensor) -> list[nn.Parameter]:
-    """The parameters that `value` was computed from, found in what autograd remembers of it."""
+    """The parameters that `value` was computed from, found in its autograd graph."""
     if isinstance(value, nn.Parameter):
         return [value] if value.requires_grad else []
     found: list[nn.Parameter] = []

@@ -1,1 +1,1 @@
-"""The fine-grained data sets of the XR-VLM paper, read from their official layouts and lists; one module each."""
+"""Published data sets, read from their official layouts and lists; one module each."""

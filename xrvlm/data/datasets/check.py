@@ -1,4 +1,4 @@
-"""What of a data set is there, what is missing, and where people get it: told before a long run stumbles on it."""
+"""Check a data set before a long run: what is there, what is missing, and where people get it."""
 
 import inspect
 from collections import Counter
@@ -7,36 +7,55 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xrvlm.data.dataset import PARTS, Dataset
+from xrvlm.data.dataset import SUBSETS, Dataset
 from xrvlm.data.datasets.layout import Layout, absent_images, counted, suggestion
 from xrvlm.data.folder import existing_folder, image_files
+from xrvlm.data.registry import find
 from xrvlm.errors import UserError
 from xrvlm.text.class_text import few, name_classes
 
-SHOWN = 3    # absent images that are named
+SHOWN = 3    # missing images that are named
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A report to read, line by line, and what is wrong, in a few words each."""
+    """A report, line by line, and what is wrong, one phrase a fault; no faults if the data set is complete."""
 
     lines: tuple[str, ...]
     faults: tuple[str, ...]
 
 
-def check(loader: Callable[..., Dataset], options: Mapping[str, Any]) -> Finding:
-    """Look at what `loader(**options)` would read.
+def check_data(name: str = "folder", /, **options: Any) -> Finding:
+    """Check the data set that `load_dataset(name, **options)` would load.
 
-    A set with an official layout is held against what was published. Any other is loaded and counted: its own
-    mistakes come as the UserError of its loader.
+    A published data set is compared with its official layout; any other is loaded and counted.
+
+    Args:
+        name: registry name of the loader: "folder", "table", "hub", "cub" ...
+        options: of the loader, such as `root`.
+
+    Returns:
+        What was found. A data set that cannot be loaded is a fault, not an error.
+
+    Raises:
+        UserError: no loader is registered as `name`, or it has no such option.
     """
-    module = inspect.getmodule(loader)
-    if module is None or module.__name__.rpartition(".")[0] != "xrvlm.data.datasets":
+    loader, given = find(name, **options)
+    try:
+        return check(loader, given)
+    except UserError as error:
+        return Finding((f"  wrong    {error}", "not complete"), (str(error),))
+
+
+def check(loader: Callable[..., Dataset], options: Mapping[str, Any]) -> Finding:
+    """Check what `loader(**options)` would load; raises the UserError of a loader without an official layout."""
+    make_layout = getattr(loader, "layout", None)
+    if make_layout is None:
         return _count(loader(**options))
     root = existing_folder(options["root"])
     given = {**options, "root": root}
-    wanted = inspect.signature(module.layout).parameters     # each module there has one
-    layout = module.layout(**{name: given[name] for name in wanted if name in given})
+    wanted = inspect.signature(make_layout).parameters
+    layout = make_layout(**{name: given[name] for name in wanted if name in given})
     return _check_layout(layout, root, options.get("class_names"))
 
 
@@ -45,13 +64,13 @@ def _check_layout(layout: Layout, root: Path, class_names: Any) -> Finding:
     lines = [f"{layout.title} in {root}"]
     lines += [f"  {'found  ' if official in found else 'missing'}  {official}"
               + (f" (at {found[official].relative_to(root).as_posix()})" if _elsewhere(root, official, found) else "")
-              for official in layout.places]
-    missing = [official for official in layout.places if official not in found]
+              for official in layout.paths]
+    missing = [official for official in layout.paths if official not in found]
     if missing:
         faults = [f"missing: {few(missing)}", suggestion(layout, root)]
         lines += [*_without_lists(layout, found), f"  {faults[-1]}"]
     else:
-        faults = _hold_against(layout, root, found, class_names, lines)
+        faults = _compare(layout, root, found, class_names, lines)
     return Finding((*lines, "not complete" if faults else "complete"), tuple(faults))
 
 
@@ -60,7 +79,7 @@ def _elsewhere(root: Path, official: str, found: Mapping[str, Path]) -> bool:
 
 
 def _without_lists(layout: Layout, found: Mapping[str, Path]) -> list[str]:
-    """How many image files there are, where no list can say which are wanted."""
+    """The number of image files in each folder, for a data set whose lists are missing."""
     lines = []
     for official, path in found.items():
         if official.endswith("/"):
@@ -72,16 +91,16 @@ def _without_lists(layout: Layout, found: Mapping[str, Path]) -> list[str]:
     return lines
 
 
-def _hold_against(layout: Layout, root: Path, found: Mapping[str, Path], class_names: Any,
-                  lines: list[str]) -> list[str]:
-    """Adds what was counted to `lines`; returns the faults."""
+def _compare(layout: Layout, root: Path, found: Mapping[str, Path], class_names: Any,
+             lines: list[str]) -> list[str]:
+    """Compare the lists and images with the official numbers: adds to `lines` and returns the faults."""
     try:
         listing = layout.listing(root, found)
         name_classes(listing.classes, class_names)
     except UserError as error:
         lines.append(f"  wrong    {error}")
         return [str(error)]
-    counts = {part: len(pairs) for part, pairs in listing.parts.items()}
+    counts = {subset: len(pairs) for subset, pairs in listing.subsets.items()}
     total = sum(counts.values())
     absent = absent_images(root, listing)
     lines += [f"  classes  {len(listing.classes)} (officially {layout.classes})",
@@ -101,14 +120,14 @@ def _hold_against(layout: Layout, root: Path, found: Mapping[str, Path], class_n
 
 
 def _count(dataset: Dataset) -> Finding:
-    """What a loader found, where there is no official number to hold it against."""
+    """The numbers of a data set that has no official ones."""
     split = dataset.split
-    counts = {part: len(getattr(split, part)) for part in PARTS if getattr(split, part)}
+    counts = {subset: len(getattr(split, subset)) for subset in SUBSETS if getattr(split, subset)}
     each = Counter(item.label for item in split.train)
     low, high = min(each.values()), max(each.values())
     fewest = few(split.classes[label] for label, count in sorted(each.items()) if count == low)
     lines = [f"{dataset.name}", f"  classes  {len(split.classes)}: {few(split.classes)}",
              f"  images   {counted(counts)}", f"  training images a class: {low} to {high}; fewest: {fewest}"]
     if not split.test:
-        lines.append("  no test part is given: a quarter of each class will be kept for testing (of one image, none)")
+        lines.append("  no test set is given: a quarter of each class will be kept for testing (of one image, none)")
     return Finding((*lines, "complete"), ())

@@ -1,17 +1,20 @@
 """CUB-200-2011 (Wah et al., 2011): 200 species of birds, 11,788 photos."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from xrvlm.data.dataset import Dataset
-from xrvlm.data.datasets.layout import Layout, Listing, load
-from xrvlm.data.datasets.lists import listing_of_ids
+from xrvlm.data.dataset import Dataset, registered
+from xrvlm.data.datasets.layout import Layout, load
+from xrvlm.data.datasets.lists import layout_of_ids
 from xrvlm.text.class_text import readable
 
-FILES = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
+
+def layout() -> Layout:
+    return layout_of_ids("CUB-200-2011", "https://www.vision.caltech.edu/datasets/cub_200_2011/", classes=200,
+                         images={"train": 5994, "test": 5794}, called=_called)
 
 
+@registered("cub", layout)
 def cub_200_2011(root: str | Path, *, class_names: str | Sequence[str] | Mapping[str, str] | None = None,
                  skip_damaged: bool = False, name: str = "cub") -> Dataset:
     """The official split, 5,994 for training and 5,794 for testing.
@@ -22,13 +25,6 @@ def cub_200_2011(root: str | Path, *, class_names: str | Sequence[str] | Mapping
     return load(layout(), root, class_names=class_names, skip_damaged=skip_damaged, name=name)
 
 
-def layout() -> Layout:
-    return Layout("CUB-200-2011", "https://www.vision.caltech.edu/datasets/cub_200_2011/", classes=200,
-                  images={"train": 5994, "test": 5794},
-                  places={file: (file,) for file in FILES} | {"images/": ("images",)}, read=_read)
-
-
-def _read(root: Path, found: Mapping[str, Path]) -> Listing:
-    listing = listing_of_ids(root, found)
-    # 001.Black_footed_Albatross
-    return replace(listing, classes=tuple(readable(name.partition(".")[2] or name) for name in listing.classes))
+def _called(name: str) -> str:
+    """`001.Black_footed_Albatross` is the Black footed Albatross."""
+    return readable(name.partition(".")[2] or name)

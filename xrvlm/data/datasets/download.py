@@ -1,4 +1,4 @@
-"""Fetch a data set through torchvision, which knows where it is kept and what its archives hash to."""
+"""Download a data set through torchvision, which knows its address and the hashes of its archives."""
 
 import logging
 from pathlib import Path
@@ -9,17 +9,17 @@ log = logging.getLogger(__name__)
 
 
 def download(downloader: str, root: Path, *, title: str, address: str) -> None:
-    """Have `torchvision.datasets.<downloader>` put the data set into `root`.
+    """Download the data set to `root` by `torchvision.datasets.<downloader>`.
 
-    Raises UserError where the download fails, with the `address` to get it from by hand.
+    Raises UserError, with the `address` to get it from by hand, if the download fails.
     """
-    from torchvision import datasets  # a second of import that only this needs
+    from torchvision import datasets  # takes a second to import
 
     log.info("torchvision downloads %s to %s", title, root)
     try:
         root.mkdir(parents=True, exist_ok=True)
         getattr(datasets, downloader)(root, download=True)
-    except Exception as error:    # of the network, the disk, an archive that changed, a missing package
+    except Exception as error:    # network, disk, changed archive, missing package
         reason = " ".join(str(error).split())
         raise UserError(f"torchvision could not download {title} ({type(error).__name__}: {reason}); get it from "
                         f"{address}") from error

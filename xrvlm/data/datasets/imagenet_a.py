@@ -1,23 +1,10 @@
-"""ImageNet-A (Hendrycks et al., CVPR 2021, arXiv:1907.07174): photos that classifiers of the time got wrong."""
+"""ImageNet-A (Hendrycks et al., CVPR 2021, arXiv:1907.07174): photos that classifiers of the time got wrong.
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+7,500 test images of 200 of ImageNet's classes, none for training. `root` holds imagenet-a/ with a folder a synset. A
+run on ImageNet is scored among these 200 classes with `among=data`.
+"""
 
-from xrvlm.data.dataset import Dataset
-from xrvlm.data.datasets.layout import Layout, load
 from xrvlm.data.datasets.synsets import variant
 
-
-def imagenet_a(root: str | Path, *, class_names: str | Sequence[str] | Mapping[str, str] | None = None,
-               skip_damaged: bool = False, name: str = "imagenet_a") -> Dataset:
-    """7,500 for testing, 200 of ImageNet's classes, none for training.
-
-    `root` holds imagenet-a/ with a folder a synset. A run on ImageNet is scored among these 200 with `among=data`.
-    `class_names`: see `image_folder`; null takes the curated names (synsets.py). Raises UserError, which names the fix.
-    """
-    return load(layout(), root, class_names=class_names, skip_damaged=skip_damaged, name=name)
-
-
-def layout() -> Layout:
-    return variant("ImageNet-A", "https://github.com/hendrycks/natural-adv-examples", images=7500, classes=200,
-                   folders=("imagenet-a",))
+imagenet_a = variant("imagenet_a", "ImageNet-A", "https://github.com/hendrycks/natural-adv-examples",
+                     images=7500, classes=200, folders=("imagenet-a",))

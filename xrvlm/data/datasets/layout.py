@@ -1,4 +1,4 @@
-"""What a published data set consists of, and how a folder of it becomes a Dataset."""
+"""The layout of a published data set: the files it consists of, and how to load them as a Dataset."""
 
 import logging
 import os
@@ -12,51 +12,51 @@ from xrvlm.data.dataset import Dataset, assemble
 from xrvlm.data.datasets.download import download as fetch
 from xrvlm.data.folder import existing_folder
 from xrvlm.distributed import processes
-from xrvlm.errors import UserError
+from xrvlm.errors import UserError, option
 from xrvlm.files import user_path
 from xrvlm.text.class_text import check_unique, few
 from xrvlm.views import FileSource
 
 log = logging.getLogger(__name__)
-MOST_FOLDERS = 2000                      # looked at for a better root: someone may point at a whole disk
+MOST_FOLDERS = 2000                      # searched for a better root, since `root` may be a whole disk
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What the official lists say."""
+    """The content of the official lists."""
 
     classes: tuple[str, ...]                             # readable, in the order of the official ids
-    parts: Mapping[str, Sequence[tuple[str, int]]]       # (path relative to the root, label) in train, val, test
+    subsets: Mapping[str, Sequence[tuple[str, int]]]     # {"train": (path relative to the root, label) of each image}
 
 
 @dataclass(frozen=True)
 class Layout:
     """A data set as it was published.
 
-    `places` holds each file and folder (a folder ends in "/") under its official name, with all the paths below the
-    root at which it may lie, the first that exists counts. `read` gets the root and where each was found.
+    `paths` maps the official name of each file and folder (a folder ends in "/") to the paths, relative to the root, at
+    which it may be; the first that exists is used. `read` takes the root and {official name: path found}.
     """
 
     title: str
-    address: str                         # where people get it, for reading
+    address: str                         # where people get it; shown, not fetched
     classes: int
-    images: Mapping[str, int]            # in each part, officially
-    places: Mapping[str, Sequence[str]]
+    images: Mapping[str, int]            # {subset: official number of images}
+    paths: Mapping[str, Sequence[str]]
     read: Callable[[Path, Mapping[str, Path]], Listing]
-    downloader: str | None = None        # the class of torchvision.datasets that can fetch it
-    elsewhere: Mapping[str, str] = field(default_factory=dict)    # places that stand at another address
+    downloader: str | None = None        # the class of torchvision.datasets that downloads it
+    elsewhere: Mapping[str, str] = field(default_factory=dict)    # {official name: address, if another than `address`}
 
     def found(self, root: Path) -> dict[str, Path]:
-        """Where each file and folder lies; what is missing is left out."""
+        """{official name: path} of the files and folders that are there."""
         there: dict[str, Path] = {}
-        for official, paths in self.places.items():
+        for official, paths in self.paths.items():
             exists = Path.is_dir if official.endswith("/") else Path.is_file
             if path := next((root / path for path in paths if exists(root / path)), None):
                 there[official] = path
         return there
 
     def listing(self, root: Path, found: Mapping[str, Path]) -> Listing:
-        """What the lists say; UserError where they are damaged."""
+        """The content of the lists. Raises UserError if they are damaged."""
         listing = self.read(root, found)
         check_unique(listing.classes, f"class names in {root}")
         return listing
@@ -64,39 +64,40 @@ class Layout:
 
 def load(layout: Layout, root: str | Path, *, class_names: Any, skip_damaged: bool, name: str,
          download: bool = False) -> Dataset:
-    """The data set in `root`; with `download` it is fetched first where it is not there.
+    """Load the data set in `root`; with `download`, download it first if it is not there.
 
-    Raises UserError where files, lists or images are missing; with `skip_damaged` missing images are left out.
+    Raises UserError if files, lists or images are missing; with `skip_damaged`, missing images are left out.
     """
     if download:
         processes().from_first(lambda: _fetched(layout, user_path(root)))
     folder = existing_folder(root)
     found = layout.found(folder)
-    if missing := [official for official in layout.places if official not in found]:
+    if missing := [official for official in layout.paths if official not in found]:
         raise UserError(f"{folder} is not {layout.title} as published: it lacks {few(missing)}; "
                         f"{suggestion(layout, folder)}")
     listing = layout.listing(folder, found)
     if not skip_damaged and (absent := absent_images(folder, listing)):
         raise UserError(f"{len(absent)} images that the lists of {layout.title} name are not in {folder}: "
-                        f"{few(absent)}; unpack the images again, or pass data.skip_damaged=true")
-    counts = {part: len(pairs) for part, pairs in listing.parts.items()}
+                        f"{few(absent)}; unpack the images again, or pass {option('data.skip_damaged', True)}")
+    counts = {subset: len(pairs) for subset, pairs in listing.subsets.items()}
     if counts != dict(layout.images):
-        log.warning("the lists in %s name %s images; officially %s has %s: figures are not comparable", folder,
+        log.warning("the lists in %s name %s images; officially %s has %s: results are not comparable", folder,
                     counted(counts), layout.title, counted(layout.images))
-    parts = {part: [(path, listing.classes[label]) for path, label in pairs] for part, pairs in listing.parts.items()}
-    return assemble(name, FileSource(folder), parts, classes=listing.classes, class_names=class_names,
-                    skip_damaged=skip_damaged, test_alone="train" not in layout.images)
+    subsets = {subset: [(path, listing.classes[label]) for path, label in pairs]
+               for subset, pairs in listing.subsets.items()}
+    return assemble(name, FileSource(folder), subsets, classes=listing.classes, class_names=class_names,
+                    skip_damaged=skip_damaged, test_only="train" not in layout.images)
 
 
 def _fetched(layout: Layout, root: Path) -> None:
-    assert layout.downloader is not None, "only loaders of such a layout have the option"
-    if not root.is_dir() or len(layout.found(root)) < len(layout.places):
+    assert layout.downloader is not None, "only loaders of a layout with a downloader have the option"
+    if not root.is_dir() or len(layout.found(root)) < len(layout.paths):
         fetch(layout.downloader, root, title=layout.title, address=layout.address)
 
 
 def absent_images(root: Path, listing: Listing) -> list[str]:
-    """The listed images that are not there, sorted. Reads every folder once: a data set has tens of thousands."""
-    wanted = sorted(path for pairs in listing.parts.values() for path, _ in pairs)
+    """The listed images that are missing, sorted. Lists each folder once instead of looking up every file."""
+    wanted = sorted(path for pairs in listing.subsets.values() for path, _ in pairs)
     held: dict[str, set[str]] = {}
     absent = []
     for path in wanted:
@@ -109,21 +110,22 @@ def absent_images(root: Path, listing: Listing) -> list[str]:
 
 
 def suggestion(layout: Layout, root: Path) -> str:
-    """How to mend a root that is not the right one: the folder near it that looks right, or where to get the set."""
+    """How to fix a wrong root: a folder near it that looks right, or where to get the data set."""
     scores = {folder: len(layout.found(folder)) for folder in _near(root)}
     best = max(scores, key=lambda folder: scores[folder], default=root)
-    if scores and scores[best] > len(layout.found(root)) and 2 * scores[best] >= len(layout.places):
-        return f"{best} looks right: data.root={best}"
+    if scores and scores[best] > len(layout.found(root)) and 2 * scores[best] >= len(layout.paths):
+        return f"{best} looks right: {option('data.root', str(best))}"
     return wherefrom(layout, root)
 
 
 def wherefrom(layout: Layout, root: Path) -> str:
     """Where to get what `root` lacks."""
-    missing = [place for place in layout.places if place not in layout.found(root)]
-    apart = [f"get {place} from {layout.elsewhere[place]}" for place in missing if place in layout.elsewhere]
+    missing = [official for official in layout.paths if official not in layout.found(root)]
+    apart = [f"get {official} from {layout.elsewhere[official]}" for official in missing
+             if official in layout.elsewhere]
     if apart and len(apart) == len(missing):
         return ", ".join(apart)
-    download = ", or say data.download=true" if layout.downloader else ""
+    download = f", or pass {option('data.download', True)}" if layout.downloader else ""
     return ", ".join([*apart, f"get {'the rest' if apart else 'it'} from {layout.address}{download}"])
 
 
@@ -134,11 +136,11 @@ def below(root: Path, folder: Path, names: Iterable[str]) -> list[str]:
 
 
 def counted(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {part}" for part, count in counts.items())
+    return ", ".join(f"{count} {subset}" for subset, count in counts.items())
 
 
 def _near(root: Path) -> Iterator[Path]:
-    """Folders up to two levels below `root`, then those above it."""
+    """Yield the folders up to two levels below `root`, then two above it."""
     yield from islice((path for pattern in ("*/", "*/*/") for path in root.glob(pattern) if path.is_dir()),
                       MOST_FOLDERS)
     yield from list(root.parents)[:2]

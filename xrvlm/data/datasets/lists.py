@@ -1,7 +1,8 @@
-"""How data sets list their images: text lines of an id and a value, MATLAB's .mat, paths or folders by class."""
+"""The forms in which data sets list their images: lines of an id and a value, MATLAB's .mat, paths, class folders."""
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,17 @@ from typing import Any
 import numpy as np
 from scipy.io import loadmat
 
-from xrvlm.data.datasets.layout import Listing, below
+from xrvlm.data.datasets.layout import Layout, Listing, below
 from xrvlm.errors import UserError
 from xrvlm.text.class_text import few, readable
 from xrvlm.views import SUFFIXES
 
 FIX = "unpack it again"
+ID_FILES = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines with something in them, without the space around it."""
+    """The lines that are not blank, stripped."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -38,21 +40,29 @@ def read_pairs(path: Path) -> dict[str, str]:
 
 
 def read_mat(path: Path, *names: str) -> list[Any]:
-    """The variables `names` of a .mat file as flat arrays: of numbers, of texts, or of a struct's fields."""
+    """The variables `names` of a .mat file as flat arrays: of numbers, of strings, or of structs."""
     try:
         content = loadmat(path, squeeze_me=True)
         return [np.atleast_1d(content[name]) for name in names]
     except KeyError as error:
-        raise UserError(f"{path} has no variable {error}; it is not the list of that name: {FIX}") from error
-    except Exception as error:    # a damaged file raises whatever its reader stumbles on
+        raise UserError(f"{path} has no variable {error}; it is another file under that name: {FIX}") from error
+    except Exception as error:    # loadmat may raise anything on a damaged file
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())}; {FIX}") from error
 
 
-def listing_of_ids(root: Path, found: Mapping[str, Path]) -> Listing:
-    """The form that CUB and NABirds share: images.txt, image_class_labels.txt, train_test_split.txt, classes.txt.
+def layout_of_ids(title: str, address: str, *, classes: int, images: Mapping[str, int],
+                  called: Callable[[str], str]) -> Layout:
+    """The layout of CUB and NABirds: `ID_FILES` and images/. `called` edits the class names of classes.txt."""
+    def read(root: Path, found: Mapping[str, Path]) -> Listing:
+        listing = listing_of_ids(root, found)
+        return replace(listing, classes=tuple(map(called, listing.classes)))
 
-    The classes are those with images, in the order of their numbers, and are called as classes.txt calls them.
-    """
+    return Layout(title, address, classes, images, read=read,
+                  paths={file: (file,) for file in ID_FILES} | {"images/": ("images",)})
+
+
+def listing_of_ids(root: Path, found: Mapping[str, Path]) -> Listing:
+    """What `ID_FILES` list: the classes that have images, in the order of their numbers, named as in classes.txt."""
     images, labels = read_pairs(found["images.txt"]), read_pairs(found["image_class_labels.txt"])
     split, names = read_pairs(found["train_test_split.txt"]), read_pairs(found["classes.txt"])
     for file, pairs in (("image_class_labels.txt", labels), ("train_test_split.txt", split)):
@@ -66,52 +76,62 @@ def listing_of_ids(root: Path, found: Mapping[str, Path]) -> Listing:
     order = sorted(used, key=int)
     index = {key: label for label, key in enumerate(order)}
     paths = dict(zip(images, below(root, found["images/"], images.values()), strict=True))
-    parts = {part: [(paths[key], index[labels[key]]) for key in images if split[key] == flag]
-             for part, flag in (("train", "1"), ("test", "0"))}
-    return Listing(tuple(names[key] for key in order), parts)
+    subsets = {subset: [(paths[key], index[labels[key]]) for key in images if split[key] == flag]
+             for subset, flag in (("train", "1"), ("test", "0"))}
+    return Listing(tuple(names[key] for key in order), subsets)
 
 
 def first_folder(path: str) -> str:
     return path.partition("/")[0]
 
 
-def listing_of_paths(root: Path, folder: Path, parts: Mapping[str, Sequence[str]], *,
+def listing_of_paths(root: Path, folder: Path, subsets: Mapping[str, Sequence[str]], *,
                      class_of: Callable[[str], str] = first_folder, order: Callable[[str], str] = str,
                      called: Callable[[str], str] = readable) -> Listing:
-    """The form in which the path of an image, relative to `folder`, tells its class.
+    """The form in which the path of an image, relative to `folder`, contains its class.
 
-    `class_of` a path; the classes stand sorted by `order` of that, under the names that `called` makes of it.
+    Args:
+        subsets: {subset: paths of its images}.
+        class_of: the key of the class in a path.
+        order: by which the keys are sorted, as a sort key.
+        called: the class name of a key.
     """
-    keys = sorted({class_of(path) for path in chain.from_iterable(parts.values())}, key=order)
+    keys = sorted({class_of(path) for path in chain.from_iterable(subsets.values())}, key=order)
     index = {key: label for label, key in enumerate(keys)}
     return Listing(tuple(map(called, keys)), {
-        part: list(zip(below(root, folder, paths), (index[class_of(path)] for path in paths), strict=True))
-        for part, paths in parts.items()})
+        subset: list(zip(below(root, folder, paths), (index[class_of(path)] for path in paths), strict=True))
+        for subset, paths in subsets.items()})
 
 
-def listing_of_folders(root: Path, parts: Mapping[str, Path], *, names: Mapping[str, str] | None = None,
+def listing_of_folders(root: Path, folders: Mapping[str, Path], *, names: Mapping[str, str] | None = None,
                        called: Callable[[str], str] = readable, left_out: Collection[str] = ()) -> Listing:
-    """The form without a list: a folder a class in the folder of each part, with all the images directly in it.
+    """The form without a list: class folders with the images directly in them.
 
-    `names` holds the folders that there may be, in the order of the classes, with their names; None: any folder but
-    those `left_out`, sorted, under the names that `called` makes. Raises UserError for others, and where none is there.
+    Args:
+        folders: {subset: the folder that holds its class folders}.
+        names: {class folder: class name} in the order of the classes; None: any folder, sorted.
+        called: the class name of a folder, where `names` is None.
+        left_out: class folders to ignore.
+
+    Raises:
+        UserError: there is a folder that `names` lacks, or no class folder.
     """
-    held = {part: _class_folders(folder, left_out) for part, folder in parts.items()}
+    held = {subset: _class_folders(folder, left_out) for subset, folder in folders.items()}
     there = set(chain.from_iterable(held.values()))
     if names is not None and (strange := sorted(there - names.keys())):
         raise UserError(f"{root} holds {few(strange, 3)}, where folders such as {next(iter(names))} belong; {FIX}")
-    if bare := [parts[part] for part, folders in held.items() if not folders]:
+    if bare := [folders[subset] for subset, classes in held.items() if not classes]:
         raise UserError(f"{bare[0]} holds no folder of a class: sort the images into folders, one a class"
                         f"{f', such as {next(iter(names))}' if names else ''}")
     keys = sorted(there) if names is None else [key for key in names if key in there]
     index = {key: label for label, key in enumerate(keys)}
     return Listing(tuple(called(key) if names is None else names[key] for key in keys), {
-        part: [(path, index[key]) for key in sorted(folders)
-               for path in below(root, parts[part] / key, folders[key])] for part, folders in held.items()})
+        subset: [(path, index[key]) for key in sorted(classes)
+                 for path in below(root, folders[subset] / key, classes[key])] for subset, classes in held.items()})
 
 
 def _class_folders(folder: Path, left_out: Collection[str]) -> dict[str, list[str]]:
-    """{folder: its image files} of the folders in `folder`."""
+    """{class folder: its image files} of the folders in `folder`."""
     names = [path.name for path in folder.iterdir()
              if path.is_dir() and path.name not in left_out and not path.name.startswith(".")]
     found = {}

@@ -1,1 +1,1 @@
-"""XR-VLM (arXiv 2503.07075) and XR-VLM+, with the parts and the relation heads that both are made of."""
+"""XR-VLM (arXiv:2503.07075) and XR-VLM+, with the image parts and relation heads that they are made of."""

@@ -10,16 +10,16 @@ from xrvlm.methods.xr_vlm.relations import RelationHead
 
 
 class LinearRelations(RelationHead):
-    """Every image part with every prompt of every class, and with a vector of the class's own, in one space of r
-    dimensions; a logit is the sum of the relations. r is the number of classes that it was made for.
+    """Relations of every image part with every prompt and with a class-specific vector, in one space of r dimensions.
 
-    Not trained by steps: `start` gives the codes of the classes in that space, `image_space` is then solved for.
+    A logit is the sum of its relations. r is the number of classes at construction. Not trained by gradient steps:
+    `start` computes the codes of the classes in that space, XR-VLM+ then solves for `image_space`.
     """
 
     linear = True
     text_mean: Tensor                    # (g, 1, d)
     text_space: Tensor                   # (g, d, r)
-    own: Tensor                          # (c, r)
+    own: Tensor                          # (c, r) class-specific vectors
 
     def __init__(self, embed_dim: int, image_parts: int, text_parts: int, classes: int):
         super().__init__()
@@ -31,8 +31,11 @@ class LinearRelations(RelationHead):
         self.register_load_state_dict_pre_hook(_allocate)
 
     def start(self, class_features: Tensor, text_share: float, own_share: float) -> Tensor:
-        """(c, r) codes whose products are `text_share` times those of the class features (g, c, d), centred over the
-        classes and of mean length 1 in all, plus `own_share` where a class meets itself.
+        """Set the text space and the class-specific vectors from class features (g, c, d).
+
+        Returns:
+            (c, r) codes. Their Gram matrix is `text_share` times that of the class features, centred over the classes
+            and scaled to mean length 1, plus `own_share` times the identity.
         """
         text_parts, classes, width = class_features.shape
         self.text_mean.copy_(class_features.mean(dim=1, keepdim=True))
@@ -46,25 +49,27 @@ class LinearRelations(RelationHead):
         return wide @ space
 
     def for_classes(self, before: Sequence[int | None]) -> "LinearRelations":
-        """The same relations for other classes; `before` says where each stood, None for a new one, which has no vector
-        of its own.
+        """A copy for other classes, sharing the tensors.
+
+        Args:
+            before: the former index of each class; None for a new class, whose class-specific vector is zero.
         """
         own = self.own.new_zeros(len(before), self.own.shape[1])
-        for label, place in enumerate(before):
-            if place is not None:
-                own[label] = self.own[place]
-        # deep, so that its hook for loading is its own; around the same tensors
+        for label, index in enumerate(before):
+            if index is not None:
+                own[label] = self.own[index]
+        # a deep copy, so that the hook for loading is bound to it; around the same tensors
         turned = deepcopy(self, {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())})
         turned.own, turned.sizes = own, (*self.sizes[:3], len(before))
         return turned
 
     def of_prompts(self, class_features: Tensor) -> Tensor:
-        """(g + 1, c, r) codes; the last row is the classes' own vectors."""
+        """(g + 1, c, r) codes of the g prompts, then the class-specific vectors."""
         text = torch.einsum("gcd,gdr->gcr", class_features - self.text_mean, self.text_space)
         return torch.cat([text, self.own[None]])
 
     def relate(self, image_parts: Tensor, prompts: Tensor) -> Tensor:
-        """(b, g + 1, m, c); the last row of prompts is the class's own vector."""
+        """(b, g + 1, m, c); the last prompt is the class-specific vector."""
         return torch.einsum("bmr,gcr->bgmc", torch.einsum("bmd,mdr->bmr", image_parts, self.image_space), prompts)
 
     def score(self, relations: Tensor) -> Tensor:
@@ -72,12 +77,12 @@ class LinearRelations(RelationHead):
         return relations.sum(dim=(1, 2))
 
     def forward(self, image_parts: Tensor, prompts: Tensor) -> Tensor:
-        """(b, c) logits, the sums taken first."""
+        """(b, c) logits; equal to `score(relate(...))` with the sums taken first."""
         return torch.einsum("bmd,mdr->br", image_parts, self.image_space) @ prompts.sum(dim=0).T
 
 
 def _allocate(head: LinearRelations, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """The r of a head that was turned to other classes is known from its state alone."""
+    """Before loading: r of a head that was turned to other classes is known from the saved tensors only."""
     embed_dim, image_parts, text_parts, classes = head.sizes
     rank = state[f"{prefix}own"].shape[1] if f"{prefix}own" in state else classes
     head.image_space.data = head.image_space.new_empty(image_parts, embed_dim, rank)

@@ -1,4 +1,4 @@
-"""Where the parts of an image are, and what stands there: learned, as in XR-VLM (arXiv:2503.07075), or found."""
+"""The interface of image parts, and the parts of XR-VLM+, which are clusters of positions. XR-VLM's are learned."""
 
 import math
 from abc import ABC, abstractmethod
@@ -7,19 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from xrvlm.backbones.base import Features, FrozenCLIP
-from xrvlm.errors import UserError
+from xrvlm.backbones.base import Features
 
-SOFTNESS = 0.16                          # of the shares, in squared distance per dimension
-WHOLE = 2.0                              # length of the whole image's feature; all its parts together have 1
-ABSENT = 0.01                            # positions; a part with fewer is not seen
-
-
-def check_positions(clip: FrozenCLIP, method: str, purpose: str) -> None:
-    """UserError where the tower shows none to a method that needs them for its `purpose`, such as "to attend to"."""
-    if not clip.image_width:
-        raise UserError(f"{clip.name} shows no positions {purpose}: {method} needs another backbone, methods on pooled "
-                        "features (zero_shot, linear_probe, coop) work with this one")
+SOFTNESS = 0.16                          # temperature of the assignment, in squared distance per dimension
+WHOLE = 2.0                              # length of the whole image's feature; that of all parts together is 1
+ABSENT = 0.01                            # positions; a part with fewer counts as absent
 
 
 class ImageParts(nn.Module, ABC):
@@ -36,17 +28,14 @@ class ImageParts(nn.Module, ABC):
         """(b, m, d) part features."""
 
 
-
-
 class FoundParts(ImageParts):
-    """The whole image, then clusters of positions: what stands at a position is shared out among the cluster centres
-    that it is near to.
+    """The whole image, then soft clusters of positions: each position is assigned to the cluster centres near it.
 
-    `start`, `centres` and `standardise` are set from training images, in this order; nothing here is learned.
+    Call `start`, set `centres` and call `standardise` with training images, in this order; nothing here is trained.
     """
 
     whole_first = True
-    mean: Tensor                         # of positions
+    mean: Tensor                         # (d,) of the positions of the training images
     deviation: Tensor
     centres: Tensor                      # (m, d) of standardised positions
     part_mean: Tensor                    # (m + 1, d)
@@ -65,21 +54,24 @@ class FoundParts(ImageParts):
             self.register_buffer(name, value)
 
     def start(self, positions: Tensor) -> Tensor:
-        """The positions (n, d) standardised; all later ones are by the same numbers."""
+        """(n, d) the positions standardised; their mean and deviation are kept for all later ones."""
         self.mean.copy_(positions.mean(dim=0))
         self.deviation.copy_(positions.std(dim=0) + 1e-6)
         return (positions - self.mean) / self.deviation
 
     def standardise(self, parts: Tensor) -> None:
-        """Bring each number of what `of` gave of the training images, (n, m + 1, d), to mean 0 and one length: that of
-        all parts of an image together is 1 on average, that of the whole image `WHOLE`.
+        """Standardise the part features (n, m + 1, d) that `of` returned for the training images.
+
+        Each feature then has mean 0; the mean length of all parts of an image together is 1, that of the whole image
+        `WHOLE`.
         """
         self.part_mean.copy_(parts.mean(dim=0))
         self.part_deviation.copy_((parts.std(dim=0) + 1e-6) / self.length)
 
     def part_maps(self, x: Features) -> Tensor:
-        """(b, m + 1, p), the first of the whole image: the same everywhere. Zero on a class token; near zero where the
-        image does not show a part.
+        """(b, m + 1, p); the first map, of the whole image, is uniform.
+
+        Zero on a class token, and near zero everywhere for a part that the image does not show.
         """
         assert x.tokens is not None
         maps = self._maps(x.tokens, self._standard(x.tokens))                              # (b, m, p)
@@ -105,12 +97,11 @@ class FoundParts(ImageParts):
 
 
 def patches(tokens: Tensor) -> Tensor:
-    """(b, h * w, d) the positions of the grid; a class token, if any, stands before it and is left out."""
+    """(b, h * w, d) the positions of the grid, from (b, p, d); a class token before them is left out."""
     return tokens[:, -math.isqrt(tokens.shape[1]) ** 2:]
 
 
 def grid(maps: Tensor) -> Tensor:
-    """(..., h, w) from maps (..., p) of a square image; a class token, if any, stands before the grid and is left out.
-    """
+    """(..., h, w) from maps (..., p) of a square image; a class token before the grid is left out."""
     side = math.isqrt(maps.shape[-1])
     return maps[..., -side * side:].unflatten(-1, (side, side))

@@ -1,8 +1,9 @@
-"""XR-VLM+: the relations of XR-VLM correct the tower's own zero-shot prediction, as far as labels pay for it.
+"""XR-VLM+ (ours): zero-shot logits plus linear relations of image parts and prompts, regularised by cross-validation.
 
-Parts are found, not learned: k-means over the positions of the training images. Every part meets every prompt of every
-class, in a linear form that starts at zero; how far it may move away from there is chosen by cross-validation on the
-training images. All is convex: it is solved, not trained by steps. `docs/plus.md` has what led here.
+Parts are clusters, by k-means over the positions of the training images. Every part is related to every prompt of every
+class by a bilinear form with an L2 penalty, whose strength is chosen by cross-validation on the training images. The
+problem is convex: it is solved by L-BFGS, not trained by gradient steps.
+`docs/results/plus.md` tells how the method was developed.
 """
 
 from collections.abc import Callable
@@ -11,15 +12,14 @@ from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from sklearn.cluster import KMeans
 from torch import Tensor
 
 from xrvlm.backbones.base import Features, FrozenCLIP
-from xrvlm.errors import UserError, unknown
+from xrvlm.errors import UserError, option, unknown
 from xrvlm.features.source import FeatureSource
 from xrvlm.methods.base import TRAINING_FREE, Method
 from xrvlm.methods.xr_vlm.linear_relations import LinearRelations
-from xrvlm.methods.xr_vlm.parts import FoundParts, check_positions, patches
+from xrvlm.methods.xr_vlm.parts import FoundParts, patches
 from xrvlm.methods.zero_shot import ZeroShot
 from xrvlm.randomness import generator
 from xrvlm.text.class_text import ClassText
@@ -28,26 +28,26 @@ from xrvlm.text.learned_prompts import ClassPrompts
 
 RelateTo = Literal["text_and_classes", "text", "classes"]
 STRENGTHS = tuple(10.0 ** (power / 2) for power in range(0, -11, -1))    # of the penalty, from 1 to 0.00001
-OWN_SHARE = 0.1                          # weight of a class's own vector beside its text, which is shared with others
-PRIOR_PENALTY = 0.001                    # on the squared logarithm of a prior's weight over 1
-POSITIONS = 20_000                       # that k-means sees
+OWN_SHARE = 0.1                          # weight of the class-specific vectors relative to the text
+PRIOR_PENALTY = 0.001                    # on the squared logarithm of a prior weight above 1
+POSITIONS = 20_000                       # that k-means clusters
 FOLDS = 8
-LONE_STRENGTHS = 0.03, 0.003             # with one image a class, where the prior is right on half of them, or is not
-PATIENCE = 3                             # strengths in a row that do worse, after which no weaker one is tried
+LONE_STRENGTHS = 0.03, 0.003             # with one image a class: prior right on at least half, or not
+PATIENCE = 3                             # stop after this many strengths in a row without an improvement
 
 
 class XRVLMPlus(Method):
     """`logits = w * zero-shot + sum over image parts i and prompts j of <V_i, A_ij T_jc> + <V_i, o_ic>`.
 
-    The whole image is one of the parts. w is fitted to the training images alone; A and o minimise the cross-entropy
-    plus a penalty on their squared norm. Where cross-validation finds that no relation pays, the prediction is the
-    zero-shot one; with one image a class nothing can be held out, and the strength is a fixed one. The prompts are the
-    part descriptions where there are any (`text.parts=`), else the sentences of the classes. New classes can be
-    scored: their text meets the same A, and they have no o.
+    The whole image is one of the parts. w is fitted to the training images first; A and o then minimise the
+    cross-entropy plus a penalty on their squared norm. Where no strength of the penalty beats zero-shot in
+    cross-validation, the prediction is that of zero-shot. With one image a class nothing can be held out, and the
+    strength is fixed. The prompts are the part descriptions where there are any, else the sentences of the classes. New
+    classes can be scored: their text is related by the same A, without o.
 
     Args:
-        image_parts: m, clusters of positions, beside the whole image.
-        relate_to: the text of a class and a free vector of its own, or one of the two alone.
+        image_parts: m, clusters of positions, not counting the whole image.
+        relate_to: `text`: A only, `classes`: o only, or `text_and_classes`.
     """
 
     needs = frozenset({"pooled", "tokens"})
@@ -58,10 +58,9 @@ class XRVLMPlus(Method):
                  relate_to: RelateTo = "text_and_classes"):
         super().__init__(clip, classes)
         if relate_to not in get_args(RelateTo):
-            raise unknown("method.relate_to", relate_to, get_args(RelateTo))
+            raise unknown(option("method.relate_to"), relate_to, get_args(RelateTo))
         if image_parts < 1:
-            raise UserError(f"method.image_parts must be at least 1, found {image_parts}")
-        check_positions(clip, "xr_vlm_plus", "to find parts in")
+            raise UserError(f"{option('method.image_parts')} must be at least 1, found {image_parts}")
         self.relate_to: RelateTo = relate_to
         self.zero_shot = ZeroShot(clip, classes)
         self.prior_weight: Tensor
@@ -96,8 +95,8 @@ class XRVLMPlus(Method):
         self.zero_shot = self.zero_shot.for_classes(clip, classes)
         self.class_prompts = self.class_prompts.for_classes(clip, classes)
         self.prompts = self._prompts_label(classes)
-        places = {name: place for place, name in enumerate(self.classes.names)}
-        self.relations = self.relations.for_classes([places.get(name) for name in classes.names])
+        before = {name: index for index, name in enumerate(self.classes.names)}
+        self.relations = self.relations.for_classes([before.get(name) for name in classes.names])
 
     def class_features(self, clip: FrozenCLIP) -> Tensor:
         return self.relations.of_prompts(self.class_prompts(clip))                         # (g + 1, c, r)
@@ -111,6 +110,8 @@ class XRVLMPlus(Method):
 
     @torch.no_grad()
     def _find_parts(self, clip: FrozenCLIP, support: FeatureSource) -> None:
+        from sklearn.cluster import KMeans
+
         share = POSITIONS / len(support.labels)
         draws, chosen, parts = generator(0, "positions"), [], []
         for x, _ in support.in_order():
@@ -120,8 +121,8 @@ class XRVLMPlus(Method):
             chosen.append(rows[some])
         positions = self.pooling.start(torch.cat(chosen).to(clip.device))                  # (n, d)
         if len(positions) < (wanted := len(self.pooling.centres)):
-            raise UserError(f"method.image_parts={wanted} is more than the {len(positions)} positions of all training "
-                            "images: use fewer parts, or more shots")
+            raise UserError(f"{option('method.image_parts', wanted)} is more than the {len(positions)} positions of "
+                            "all training images: use fewer parts, or more shots")
         found = KMeans(len(self.pooling.centres), n_init="auto", random_state=0).fit(positions.cpu().numpy())
         self.pooling.centres.copy_(torch.from_numpy(found.cluster_centers_))
         for x, _ in support.in_order():
@@ -141,20 +142,20 @@ class XRVLMPlus(Method):
 
 @dataclass
 class _Examples:
-    """Images as the relations see them."""
+    """The data of the convex problem."""
 
     prior: Tensor                        # (n, c) weighted zero-shot logits
-    parts: Tensor                        # (n, f) all numbers of all parts
+    parts: Tensor                        # (n, f) the features of all parts, concatenated
     labels: Tensor                       # (n,)
 
     def folds(self) -> list[tuple["_Examples", "_Examples"]]:
-        """Each time most of the images of every class and those held out; none where there is one image a class."""
-        # n images span n dimensions at most: turned into those, nothing changes but the size
+        """(training, held out) pairs, stratified by class; none where there is one image a class."""
+        # n images span at most n dimensions: a rotation into these reduces the size and changes nothing else
         left, lengths, _ = torch.linalg.svd(self.parts, full_matrices=False)
         turned = replace(self, parts=left * lengths)
         order = torch.randperm(len(self.labels), generator=generator(0, "folds")).to(self.labels.device)
         drawn = F.one_hot(self.labels[order]).cumsum(dim=0).gather(1, self.labels[order][:, None])[:, 0] - 1
-        fold = torch.empty_like(drawn).scatter(0, order, drawn % FOLDS)    # (n,) each holds as many of every class
+        fold = torch.empty_like(drawn).scatter(0, order, drawn % FOLDS)    # (n,) stratified
         count = int(fold.max()) + 1
         return [(turned._only(fold != index), turned._only(fold == index)) for index in range(count)] * (count > 1)
 
@@ -163,7 +164,7 @@ class _Examples:
         return F.cross_entropy(self.prior + self.parts @ weight @ codes.T, self.labels, reduction=reduction)
 
     def solve(self, start: Tensor, codes: Tensor, strength: float) -> Tensor:
-        """(f, r) the relations for a `strength`, from those at the `start`."""
+        """(f, r) the relations for a `strength` of the penalty; `start` is the initial value."""
         weight, penalty = start.requires_grad_(), strength / len(self.labels) ** 0.5
         _minimise(weight, lambda: self.loss(weight, codes) + penalty * weight.square().sum(), steps=60)
         return weight.detach()
@@ -173,7 +174,7 @@ class _Examples:
 
 
 def _best_strength(splits: list[tuple[_Examples, _Examples]], codes: Tensor) -> float | None:
-    """The strength whose relations predict the second of each pair best, or None where none beats the prior alone."""
+    """The strength with the lowest held-out loss, or None where none has a lower one than the prior alone."""
     weights = [train.parts.new_zeros(train.parts.shape[1], codes.shape[1]) for train, _ in splits]
 
     def held_out_loss() -> float:
@@ -190,15 +191,15 @@ def _best_strength(splits: list[tuple[_Examples, _Examples]], codes: Tensor) -> 
 
 
 def _lone_strength(train: _Examples) -> float:
-    """For one image a class, of which none can be held out."""
+    """The strength with one image a class, where none can be held out."""
     right = (train.prior.argmax(dim=1) == train.labels).float().mean()
     return LONE_STRENGTHS[0] if right >= 0.5 else LONE_STRENGTHS[1]
 
 
 def _fitted_weight(prior: Tensor, y: Tensor) -> Tensor:
-    """() the weight of the zero-shot logits that makes the training images likeliest.
+    """() the maximum-likelihood weight of the zero-shot logits on the training images.
 
-    Where they are right on all of these, no weight is too large: a small penalty on what exceeds 1, the tower's own.
+    Where zero-shot is right on all of them, the likelihood has no maximum: weights above 1 get a small penalty.
     """
     log_weight = torch.zeros((), device=prior.device, requires_grad=True)
     _minimise(log_weight, lambda: F.cross_entropy(log_weight.exp() * prior, y)

@@ -1,4 +1,4 @@
-"""The picture of one explained image: where the parts look, and which relations decide."""
+"""The picture of one explained image: the part maps, and the relations that contribute most."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,27 +15,27 @@ from xrvlm.reporting.plots.figures import COLOURS, draw_photos, shortened, stret
 FOR, AGAINST = COLOURS[:2]               # blue and vermilion
 SIGNED = LinearSegmentedColormap.from_list("signed", [AGAINST, "white", FOR])
 PHOTOS_A_ROW = 6
-COUNTED_CELLS = 64                       # up to these the cells of a heat map hold their numbers
+COUNTED_CELLS = 64                       # up to so many cells a heat map shows their numbers
 PHOTO_PIXELS = 240
 
 
 @dataclass(frozen=True)
 class Panel:
-    """What a logit, or a difference of two, is made of."""
+    """The contributions to a logit, or to the difference of two."""
 
     title: str
     by_part: Tensor                      # (g, m) signed
-    strongest: Sequence[tuple[str, float]]    # single relations, by name, signed
+    strongest: Sequence[tuple[str, float]]    # single relations: name, signed contribution
     relations: int                       # how many there are
-    more: str                            # what a positive number speaks for
-    less: str
+    more: str                            # the class that a positive contribution favours
+    less: str                            # the class that a negative one favours
 
 
 def explanation(photo: Image.Image, maps: Tensor, panels: Sequence[Panel], *, parts: Sequence[str],
                 prompts: Sequence[str], title: str, note: str) -> Figure:
     """The photo, each part's map (m, h, w) over it, and for each panel a heat map of parts and prompts beside bars.
 
-    Each map is stretched to its own range. `note` says under the title how the numbers were found.
+    Each map is stretched to its own range. `note`, below the title, says how the numbers were computed.
     """
     rows = -(-(len(maps) + 1) // PHOTOS_A_ROW)
     heights = [1.75 * rows + 0.1, *(max(2.3, 0.33 * len(panel.by_part) + 1.2) for panel in panels)]

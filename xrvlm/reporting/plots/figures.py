@@ -1,6 +1,5 @@
-"""Pictures of results and of what image parts look at. With plots_explain the only importer of matplotlib, and without
-its global state: every function returns a Figure of its own, which `save` writes. Colours stay apart for colour-blind
-eyes.
+"""Pictures of results and of part maps. Each function returns a new Figure, which `save` writes; the global state of
+matplotlib is not used. Colour-blind readers can distinguish the colours.
 """
 
 import textwrap
@@ -21,23 +20,23 @@ from torch import Tensor
 
 from xrvlm import files
 
-# Okabe and Ito, "Color Universal Design" (2008); yellow, which vanishes on white, left out
+# Okabe and Ito, "Color Universal Design" (2008), without yellow, which is not visible on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 HEAT = "inferno"
-NAMED_CLASSES = 40              # more class names than these are not readable along an axis
-COUNTED_CLASSES = 15            # up to these the cells of a confusion matrix hold their counts
-PHOTO_SIDE = 480                # pixels; photos are drawn small
+NAMED_CLASSES = 40              # more class names cannot be read along an axis
+COUNTED_CLASSES = 15            # up to so many classes the cells of a confusion matrix show their counts
+PHOTO_SIDE = 480                # pixels of a photo's longer side
 DOTS_PER_INCH = 150
 EDGE = 15                       # white pixels left around a picture
-DRAWN_COLOURS = 20_000          # at most, with the shades of its edges; a photo has more
+DRAWN_COLOURS = 20_000          # a drawing has at most so many, with the shades of its edges; a photo has more
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the figure as a PNG without its white border, whole or not at all; a drawing in few colours."""
+    """Write the figure as a PNG without its white border, atomically; a drawing gets a palette of 256 colours."""
     figure.set_dpi(DOTS_PER_INCH)
     canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
-        # DejaVu Sans has no Chinese, say: such names become boxes, which is no reason to stop or to flood the screen
+        # DejaVu Sans lacks Chinese, for example: such names become boxes, without a warning for each character
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         canvas.draw()
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
@@ -50,7 +49,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def _in_few_colours(image: Image.Image) -> Image.Image:
-    """With a palette, by the fast way; it greys the white, which it takes together with the lightest shades."""
+    """With a palette. The fast octree merges white with the lightest shades, so white is set again."""
     few = image.quantize(256, Image.Quantize.FASTOCTREE)
     if image.getpixel((0, 0)) == (255, 255, 255):
         palette, ground = few.getpalette() or [], 3 * few.tobytes()[0]
@@ -59,30 +58,20 @@ def _in_few_colours(image: Image.Image) -> Image.Image:
 
 
 def confusion(matrix: Tensor, classes: Sequence[str], *, title: str = "") -> Figure:
-    """The confusion matrix (c, c) of counts, rows as shares of the true class; a class without images is grey."""
+    """The confusion matrix (c, c) of counts, drawn as shares of the true class; a class without images is grey."""
     counts = matrix.cpu().numpy()
     images = counts.sum(1, keepdims=True)
     shares = np.where(images > 0, 100 * counts / np.maximum(images, 1), np.nan)
     side = 4 + 0.1 * len(classes) if len(classes) <= NAMED_CLASSES else 9
-    # fixed margins, wide enough for the names: a layout that measures them takes long, and `save` trims
+    # fixed margins, wide enough for the names: measuring them is slow, and `save` trims the border
     figure, axes = figure_of(side + 4, side + 3, constrained=False)
     figure.subplots_adjust(left=3.2 / (side + 4), bottom=3.2 / (side + 3), right=1 - 0.2 / (side + 4),
                            top=1 - 0.5 / (side + 3))
     axes.set_facecolor("lightgrey")
-    # shades by the square root: the few errors among hundreds of classes would else look like none
+    # shades by the square root, so that a few errors among hundreds of classes are visible
     picture = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=100))
     figure.colorbar(picture, ax=axes, label="% of the images of the true class", shrink=0.8)
-    if len(classes) <= NAMED_CLASSES:
-        axes.set(xticks=[], yticks=[])                   # a tick a class takes many times as long to draw as its name
-        names = [shortened(name) for name in classes]
-        axes.xaxis.labelpad = axes.yaxis.labelpad = 8 + 4.4 * max(map(len, names))
-        for place, name in enumerate(names):
-            axes.text(place, -0.008, name, rotation=90, ha="center", va="top", fontsize=7,
-                      transform=axes.get_xaxis_transform())
-            axes.text(-0.008, place, name, ha="right", va="center", fontsize=7, transform=axes.get_yaxis_transform())
-    else:
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    _label_classes(axes, classes)
     if len(classes) <= COUNTED_CLASSES:
         for true, guess in np.argwhere(counts):
             axes.text(guess, true, str(counts[true, guess]), ha="center", va="center", fontsize=8,
@@ -92,14 +81,31 @@ def confusion(matrix: Tensor, classes: Sequence[str], *, title: str = "") -> Fig
     return figure
 
 
-def losses(series: Mapping[str, Sequence[Mapping[str, float]]], *, title: str = "") -> Figure:
-    """The training loss over the epochs, a line a run: rows of {"epoch", "loss"} and perhaps "val_top1" (0..1).
+def _label_classes(axes: Axes, classes: Sequence[str]) -> None:
+    """The names along both axes, or numbers where there are too many."""
+    if len(classes) > NAMED_CLASSES:
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        return
+    axes.set(xticks=[], yticks=[])                       # a tick for each class is many times slower than a text
+    names = [shortened(name) for name in classes]
+    axes.xaxis.labelpad = axes.yaxis.labelpad = 8 + 4.4 * max(map(len, names))
+    for index, name in enumerate(names):
+        axes.text(index, -0.008, name, rotation=90, ha="center", va="top", fontsize=7,
+                  transform=axes.get_xaxis_transform())
+        axes.text(-0.008, index, name, ha="right", va="center", fontsize=7, transform=axes.get_yaxis_transform())
 
-    Validation accuracy, where a row has it, is drawn dashed against an axis of its own.
+
+def losses(runs: Mapping[str, Sequence[Mapping[str, float]]], *, title: str = "") -> Figure:
+    """The training loss over the epochs, with a line for each run.
+
+    Args:
+        runs: by their name, rows of {"epoch", "loss"} and optionally "val_top1" (0..1), which is drawn dashed against a
+            second axis.
     """
     figure, axes = figure_of(7, 4)
-    accuracy = axes.twinx() if any("val_top1" in row for rows in series.values() for row in rows) else None
-    for i, (name, rows) in enumerate(series.items()):
+    accuracy = axes.twinx() if any("val_top1" in row for rows in runs.values() for row in rows) else None
+    for i, (name, rows) in enumerate(runs.items()):
         colour, marker = COLOURS[i % len(COLOURS)], "." if len(rows) <= 30 else ""
         axes.plot([row["epoch"] for row in rows], [row["loss"] for row in rows],
                   color=colour, marker=marker, linestyle="-" if i < len(COLOURS) else ":", label=shortened(name, 60))
@@ -111,15 +117,15 @@ def losses(series: Mapping[str, Sequence[Mapping[str, float]]], *, title: str = 
         accuracy.set_ylabel("validation top-1 in % (dashed)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     label(axes, "epoch", "training loss", title)
-    _legend(figure, axes, len(series))
+    _legend(figure, axes, len(runs))
     return figure
 
 
 def part_maps(image: Image.Image, maps: ArrayLike | Tensor, *, titles: Sequence[str] = (), columns: int = 5) -> Figure:
-    """The photo and each part's map (m, h, w) laid over it; `titles` name the parts.
+    """The photo, and each part's map (m, h, w) over it; `titles` name the parts.
 
-    Each map is stretched from its own lowest to its own highest value, so maps are compared in place, not in strength.
-    `image` must be what the maps are of: the centre crop, where the tower saw a crop.
+    Each map is stretched to its own range, so maps can be compared in position, not in strength. `image` must be what
+    the maps were computed from: the centre crop if the tower saw a crop.
     """
     heats = stretched(maps)
     columns = min(columns, len(heats) + 1)
@@ -134,7 +140,7 @@ def part_maps(image: Image.Image, maps: ArrayLike | Tensor, *, titles: Sequence[
 
 def grid(images: Sequence[Image.Image], maps: Sequence[ArrayLike | Tensor], *, names: Sequence[str] = (),
          titles: Sequence[str] = ()) -> Figure:
-    """A row an image: the photo, then each part's map over it; `names` name the images, `titles` the parts."""
+    """A row for each image: the photo, then each part's map over it; `names` name the images, `titles` the parts."""
     heats = [stretched(each) for each in maps]
     parts = max(map(len, heats))
     figure = _photo_figure(parts + 1, len(images), images[0])
@@ -153,7 +159,7 @@ def part_names(titles: Sequence[str], parts: int) -> list[str]:
 
 
 def stretched(maps: ArrayLike | Tensor) -> np.ndarray:
-    """Maps (m, h, w) of any range, each stretched to 0..1; a flat one to 0."""
+    """Maps (m, h, w), each stretched to 0..1; a constant one becomes 0."""
     heats = torch.as_tensor(maps).detach().float().cpu().numpy()
     if heats.ndim != 3 or not np.isfinite(heats).all():
         raise ValueError(f"part maps must be finite and (parts, height, width), not {heats.shape}")
@@ -169,15 +175,15 @@ def _photo_figure(columns: int, rows: int, image: Image.Image) -> Figure:
 def draw_photos(axes: Sequence[Axes], image: Image.Image, heats: np.ndarray, titles: Sequence[str]) -> None:
     photo = image.convert("RGB")
     photo.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
-    for i, place in enumerate(axes[:len(heats) + 1]):
-        place.imshow(photo)
+    for i, each in enumerate(axes[:len(heats) + 1]):
+        each.imshow(photo)
         if i > 0:
             heat = np.asarray(Image.fromarray(heats[i - 1]).resize(photo.size, Image.Resampling.BICUBIC)).clip(0, 1)
-            place.imshow(heat, cmap=HEAT, vmin=0, vmax=1, alpha=0.15 + 0.6 * heat)
-        place.set_xticks([])
-        place.set_yticks([])
+            each.imshow(heat, cmap=HEAT, vmin=0, vmax=1, alpha=0.15 + 0.6 * heat)
+        each.set_xticks([])
+        each.set_yticks([])
         if titles:
-            place.set_title(titles[i], fontsize=9)
+            each.set_title(titles[i], fontsize=9)
 
 
 def figure_of(width: float, height: float, *, constrained: bool = True) -> tuple[Figure, Axes]:
@@ -199,11 +205,11 @@ def _legend(figure: Figure, axes: Axes, entries: int) -> None:
 
 
 def wrapped(name: str, width: int) -> str:
-    """The whole name, on as many lines as it needs; its dollar signs kept from being read as mathematics."""
+    """The name on as many lines as it needs, its dollar signs escaped, which matplotlib would read as mathematics."""
     return "\n".join(textwrap.wrap(name, width, break_on_hyphens=False)).replace("$", r"\$")
 
 
 def shortened(name: str, longest: int = 32) -> str:
-    """The name, shortened; its dollar signs kept from being read as mathematics."""
+    """The name, shortened, its dollar signs escaped, which matplotlib would read as mathematics."""
     name = " ".join(name.split())
     return (name if len(name) <= longest else name[:longest - 1] + "…").replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""Pictures of a report beside those of plots.py: how methods compare, and is a model as sure as it is right?"""
+"""Pictures of a report: methods compared, and the reliability diagram of a model."""
 
 import statistics
 from collections.abc import Collection, Mapping, Sequence
@@ -13,37 +13,40 @@ from torch import Tensor
 from xrvlm.reporting.plots.figures import COLOURS, figure_of, label, wrapped
 
 MARKERS = "osD^vPX*<>"
-STROKES = ("-", "-.", ":")                # lengths without a common divisor with the two above: 210 different lines
+STROKES = ("-", "-.", ":")                # 3, 10 and 7 (COLOURS) have no common divisor: 210 different lines
 DASHES = ((0, (6, 3)), (0, (2, 2)), (0, (10, 3)), (0, (4, 2, 1, 2)))
-COLOURED = 8                              # curves up to which each has a colour; of more the best have
+COLOURED = 8                              # up to so many curves each has a colour; of more only the BEST
 BEST = 6
 FAINT, FLAT = "#9aa0a8", "#4d535c"
-LINE = 0.185                              # inches, of a line of a label
+LINE = 0.185                              # height of a line of a label, in inches
 
 Score = tuple[float, float | None]      # mean and standard deviation in %; None for a single run
 
 
 class End(NamedTuple):
-    """Where a curve ends, to be labelled there."""
+    """The end of a curve, where its label is."""
 
-    place: float
+    position: float                      # along the axis of shots
     score: float
     name: str
-    look: dict[str, Any]                 # colour, weight
+    look: dict[str, Any]                 # properties of the label's text
 
 
-def accuracy_over_shots(series: Mapping[str, Mapping[int | str, Score]], shots: Sequence[int | str], *,
+def accuracy_over_shots(curves: Mapping[str, Mapping[int | str, Score]], shots: Sequence[int | str], *,
                         title: str = "", measure: str = "top-1", coloured: Collection[str] = ()) -> Figure:
-    """The `measure` in % over the shots, a line a method: {method: {shots: (mean, standard deviation or None)}}.
+    """The `measure` over the shots, with a line for each method and its name at the line's end.
 
-    `shots` orders the axis, evenly spaced ("all" may be last). What a method reaches with 0 shots is a dashed line.
-    Each line's name stands at its end, in the order in which they end. Of many lines those that end highest are
-    coloured and the others grey, but for `coloured`; marker and stroke tell them apart without colours.
+    Of many lines those that end highest are coloured and the others grey. All have different markers and strokes.
+
+    Args:
+        curves: {method: {shots: (mean, standard deviation or None)}} in %; a score with 0 shots is a dashed line.
+        shots: along the axis, evenly spaced; "all" may be the last.
+        coloured: methods that are coloured in any case.
     """
-    names = {name: wrapped(name, 40) for name in series}
+    names = {name: wrapped(name, 40) for name in curves}
     lines = sum(name.count("\n") + 1 for name in names.values())
     figure, axes = figure_of(9, max(4.5, 1.1 + LINE * lines))
-    ends = [*_flats(axes, series, names, len(shots)), *_lines(axes, series, names, shots, coloured)]
+    ends = [*_flats(axes, curves, names, len(shots)), *_lines(axes, curves, names, shots, coloured)]
     axes.set_xticks(range(len(shots)), [str(count) for count in shots])
     axes.set_xlim(-0.2, len(shots) - 0.8)
     axes.grid(axis="y", alpha=0.25)
@@ -52,26 +55,26 @@ def accuracy_over_shots(series: Mapping[str, Mapping[int | str, Score]], shots: 
     return figure
 
 
-def _flats(axes: Axes, series: Mapping[str, Mapping[int | str, Score]], names: Mapping[str, str],
+def _flats(axes: Axes, curves: Mapping[str, Mapping[int | str, Score]], names: Mapping[str, str],
            width: int) -> list[End]:
     ends = []
-    for name in (name for name, points in series.items() if 0 in points):
-        score = series[name][0][0]
+    for name in (name for name, points in curves.items() if 0 in points):
+        score = curves[name][0][0]
         axes.axhline(score, linestyle=DASHES[len(ends) % len(DASHES)], color=FLAT, linewidth=1)
         ends.append(End(width - 0.8, score, names[name], {"color": FLAT, "style": "italic"}))
     return ends
 
 
-def _lines(axes: Axes, series: Mapping[str, Mapping[int | str, Score]], names: Mapping[str, str],
+def _lines(axes: Axes, curves: Mapping[str, Mapping[int | str, Score]], names: Mapping[str, str],
            shots: Sequence[int | str], coloured: Collection[str]) -> list[End]:
-    places = {name: found for name, points in series.items()
-              if (found := [place for place, count in enumerate(shots) if count in points])}
-    ranked = sorted(places, key=lambda name: (places[name][-1], series[name][shots[places[name][-1]]][0]))
+    positions = {name: found for name, points in curves.items()
+                 if (found := [i for i, count in enumerate(shots) if count in points])}
+    ranked = sorted(positions, key=lambda name: (positions[name][-1], curves[name][shots[positions[name][-1]]][0]))
     shown = {*ranked[-(len(ranked) if len(ranked) <= COLOURED else BEST):], *coloured}
-    colours = iter(range(len(places)))
+    colours = iter(range(len(positions)))
     ends = []
-    for i, (name, at) in enumerate(places.items()):
-        means, deviations = zip(*(series[name][shots[place]] for place in at), strict=True)
+    for i, (name, at) in enumerate(positions.items()):
+        means, deviations = zip(*(curves[name][shots[position]] for position in at), strict=True)
         colour = COLOURS[next(colours) % len(COLOURS)] if name in shown else FAINT
         bars = axes.errorbar(at, means, yerr=[deviation or 0 for deviation in deviations], color=colour, capsize=2,
                              elinewidth=0.8, marker=MARKERS[i % len(MARKERS)], linestyle=STROKES[i % len(STROKES)],
@@ -85,37 +88,37 @@ def _lines(axes: Axes, series: Mapping[str, Mapping[int | str, Score]], names: M
 
 
 def _label_ends(axes: Axes, ends: Sequence[End], right: float, inches: float) -> None:
-    """The names beside the axes, which are `inches` high, each as near to its line's end as the others let it."""
+    """The names beside the axes, which are `inches` high, each as near to its line's end as the others allow."""
     ends = sorted(ends, key=lambda end: end.score)
     low, high = axes.get_ylim()
     heights = [LINE * (end.name.count("\n") + 1) * (high - low) / inches for end in ends]
     beside = right + 0.045 * (right + 0.2)
     for end, height in zip(ends, spread([end.score for end in ends], heights, (low, high)), strict=True):
-        axes.plot([end.place, beside], [end.score, height], color=end.look["color"], linewidth=0.6, alpha=0.6,
+        axes.plot([end.position, beside], [end.score, height], color=end.look["color"], linewidth=0.6, alpha=0.6,
                   clip_on=False, zorder=1)
         axes.text(beside, height, f" {end.score:.1f}  {end.name}", va="center", fontsize=9, **end.look)
     axes.set_ylim(low, high)
 
 
 def spread(centres: Sequence[float], heights: Sequence[float], bounds: tuple[float, float]) -> list[float]:
-    """Ascending `centres` of things of these heights, moved as little as keeps them from overlapping within bounds."""
+    """The ascending centres of labels, moved as little as needed so that none overlap and all are within bounds."""
     needed = list(accumulate(((below + above) / 2 for below, above in pairwise(heights)), initial=0.0))
-    blocks: list[list[float]] = []               # (sum, number) of things that touch, lowest first
+    blocks: list[list[float]] = []               # (sum, number) of labels that touch, lowest first
     for centre, offset in zip(centres, needed, strict=True):
         blocks.append([centre - offset, 1])
         while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] >= blocks[-1][0] / blocks[-1][1]:
             total, number = blocks.pop()
             blocks[-1] = [blocks[-1][0] + total, blocks[-1][1] + number]
     free = [total / number for total, number in blocks for _ in range(int(number))]
-    return [float(np.clip(place, bounds[0], max(bounds[0], bounds[1] - needed[-1]))) + offset
-            for place, offset in zip(free, needed, strict=True)]
+    return [float(np.clip(centre, bounds[0], max(bounds[0], bounds[1] - needed[-1]))) + offset
+            for centre, offset in zip(free, needed, strict=True)]
 
 
 def bars(rows: Mapping[str, Sequence[float]], *, flat: Mapping[str, float] | None = None, title: str = "",
          measure: str = "top-1") -> Figure:
-    """A bar a row to the mean of its values in %, the highest on top, with one standard deviation and a dot a value.
+    """A bar for the mean of each row's values in %, the highest on top, with its deviation and a dot for each value.
 
-    `flat` are scores to compare with, such as those of zero-shot: grey bars among the others.
+    `flat` are scores to compare with, such as zero-shot: grey bars among the others.
     """
     values = {**{name: [score] for name, score in (flat or {}).items()}, **rows}
     ordered = sorted(values, key=lambda name: statistics.fmean(values[name]))
@@ -128,9 +131,9 @@ def bars(rows: Mapping[str, Sequence[float]], *, flat: Mapping[str, float] | Non
               color=["#9ecae1" if name in rows else "#d5d8dc" for name in ordered],
               edgecolor=["#0072B2" if name in rows else FLAT for name in ordered],
               error_kw={"elinewidth": 1.2, "capsize": 3})
-    for place, (name, mean, deviation) in enumerate(zip(ordered, means, spreads, strict=True)):
-        axes.plot(values[name], [place] * len(values[name]), ".", color="black", markersize=4, alpha=0.7)
-        axes.text(1.01, place, f"{mean:.1f}" + (f" ± {deviation:.1f}" if len(values[name]) > 1 else ""), va="center",
+    for position, (name, mean, deviation) in enumerate(zip(ordered, means, spreads, strict=True)):
+        axes.plot(values[name], [position] * len(values[name]), ".", color="black", markersize=4, alpha=0.7)
+        axes.text(1.01, position, f"{mean:.1f}" + (f" ± {deviation:.1f}" if len(values[name]) > 1 else ""), va="center",
                   fontsize=9, transform=axes.get_yaxis_transform())
     axes.set_xlim(left=0)
     axes.set_ylim(-0.6, len(ordered) - 0.4)
@@ -140,7 +143,7 @@ def bars(rows: Mapping[str, Sequence[float]], *, flat: Mapping[str, float] | Non
 
 
 def reliability(bins: Tensor, *, title: str = "") -> Figure:
-    """The reliability diagram of metrics.calibration_bins (bins, 3): accuracy over confidence, and images a bin."""
+    """The reliability diagram of metrics.calibration_bins (bins, 3): accuracy over confidence, and images per bin."""
     images, confident, hits = bins.numpy().T
     filled = images > 0
     width = 100 / len(images)
@@ -155,7 +158,7 @@ def reliability(bins: Tensor, *, title: str = "") -> Figure:
     error = 100 * np.abs(confident - hits).sum() / images.sum()
     axes.text(0.03, 0.96, f"ECE {error:.1f} %", transform=axes.transAxes, va="top", fontsize=10,
               bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85})
-    figure.legend(fontsize=8, loc="outside lower center", ncols=2)       # within the axes it would hide bars
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2)       # inside the axes it would hide bars
     counts.bar(centres, images, width=0.94 * width, color="lightgrey", edgecolor="dimgrey", linewidth=0.6)
     label(axes, "", "accuracy in %", title)
     label(counts, "confidence in the predicted class, in %", "images", "")

@@ -1,0 +1,41 @@
+"""Loaders of towers by name: a saved model names the loader of its tower, never a dotted path."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from xrvlm.backbones.base import FrozenCLIP
+from xrvlm.errors import UserError
+
+LOADERS = {
+    "openclip": "xrvlm.backbones.openclip_load.load_openclip",
+    "hf": "xrvlm.backbones.hf.load_hf",
+    "tiny": "xrvlm.demo.tiny_clip.load_tiny_clip",
+}
+# how files name their loader that were written before loaders had names; only looked up here, never imported
+FORMER_PATHS = {
+    "xrvlm.backbones.load_openclip": "openclip",
+    "xrvlm.backbones.load_hf": "hf",
+    "xrvlm.demo.load_tiny_clip": "tiny",
+}
+
+
+def load_tower(loader: Mapping[str, Any], **options: Any) -> FrozenCLIP:
+    """Load the tower that `FrozenCLIP.loader` describes.
+
+    Args:
+        loader: {"name": one of `LOADERS`, "options": arguments of the loader}. Former versions wrote {"target": dotted
+            path, "arguments": ...}.
+        options: further arguments of the loader, such as `device` and `precision`.
+
+    Raises:
+        UserError: `loader` names no loader of xrvlm, or the tower cannot be loaded.
+    """
+    former = "target" in loader
+    named = loader["target"] if former else loader["name"]
+    name = FORMER_PATHS.get(named) if former else named
+    if name not in LOADERS:                  # nothing else may be imported: a file can come from anyone
+        raise UserError(f"the file names {named!r} as the loader of its tower, which is no loader of xrvlm's: do not "
+                        "use this file, or pass the tower as `clip`")
+    module, _, function = LOADERS[name].rpartition(".")
+    return getattr(import_module(module), function)(**loader["arguments" if former else "options"], **options)

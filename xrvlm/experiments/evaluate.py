@@ -1,0 +1,100 @@
+"""Score a finished run again: on its own test images, or on other data, of new classes too."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
+from xrvlm.data.dataset import Dataset, Item, hash_items, without_images_of
+from xrvlm.errors import UserError, option
+from xrvlm.evaluation.metrics import write_scores
+from xrvlm.experiments.protocols import Among, check_among, transfer_record
+from xrvlm.experiments.saved import SavedRun
+from xrvlm.features.source import FeatureSettings, feature_source
+from xrvlm.files import digest
+from xrvlm.inference.classifier import Classifier, class_order
+from xrvlm.methods.base import probabilities
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of a run on some images, and the folder with their files."""
+
+    folder: Path
+    data: str
+    metrics: dict[str, float]            # as in metrics.json; fractions of 1
+    note: str                            # which of the classes were new or masked; "" where all are the run's
+
+
+def evaluate(run: str | Path, dataset: Dataset | None = None, *, among: Among = "run", class_names: Any = None,
+             text: Mapping[str, Any] | None = None, features: FeatureSettings | None = None, workers: int = 0,
+             clip: FrozenCLIP | None = None, device: DeviceName = "auto",
+             precision: PrecisionName = "auto") -> Evaluation:
+    """Score the run in the folder `run` on `dataset`, or again on its own test images.
+
+    Images that the run learned from are left out, with a warning that counts them. Of `dataset`, the test set is used
+    where it has one, else all images. Classes that the run does not know are scored where its method can.
+
+    Args:
+        run: a run's folder, or "latest".
+        among: of classes that the run knows, score among all classes of the run ("run"), or mask those that `dataset`
+            does not have ("data").
+        class_names: other names for the classes of the run's own test images.
+        text: options of `class_text` for classes that the run was not trained on; None: the run's own.
+        clip: the tower; None: the one that the run names, on `device` in `precision`.
+
+    Raises:
+        UserError: no images are left, the run does not say where its images are, or its method is bound to its classes.
+    """
+    check_among(among)
+    saved, own = SavedRun(run), dataset is None
+    classifier = saved.classifier(clip, device=device, precision=precision)
+    dataset = dataset or saved.dataset(class_names)
+    items = dataset.split.test or (() if own else (*dataset.split.train, *dataset.split.val))
+    hashes = hash_items(items, dataset.source)
+    tested = digest([hashes[item.id] for item in items])
+    if not own:
+        items = without_images_of(saved.folder / "split.json", items, hashes)
+    classifier, note, key = _turned(saved, classifier, dataset, among, text or {})
+    # other images may have the same names: the folder's name depends on their contents
+    folder = saved.folder / "eval" / f"{dataset.name}-{digest([*(item.id for item in items), tested, *key])[:10]}"
+    metrics = score(classifier, dataset, items, folder, features=features, workers=workers, among=among)
+    if not own:
+        transfer_record(saved.folder, folder, dataset, classifier.header.classes, metrics, among=among, tested=tested)
+    return Evaluation(folder, dataset.name, metrics, note)
+
+
+def _turned(saved: SavedRun, classifier: Classifier, dataset: Dataset, among: Among,
+            text: Mapping[str, Any]) -> tuple[Classifier, str, list[Any]]:
+    """The model for the classes of `dataset`, what to say of them, and what tells the evaluation from others."""
+    names, known = dataset.split.classes, len(classifier.names)
+    new = [name for name in names if name not in classifier.names]
+    if new or any(value is not None for value in text.values()):       # other sentences make another model too
+        turned = saved.for_classes(classifier, names, text, getattr(dataset.source, "root", None))
+        note = f"{len(new)} of {len(names)} classes were not trained on"
+        return turned, note, [asdict(turned.header.classes)]
+    if len(names) == known:
+        return classifier, "", []
+    if among == "data":
+        return classifier, f"among these {len(names)} of the run's {known} classes", ["masked"]
+    note = f"among all {known} classes of the run ({option('among', 'data')}: among these {len(names)})"
+    return classifier, note, []
+
+
+def score(classifier: Classifier, dataset: Dataset, items: Sequence[Item], folder: Path, *,
+          features: FeatureSettings | None = None, workers: int = 0, among: Among = "run") -> dict[str, float]:
+    """Score a model on `items` of `dataset`, whose classes it must know, and write the figures to `folder`.
+
+    `among="data"` masks the classes that `dataset` does not have, also of methods that are bound to their classes.
+    """
+    check_among(among)
+    order = class_order(dataset.split.classes, classifier.names)
+    if not items:
+        raise UserError(f"{dataset.name} has no images to evaluate on")
+    mask, names = (order, dataset.split.classes) if among == "data" else (None, classifier.names)
+    known = items if mask else [replace(item, label=order[item.label]) for item in items]
+    clip, method = classifier.clip, classifier.method
+    source = feature_source(clip, dataset.source, known, features or FeatureSettings(), needs=method.needs, views=0,
+                            seed=0, workers=workers)
+    return write_scores(folder, source.ids, source.labels, probabilities(method, clip, source, mask), names)

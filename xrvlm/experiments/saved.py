@@ -1,0 +1,134 @@
+"""A run that was saved: its model, its images and the text of its classes, found from its folder alone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
+from xrvlm.data.dataset import Dataset, read_split
+from xrvlm.errors import UserError, option
+from xrvlm.files import digest, folder_of, user_path
+from xrvlm.inference.classifier import Classifier
+from xrvlm.text.class_text import few, name_classes, text_maker
+from xrvlm.views import ImageSource
+
+LATEST = "latest"
+
+
+class SavedRun:
+    """The run in a folder, or of a model file. `run` may be "latest": the newest finished run in the folder `runs`.
+
+    UserError where there is none.
+    """
+
+    def __init__(self, run: str | Path, runs: str | Path = "runs"):
+        self.model = newest_run(user_path(runs)) if str(run) == LATEST else user_path(run)
+        self.folder = folder_of(self.model)
+
+    def classifier(self, clip: FrozenCLIP | None = None, *, device: DeviceName = "auto",
+                   precision: PrecisionName = "auto") -> Classifier:
+        """The model, on `clip` or on the tower that it names. `precision="auto"`: that which the run was given."""
+        return Classifier.load(self.model, clip, device=device, precision=precision)
+
+    def dataset(self, class_names: Any = None) -> Dataset:
+        """The run's own images, split as they were; `class_names` are other names for its classes."""
+        split = read_split(self.folder / "split.json")
+        return replace(self._data(), split=replace(split, classes=name_classes(split.classes, class_names)))
+
+    @property
+    def source(self) -> ImageSource:
+        """Where the run's images are read from."""
+        return self._data(skip_damaged=False).source
+
+    def for_classes(self, classifier: Classifier, names: Sequence[str], text: Mapping[str, Any],
+                    root: Path | None) -> Classifier:
+        """The run's model for the classes `names`, with the options `text`, and for the rest those of the run.
+
+        Files of sentences are looked for as they are named, then in `root`, then beside the run's images.
+        """
+        given = {name: value for name, value in text.items() if value is not None}
+        own = self._loader()[1].get("root") if self.options else None
+        home = None if own is None else user_path(own).resolve()
+        before = {name: _below(value, home) for name, value in (self.options.get("text") or {}).items()
+                  if value is not None}
+        if "parts" in given and not classifier.header.classes.parts:
+            raise UserError(f"{option('text.parts')} is not read: this run was made without part descriptions; leave "
+                            "it out")
+        if "templates" in given:
+            before.pop("descriptions", None)         # they would take precedence over the templates
+        make = text_maker(before | given, [root, home])
+        try:
+            classifier.method.check_open()
+            return classifier.for_classes(make(names))
+        except UserError as error:
+            new = [name for name in names if name not in classifier.names]
+            unknown = f"{len(new)} of {len(names)} classes are unknown to this run ({few(map(repr, new))}): "
+            raise UserError(f"{unknown if new else ''}{error}") from error
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """config.yaml of the run; empty where there is none."""
+        path = self.folder / "config.yaml"
+        if not path.exists():
+            return {}
+        try:
+            saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, OSError, UnicodeDecodeError):
+            saved = None
+        if not isinstance(saved, dict) or not isinstance(saved.get("data"), dict):
+            raise UserError(f"{path} is damaged; delete it, and name the images with {option('data.root')}")
+        return saved
+
+    def _data(self, **changes: Any) -> Dataset:
+        from xrvlm.data.registry import load_dataset
+
+        name, options = self._loader()
+        options |= {key: value for key, value in {"class_names": None, **changes}.items() if key in options}
+        return _loaded(load_dataset, name, Frozen(options))
+
+    def _loader(self) -> tuple[str, dict[str, Any]]:
+        """The registry name of the loader of the run's data set, and its options."""
+        from xrvlm.data.registry import FORMER
+
+        data = self.options.get("data", {})
+        if isinstance(data.get("loader"), dict):
+            return data["loader"]["name"], dict(data["loader"]["options"])
+        if data.get("_target_") in FORMER:
+            return FORMER[data["_target_"]], {key: value for key, value in data.items() if not key.startswith("_")}
+        raise UserError(f"{self.folder} does not say where its images were; name them with {option('data.root')}")
+
+
+def _below(value: str, folder: Path | None) -> str:
+    """A file of the folder by its name in it, which other images may have beside them, too."""
+    path = Path(value)
+    return str(path.relative_to(folder)) if folder is not None and path.is_relative_to(folder) else value
+
+
+class Frozen(dict):
+    """Options as a key of a cache."""
+
+    def __hash__(self) -> int:    # pyright: ignore[reportIncompatibleVariableOverride]
+        return hash(digest(self))
+
+
+@lru_cache(maxsize=16)               # most runs of a report share their data
+def _loaded(load: Any, name: str, options: Frozen) -> Dataset:
+    return load(name, **options)
+
+
+def source_of(folder: Path) -> ImageSource:
+    """Where the images of the run in `folder` are read from; UserError where it does not say."""
+    return SavedRun(folder).source
+
+
+def newest_run(runs: Path) -> Path:
+    """The folder of the run in `runs` that was finished last; UserError where there is none."""
+    records = sorted(runs.rglob("record.json"), key=lambda path: path.stat().st_mtime)
+    finished = [path.parent for path in records if (path.parent / "model.safetensors").exists()]
+    if not finished:
+        raise UserError(f"there is no finished run in {runs}: name the folder of one, or run `xrvlm adapt` first")
+    return finished[-1]

@@ -1,0 +1,134 @@
+"""What lies in the cache: banks of features and drawn worlds, also those of older versions, and what may be deleted."""
+
+import json
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from xrvlm.errors import UserError, option
+from xrvlm.evaluation.tables import Table, aligned_table
+from xrvlm.features.bank import FEATURES_REVISION
+from xrvlm.files import alone, user_path
+
+log = logging.getLogger(__name__)
+UNITS = {"h": 3600, "d": 86400, "w": 7 * 86400}
+CURRENT, STALE, UNREADABLE = "current", "older version", "unreadable"
+
+
+@dataclass(frozen=True)
+class Bank:
+    """A folder of the cache. `what` says in words what its files are; `state` is one of the three above."""
+
+    folder: Path
+    what: str
+    images: int
+    size: int                            # bytes
+    used: float                          # when a file of it was last read or written, seconds since the epoch
+    state: str
+
+
+def cache_folder(cache: str | Path | None = None) -> Path:
+    """`cache`, else $XRVLM_CACHE, else ~/.cache/xrvlm."""
+    return user_path(cache or os.environ.get("XRVLM_CACHE") or "~/.cache/xrvlm")
+
+
+def banks(cache: str | Path | None = None) -> list[Bank]:
+    """Every bank of features and every drawn world in the cache, the largest first."""
+    root = cache_folder(cache)
+    found = [_bank(folder) for folder in _folders(root / "features")]
+    worlds = [folder for folder in _folders(root) if re.fullmatch(r"drawn_birds-\d+", folder.name)]
+    newest = max((int(folder.name.rpartition("-")[2]) for folder in worlds), default=0)
+    found += [Bank(folder, "drawn birds", sum(1 for _ in folder.rglob("*.png")), *_size_and_use(folder),
+                   CURRENT if folder.name.endswith(f"-{newest}") else STALE) for folder in worlds]
+    return sorted(found, key=lambda bank: -bank.size)
+
+
+def prune(cache: str | Path | None = None, *, older_than: str | None = None, every: bool = False,
+          dry_run: bool = False) -> list[Bank]:
+    """Delete what no run of this version reads: banks of older versions and unreadable ones. Returns what was deleted.
+
+    A bank that another process is filling stays, with a warning. What is deleted is computed again where it is needed.
+
+    Args:
+        older_than: also delete banks that were not used for so long: "12h", "30d", "8w".
+        every: delete all of the cache.
+        dry_run: delete nothing, only return what would be deleted.
+    """
+    before = time.time() - _seconds(older_than) if older_than is not None else None
+    chosen = [bank for bank in banks(cache) if every or bank.state != CURRENT
+              or (before is not None and bank.used < before)]
+    return chosen if dry_run else [bank for bank in chosen if _deleted(bank.folder)]
+
+
+def table(found: Iterable[Bank]) -> str:
+    """The banks as the terminal shows them, with their total size."""
+    rows = [[bank.folder.name, bank.what, bank.state, str(bank.images), f"{bank.size / 1e6:,.1f}",
+             time.strftime("%Y-%m-%d", time.localtime(bank.used))] for bank in found]
+    total = sum(float(row[4].replace(",", "")) for row in rows)
+    caption = f"{len(rows)} folders, {total:,.1f} MB" + (f" in {next(iter(found)).folder.parent}." if rows else ".")
+    return aligned_table(Table(caption, ["Folder", "Holds", "State", "Images", "MB", "Last used"], 3, [], rows), 120)
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+
+
+def _bank(folder: Path) -> Bank:
+    size, used = _size_and_use(folder)
+    shards = sorted(folder.rglob("*.safetensors"))
+    headers = [_header(path) for path in shards]
+    images = sum(len(header.get("images", ())) for header in headers if header)
+    try:
+        key = json.loads((folder / "key.json").read_text(encoding="utf-8"))
+        what = f"{key['backbone'][:8]}, {key['precision']}, {key['views'] + 1} views, {key['dtype']}"
+        # revision 1 kept a bank for each list of images, revision 2 wrote no number
+        state = CURRENT if key.get("format", 2) == FEATURES_REVISION and "ids" not in key else STALE
+        images = images or len(key.get("ids", ()))
+    except (OSError, ValueError, LookupError, TypeError):
+        what, state = "features", STALE if shards and all(headers) else UNREADABLE
+    if state == CURRENT and any(header is None or "images" not in header for header in headers):
+        state = UNREADABLE
+    return Bank(folder, what, images, size, used, state)
+
+
+def _header(path: Path) -> dict | None:
+    """The header of a shard; None where it cannot be read. The file's times stay: this is no use of the bank."""
+    try:
+        status = path.stat()
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length < 10**8 else {}
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        return json.loads(header["__metadata__"]["xrvlm"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _size_and_use(folder: Path) -> tuple[int, float]:
+    found = [path.stat() for path in folder.rglob("*") if path.is_file()]
+    return sum(each.st_size for each in found), max((max(each.st_atime, each.st_mtime) for each in found), default=0.0)
+
+
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([hdw])", str(text).strip())
+    if not found:
+        raise UserError(f"{option('older_than')} must be a time such as 12h, 30d or 8w; found {text!r}")
+    return float(found[1]) * UNITS[found[2]]
+
+
+def _deleted(folder: Path) -> bool:
+    try:
+        with ExitStack() as stack:
+            for lock in folder.rglob(".lock*"):
+                stack.enter_context(alone(lock, "another process is filling this bank"))
+            shutil.rmtree(folder)
+    except UserError as error:
+        log.warning("not deleted: %s", error)
+        return False
+    return True
