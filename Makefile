@@ -14,19 +14,25 @@ PROMPTS := coop,cocoop,plot,gallop,xr_vlm
 ONE_VIEW := features.views=0 method=tip_adapter_f,residual_probe,task_res,clip_adapter,clap,prolip
 PHOTOS ?=
 
-.PHONY: demo test lint results methods bench ablation base_to_new setup clean
+.PHONY: demo test lint docs results methods bench ablation base_to_new setup clean
 
 demo: $(READY)          ## the main job on the embedded default, offline, in a few minutes
 	$(BIN)/xrvlm demo
 
-test: $(READY)          ## all tests
-	$(BIN)/python -m pytest
+test: $(READY)          ## all tests, one process a core; one test: .venv/bin/python -m pytest tests/test_files.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-lint: $(READY)          ## ruff and pyright
+lint: $(READY)          ## ruff, and pyright for each platform and for the newest Python
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+	$(BIN)/pyright --pythonplatform Darwin
+	$(BIN)/pyright --pythonplatform Windows
+	$(BIN)/pyright --pythonversion 3.13
 
-results: $(READY)       ## the tables of the README and of docs/plus.md: 3 seeds, full recipes; one to two hours
+docs: $(READY)          ## the pages of docs/ as a site, in site/index.html; a broken link or docstring stops it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+results: $(READY)       ## the tables of docs/results/index.md and plus.md: 3 seeds, full recipes; one to two hours
 	$(RESULTS) data.world=0,2,3 method=zero_shot
 	$(RESULTS) data.world=0,2,3 method=zero_shot $(DESCRIBED)
 	$(RESULTS) data.world=0,2,3 $(SHOTS) method=linear_probe method.inputs=pooled,pooled+mid
@@ -41,7 +47,7 @@ results: $(READY)       ## the tables of the README and of docs/plus.md: 3 seeds
 	$(BIN)/xrvlm report runs=runs/results
 
 # with PHOTOS="DIR1 DIR2", folders of photos with a split.csv (path, class, split), these too, at 16 shots
-methods: $(READY)       ## docs/methods.md: all methods, 1 to 16 shots, 3 seeds; two to three hours
+methods: $(READY)       ## docs/results/methods.md: all methods, 1 to 16 shots, 3 seeds; two to three hours
 	$(METHODS) data.world=2 method=zero_shot,trans_clip_zero_shot
 	$(METHODS) data.world=2 method=zero_shot text.templates=ensemble
 	$(METHODS) data.world=2 method=zero_shot,dclip,trans_clip_zero_shot text.descriptions=descriptions.json
@@ -62,15 +68,16 @@ methods: $(READY)       ## docs/methods.md: all methods, 1 to 16 shots, 3 seeds;
 	done
 	$(BIN)/xrvlm report runs=runs/methods baseline=zero_shot
 
-bench: $(READY)         ## the two speeds that matter most, against a baseline in the same run; minutes
+bench: $(READY)         ## the speeds that matter most, against a baseline in the same run; minutes
 	$(BIN)/python benchmarks/train_step.py --classes 100 --turns 3
 	$(BIN)/python benchmarks/predict.py --only memory
+	$(BIN)/python benchmarks/start_up.py
 
-ablation: $(READY)      ## docs/ablation.md: 25 settings, 3 seeds; an hour and a half
+ablation: $(READY)      ## docs/results/ablation.md: 25 settings, 3 seeds; an hour and a half
 	$(BIN)/xrvlm adapt -m experiment=ablation
 	$(BIN)/xrvlm report runs=runs/ablation
 
-base_to_new: $(READY)   ## docs/new_classes.md: open methods on classes that they were not trained on; half an hour
+base_to_new: $(READY)   ## docs/results/new_classes.md: open methods on classes that they were not trained on; half an hour
 	$(B2N) data.world=0,2 method=zero_shot,xr_vlm_plus
 	$(B2N) data.world=0,2 $(FIXED) method.head=per_class,per_class_diagonal,alignment
 	$(B2N) data.world=0,2 $(FIXED) method.head=per_class method.prior_weight=1
@@ -89,4 +96,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv build dist site *.egg-info .pytest_cache .ruff_cache

@@ -9,36 +9,22 @@ takes `--steps` steps, and the rest is extrapolated; the output says so. The aut
 of their steps on both, in fp32; what they decode, and their evaluation of every epoch, are left out: a lower bound.
 """
 
-import argparse
 import tempfile
-import time
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
-from speed import write_photos
-from text_side import class_names, machine, wait
-from train_step import (
-    BATCH,
-    NEEDS,
-    PROMPTS_ON_CPU,
-    AuthorsStep,
-    drawn_bank,
-    load_towers,
-    make_method,
-    some_labels,
-    step_options,
-    warm_up,
-)
+from common import class_names, drawn_bank, machine, once, options, parse, some_labels, take_turns, write_photos
+from train_step import BATCH, PROMPTS_ON_CPU, AuthorsStep, load_towers, make_method, warm_up
 
 from xrvlm.backbones.base import FrozenCLIP
 from xrvlm.data.dataset import Item
 from xrvlm.features.bank import FeatureBank
 from xrvlm.features.source import FeatureSettings, feature_source
-from xrvlm.methods import XRVLM
 from xrvlm.methods.base import Recipe, probabilities
+from xrvlm.methods.xr_vlm.xr_vlm import XRVLM
 from xrvlm.training.fit import fit
 
 CLASSES, TRAIN, TEST, EPOCHS = 200, 3200, 5794, 100
@@ -47,9 +33,10 @@ PHOTOS = 256                             # drawn ones; each stands for several i
 
 
 class Photos:
-    """An image source in memory: JPEG files, each under several ids."""
+    """An image source in memory: JPEG files, each under several ids, in `classes` classes."""
 
-    def __init__(self, count: int):
+    def __init__(self, count: int, classes: int):
+        self.classes = classes
         with tempfile.TemporaryDirectory() as folder:
             write_photos(Path(folder), count)
             self.files = [path.read_bytes() for path in sorted(Path(folder).iterdir())]
@@ -61,45 +48,44 @@ class Photos:
         return f"{len(self.files)} drawn photos: {' '.join(ids)}"
 
     def bank(self, clip: FrozenCLIP, count: int, views: int, folder: str, workers: int) -> FeatureBank:
-        items = [Item(str(index), label) for index, label in enumerate(some_labels(count, CLASSES).tolist())]
+        items = [Item(str(index), label) for index, label in enumerate(some_labels(count, self.classes).tolist())]
         settings = FeatureSettings(views=views, cache=folder)
-        bank = feature_source(clip, self, items, settings, needs=NEEDS, views=views, seed=0, workers=workers)
+        bank = feature_source(clip, self, items, settings, needs=XRVLM.needs, views=views, seed=0, workers=workers)
         assert isinstance(bank, FeatureBank)
         return bank
 
 
 def timed(device: torch.device, call: Callable[[], Any]) -> tuple[float, Any]:
-    wait(device)
-    start = time.perf_counter()
-    result = call()
-    wait(device)
-    return time.perf_counter() - start, result
+    """Seconds, and the result."""
+    results = []
+    return once(lambda: results.append(call()), device).clock, results[0]
 
 
-def our_stages(clip: FrozenCLIP, folder: str, arguments: argparse.Namespace) -> dict[str, float]:
+def our_stages(clip: FrozenCLIP, folder: str, arguments: Namespace) -> dict[str, float]:
     """Seconds of each stage at full size: measured on a GPU, scaled up from a few images and steps on a CPU."""
-    device, whole = clip.device, clip.device.type == "cuda"
-    photos, method = Photos(PHOTOS if whole else arguments.images), make_method(clip, names(), "specific")
-    train, test = (TRAIN, TEST) if whole else (arguments.images, arguments.images)
+    device, in_full = clip.device, clip.device.type == "cuda" and not arguments.tiny
+    photos = Photos(PHOTOS if in_full else arguments.images, arguments.classes)
+    method = make_method(clip, names(arguments), "specific")
+    train, test = (TRAIN, TEST) if in_full else (arguments.images, arguments.images)
     in_train, bank = timed(device, lambda: photos.bank(clip, train, arguments.views, folder, arguments.workers))
     in_test, test_bank = timed(device, lambda: photos.bank(clip, test, 0, folder, arguments.workers))
     recipe, steps, checkpoint = XRVLM.recipe, STEPS, Path(folder) / "last.safetensors"
-    if not whole:
+    if not in_full:
         recipe, steps, checkpoint = Recipe("steps", epochs=1, batch_size=BATCH), arguments.steps, None
-        bank, test_bank = (drawn_bank(clip, BATCH * count, CLASSES) for count in (steps, 4))
+        bank, test_bank = (drawn_bank(clip, BATCH * count, arguments.classes) for count in (steps, 4))
     in_fit, _ = timed(device, lambda: fit(method, clip, bank, recipe, seed=0, checkpoint=checkpoint))
     in_evaluation, _ = timed(device, lambda: probabilities(method, clip, test_bank))
-    parts = parts_of_a_step(clip, method, bank, arguments.steps)
-    print("a step of ours, its parts alone: " + ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in
-                                                           parts.items()), flush=True)
+    pieces = pieces_of_a_step(clip, method, bank, arguments.steps)
+    print("a step of ours, piece by piece: " + ", ".join(f"{name} {1000 * value:.1f} ms"
+                                                         for name, value in pieces.items()), flush=True)
     return {f"features of {TRAIN} images in {arguments.views + 1} views": in_train * TRAIN / train,
             f"features of {TEST} test images": in_test * TEST / test, f"{STEPS} steps of fit": in_fit * STEPS / steps,
             "evaluation of the test images": in_evaluation * TEST / len(test_bank.labels)}
 
 
-def parts_of_a_step(clip: FrozenCLIP, method: XRVLM, bank: FeatureBank, turns: int) -> dict[str, float]:
-    """Median seconds of reading a batch, of the text side and of all between the two and the loss, each by itself."""
-    rows = torch.arange(BATCH, device=bank.device)
+def pieces_of_a_step(clip: FrozenCLIP, method: XRVLM, bank: FeatureBank, turns: int) -> dict[str, float]:
+    """Median seconds of reading a batch, of the text side and of all between the two and the loss."""
+    rows = torch.arange(BATCH, device=bank.device) % len(bank.labels)
     x = bank.select(rows, torch.zeros_like(rows)).to(clip.device)
     with torch.no_grad():
         features = method.class_prompts(clip)                                              # (g, c, d)
@@ -112,20 +98,22 @@ def parts_of_a_step(clip: FrozenCLIP, method: XRVLM, bank: FeatureBank, turns: i
     calls: dict[str, Callable[[], Any]] = {
         "batch": lambda: bank.select(rows, torch.zeros_like(rows)).to(clip.device),
         "text side": lambda: method.class_prompts(clip).sum().backward(), "parts and head": head}
-    return {name: median(timed(clip.device, call)[0] for _ in range(turns)) for name, call in calls.items()}
+    return {name: turn.clock for call in calls for name, turn in take_turns({call: calls[call]}, turns,
+                                                                            clip.device).items()}
 
 
-def names() -> list[str]:
-    return class_names(CLASSES, 4)
+def names(arguments: Namespace) -> list[str]:
+    return class_names(arguments.classes, 4)
 
 
 def main() -> None:
-    parser = step_options(__doc__)
+    parser = options(__doc__)
+    parser.add_argument("--classes", type=int, default=CLASSES)
     parser.add_argument("--steps", type=int, default=20, help="of the authors, and on a CPU of ours")
     parser.add_argument("--images", type=int, default=16, help="photos that features are made of on a CPU")
     parser.add_argument("--views", type=int, default=8, help="augmented ones beside the evaluation view")
     parser.add_argument("--workers", type=int, default=2)
-    arguments = parser.parse_args()
+    arguments = parse(parser, classes=3, steps=1, images=2, views=1, workers=0)
     towers = load_towers(arguments)
     print("; ".join(map(machine, towers.values())), flush=True)
     warm_up(towers)
@@ -133,13 +121,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         stages = our_stages(towers["bf16"], folder, arguments)
     few = f"extrapolated from {arguments.images} photos and {arguments.steps} steps"
-    how = "measured" if device.type == "cuda" else few
+    how = "measured" if device.type == "cuda" and not arguments.tiny else few
     ours = sum(stages.values())
     print(f"ours, as shipped: {ours:.0f} s ({how})")
     for name, value in stages.items():
         print(f"    {name:44} {value:8.1f} s {value / ours:6.1%}")
-    step = AuthorsStep(towers["fp32"], names(), at_once=PROMPTS_ON_CPU if device.type == "cpu" else 10**9)
-    theirs = STEPS * median(timed(device, step)[0] for _ in range(arguments.steps))
+    step = AuthorsStep(towers["fp32"], names(arguments), at_once=PROMPTS_ON_CPU if device.type == "cpu" else 10**9)
+    theirs = STEPS * take_turns({"authors": step}, arguments.steps, device)["authors"].clock
     print(f"the authors' way: {theirs:.0f} s (extrapolated from {arguments.steps} steps); ratio {theirs / ours:.1f}")
 
 

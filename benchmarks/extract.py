@@ -9,8 +9,7 @@ import tempfile
 from itertools import count
 from pathlib import Path
 
-import torch
-from speed import alternate, arguments, random_images, told, tower, write_photos
+from common import beside_limits, image_options, parse, random_images, speeds, tower, write_photos
 
 from xrvlm.data.dataset import Item
 from xrvlm.features.source import EXTRACTION_BATCH, FeatureSettings, evaluation_batches, extract
@@ -20,11 +19,10 @@ NEEDS = ("pooled", "tokens", "mid_tokens")
 
 
 def main() -> None:
-    options = arguments(__doc__, towers="vit_b16,rn50,tiny", images=128).parse_args()
-    torch.set_num_threads(options.threads)
+    options = parse(image_options(__doc__, towers="vit_b16,rn50,tiny", images=128), towers="tiny", precisions="fp32",
+                    images=4, workers=0, rounds=1)
     with tempfile.TemporaryDirectory() as folder:
         photos = Path(folder) / "photos"
-        photos.mkdir()
         write_photos(photos, options.images)
         for name in options.towers.split(","):
             for precision in options.precisions.split(","):
@@ -45,8 +43,8 @@ def measure(title, clip, photos, options) -> None:
             "decoder": lambda: list(evaluation_batches(clip, source, items, workers=options.workers)),
             "extract": bank,
         }
-        speeds = alternate(calls, len(items), rounds=min(3, options.rounds), device=options.device)
-    print(f"{title}, {len(items)} files, {options.workers} workers: {told(speeds, 'extract')}", flush=True)
+        found = speeds(calls, len(items), rounds=min(3, options.rounds), device=options.device)
+    print(f"{title}, {len(items)} files, {options.workers} workers: {beside_limits(found, 'extract')}", flush=True)
 
 
 if __name__ == "__main__":

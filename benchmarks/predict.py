@@ -10,34 +10,34 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-import torch
-from speed import alternate, arguments, random_images, told, tower, write_photos
+from common import beside_limits, image_options, parse, random_images, speeds, tower, write_photos
 
-import xrvlm
 from xrvlm.backbones.base import FrozenCLIP
 from xrvlm.data.dataset import Item
+from xrvlm.experiments.predict import images_of, scores_of
 from xrvlm.features.source import evaluation_batches
-from xrvlm.inference.classifier import Classifier, describe
-from xrvlm.inference.predict import predict_images
+from xrvlm.inference.classifier import Classifier, ModelHeader
+from xrvlm.methods.xr_vlm.xr_vlm import XRVLM
+from xrvlm.methods.xr_vlm.xr_vlm_plus import XRVLMPlus
+from xrvlm.methods.zero_shot import ZeroShot
+from xrvlm.text.class_text import class_text
 from xrvlm.views import FileSource
 
 CLASSES = tuple(f"bird {index}" for index in range(200))
-METHODS = {"zero_shot": xrvlm.ZeroShot, "xr_vlm": partial(xrvlm.XRVLM, part_prompts="vectors"),
-           "xr_vlm_plus": xrvlm.XRVLMPlus}
+METHODS = {"zero_shot": ZeroShot, "xr_vlm": partial(XRVLM, part_prompts="vectors"), "xr_vlm_plus": XRVLMPlus}
 
 
 def classifier(clip: FrozenCLIP, name: str) -> Classifier:
     """Weights are not learned: they cost what learned ones cost."""
-    classes = xrvlm.class_text(CLASSES)
+    classes = class_text(CLASSES)
     method = METHODS[name](clip, classes).to(clip.device)
-    return Classifier(clip, method, describe(clip, METHODS[name], classes))
+    return Classifier(clip, method, ModelHeader.of(clip, METHODS[name], classes))
 
 
 def main() -> None:
-    parser = arguments(__doc__, towers="vit_b16,rn50", images=16)
+    parser = image_options(__doc__, towers="vit_b16,rn50", images=16)
     parser.add_argument("--only", choices=("memory", "files"))
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = parse(parser, towers="tiny", precisions="fp32", images=2, workers=0, rounds=1)
     for name in options.towers.split(","):
         for precision in options.precisions.split(","):
             clip = tower(name, options.device, precision)
@@ -52,9 +52,9 @@ def in_memory(title, clip, models, options) -> None:
     batch = random_images(clip, options.images)
     calls = {"tower": lambda: clip.encode_image(batch)}
     calls |= {method: partial(model.probabilities, batch) for method, model in models.items()}
-    speeds = alternate(calls, options.images, rounds=options.rounds, device=options.device)
+    found = speeds(calls, options.images, rounds=options.rounds, device=options.device)
     for method in models:
-        tower, ours = speeds["tower"], speeds[method]
+        tower, ours = found["tower"], found[method]
         print(f"{title} in memory, batch {options.images}: tower {tower}; {method} {ours}; ratio "
               f"{ours.rate / tower.rate:.3f} ({tower.work / ours.work:.3f} of CPU)", flush=True)
 
@@ -69,10 +69,11 @@ def from_files(title, clip, models, options) -> None:
         calls = {
             "tower": lambda: [clip.encode_image(part) for part in batch.split(64)],
             "decoder": lambda: list(evaluation_batches(clip, FileSource(photos), items, workers=options.workers)),
-            "predict": lambda: list(predict_images(models["xr_vlm"], photos, workers=options.workers)),
+            "predict": lambda: scores_of(models["xr_vlm"], images_of(photos), options.workers),
         }
-        speeds = alternate(calls, count, rounds=min(3, options.rounds), device=options.device)
-    print(f"{title} from {count} files, xr_vlm, {options.workers} workers: {told(speeds, 'predict')}", flush=True)
+        found = speeds(calls, count, rounds=min(3, options.rounds), device=options.device)
+    print(f"{title} from {count} files, xr_vlm, {options.workers} workers: "
+          f"{beside_limits(found, 'predict')}", flush=True)
 
 
 if __name__ == "__main__":

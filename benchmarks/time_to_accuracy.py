@@ -1,20 +1,22 @@
 """Time to accuracy of XR-VLM: the paper's recipe beside recipe=fast, on drawn birds with the embedded tower.
 
-    python benchmarks/time_to_accuracy.py [--recipes xr_vlm fast] [--seeds 1 2 3] [--shots 16] [--threads 2]
+    python benchmarks/time_to_accuracy.py [--recipes own fast] [--seeds 1 2 3] [--shots 16] [--threads 2]
 
 All train from the same cached features and start; the recipes take turns over the seeds. Accuracy is that on the
-training images of world 0 that the shots leave over: nothing of a test part is looked at. The clock stands still while
-it is measured. The goal is where the first of the recipes ends, as a mean over the seeds.
+training images of world 0 that the shots leave over: no test image is looked at. The clock stops while it is measured.
+The goal is where the first of the recipes ends, as a mean over the seeds.
 """
 
-import argparse
 import statistics
+import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-import yaml
+from common import class_folder, options, parse
 from torch import Tensor
 
 import xrvlm
@@ -22,33 +24,36 @@ from xrvlm.backbones.base import Features
 from xrvlm.data.dataset import sample_shots
 from xrvlm.features.bank import FeatureBank
 from xrvlm.features.source import FeatureSettings, extract
-from xrvlm.methods import XRVLM
-from xrvlm.methods.base import Recipe, probabilities
+from xrvlm.methods.base import Recipe, chosen_recipe, probabilities
+from xrvlm.methods.xr_vlm.xr_vlm import XRVLM
 from xrvlm.randomness import seeded
 from xrvlm.text.class_text import class_text
 from xrvlm.training.fit import fit
 
-CONF = Path(__file__).parents[1] / "conf" / "recipe"
 POINTS = 20                              # of a curve
 Curve = list[tuple[float, float]]        # seconds of training, and top-1 in % then
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipes", nargs="+", default=["xr_vlm", "fast"], help="names of conf/recipe")
+    parser = options(__doc__)
+    parser.add_argument("--recipes", nargs="+", default=["own", "fast"], help="names of conf/recipe, or own")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--shots", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="bf16")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    parser.add_argument("--epochs", type=int, help="of every recipe, in place of its own")
+    arguments = parse(parser, seeds=[1], shots=2, epochs=2)
     clip = xrvlm.load_tiny_clip(device=arguments.device, precision=arguments.precision)
-    world = xrvlm.load_world()
+    with tempfile.TemporaryDirectory() as folder:
+        world = xrvlm.image_folder(class_folder(Path(folder), 3, 6)) if arguments.tiny else xrvlm.load_world()
+        measure(clip, world, arguments)
+
+
+def measure(clip: xrvlm.FrozenCLIP, world: xrvlm.Dataset, arguments: Namespace) -> None:
     curves: dict[str, list[Curve]] = {name: [] for name in arguments.recipes}
     for seed in arguments.seeds:
         for name in arguments.recipes:
-            curves[name].append(curve := trained(clip, world, read_recipe(name), arguments.shots, seed))
+            recipe = read_recipe(name, arguments.epochs)
+            curves[name].append(curve := trained(clip, world, recipe, arguments.shots, seed))
             print(f"seed {seed}, {name}: {curve[-1][0]:.1f} s, top-1 {curve[-1][1]:.1f} %", flush=True)
     print(f"{arguments.shots} shots, {arguments.precision} on {clip.device}, {arguments.threads} threads, "
           f"torch {torch.__version__}")
@@ -80,9 +85,9 @@ def mean_curve(curves: list[Curve]) -> Curve:
             for points in zip(*curves, strict=True) for seconds, scores in [zip(*points, strict=True)]]
 
 
-def read_recipe(name: str) -> Recipe:
-    values = yaml.safe_load((CONF / f"{name}.yaml").read_text())
-    return Recipe(**{key: value for key, value in values.items() if not key.startswith("_")})
+def read_recipe(name: str, epochs: int | None) -> Recipe:
+    recipe = chosen_recipe(XRVLM.recipe, name)
+    return recipe if epochs is None else replace(recipe, epochs=epochs, warmup_epochs=min(recipe.warmup_epochs, epochs))
 
 
 class Watched:

@@ -9,27 +9,35 @@ its batches; with a context for each class, and shared. "same dtype": both tower
 bf16 beside the authors' fp32. All take turns in one process; figures are medians.
 """
 
-import argparse
-import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping
-from statistics import median
 
 import torch
 import torch.nn.functional as F
-from text_side import LENGTH, class_names, machine, plain, tower, wait
+from common import (
+    LENGTH,
+    class_names,
+    drawn_bank,
+    machine,
+    options,
+    parse,
+    plain,
+    random_images,
+    some_labels,
+    take_turns,
+    text_tower,
+)
 from torch import Tensor
 
-import xrvlm
 from xrvlm.backbones.base import Features, FrozenCLIP, Precision
-from xrvlm.backbones.text_encoder import GIB
-from xrvlm.features.bank import FeatureBank
 from xrvlm.methods.base import Recipe
+from xrvlm.methods.xr_vlm.xr_vlm import XRVLM
+from xrvlm.text.class_text import ClassText
 from xrvlm.text.learned_prompts import ContextKind, ContextPrompts
 from xrvlm.training.fit import fit
 
 BATCH = 64
 PROMPTS_ON_CPU = 200                     # of the authors' at once: 18 MiB are kept of each for the backward pass
-NEEDS = xrvlm.XRVLM.needs
 
 
 class AuthorsStep:
@@ -46,7 +54,7 @@ class AuthorsStep:
         assert prompts.specific is not None
         self.context, self.layout = prompts.specific, prompts.layout
         self.optimizer = self.method.recipe.make_optimizer(self.method.parameters())
-        self.images = torch.randn(BATCH, 3, *[clip.transform.image_size] * 2, device=clip.device)
+        self.images = random_images(clip, BATCH)
         self.labels = some_labels(BATCH, len(names)).to(clip.device)
         self.parts_of = max(1, at_once // len(names))              # text parts at once
         self.before = torch.randn(len(self.context), len(names), clip.embed_dim, device=clip.device)    # (g, c, d)
@@ -54,7 +62,7 @@ class AuthorsStep:
     def __call__(self) -> None:
         self.method.train()
         self.optimizer.zero_grad(set_to_none=True)
-        x = self.clip.encode_image(self.images, NEEDS)
+        x = self.clip.encode_image(self.images, XRVLM.needs)
         if self.parts_of >= len(self.context):
             self._loss(x, self._encode(self.context)).backward()
         else:
@@ -88,77 +96,32 @@ class OurSteps:
         fit(self.method, self.clip, self.bank, self.recipe, seed=0)
 
 
-def make_method(clip: FrozenCLIP, names: list[str], context: ContextKind) -> xrvlm.XRVLM:
-    classes = xrvlm.ClassText(tuple(names), tuple((name,) for name in names))
-    return xrvlm.XRVLM(clip, classes, context=context, context_length=LENGTH).to(clip.device)
+def make_method(clip: FrozenCLIP, names: list[str], context: ContextKind) -> XRVLM:
+    classes = ClassText(tuple(names), tuple((name,) for name in names))
+    return XRVLM(clip, classes, context=context, context_length=LENGTH).to(clip.device)
 
 
-def drawn_bank(clip: FrozenCLIP, count: int, classes: int) -> FeatureBank:
-    """Random features in the types that a bank has on disk."""
-    size = clip.transform.image_size
-    example = clip.encode_image(torch.zeros(1, 3, size, size, device=clip.device), NEEDS)
-    shard = {name: torch.randn(count, 1, *value.shape[1:]).to(torch.float32 if name == "pooled" else torch.float16)
-             for name, value in vars(example).items()}
-    return FeatureBank([shard], count, tuple(map(str, range(count))), some_labels(count, classes), views=0, seed=0)
-
-
-def some_labels(count: int, classes: int) -> Tensor:
-    return torch.arange(count) % classes
-
-
-def alternate(steps: Mapping[str, tuple[Callable[[], None], int]], turns: int,
-              device: torch.device) -> dict[str, tuple[float, float, float]]:
-    """Medians of the seconds of the clock and of the processors for one step, and GiB of the peak on CUDA.
-
-    Each of `steps` is a call and how many steps that takes.
-    """
-    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in steps}
-    for _ in range(turns):
-        for name, (call, count) in steps.items():
-            wait(device)
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            start, busy = time.perf_counter(), time.process_time()
-            call()
-            wait(device)
-            clock, busy = time.perf_counter() - start, time.process_time() - busy
-            peak = torch.cuda.max_memory_allocated() / GIB if device.type == "cuda" else 0.0
-            found[name].append((clock / count, busy / count, peak))
-    clocks, processors, peaks = ({name: median(row[column] for row in rows) for name, rows in found.items()}
-                                 for column in range(3))
-    return {name: (clocks[name], processors[name], peaks[name]) for name in steps}
-
-
-def measure(towers: Mapping[Precision, FrozenCLIP], classes: int, arguments: argparse.Namespace) -> None:
+def measure(towers: Mapping[Precision, FrozenCLIP], classes: int, arguments: Namespace) -> None:
     names, fp32 = class_names(classes, 4), towers["fp32"]
     at_once = arguments.at_once or (PROMPTS_ON_CPU if fp32.device.type == "cpu" else 10**9)
-    steps: dict[str, tuple[Callable[[], None], int]] = {"authors fp32": (AuthorsStep(fp32, names, at_once=at_once), 1)}
+    steps: dict[str, Callable[[], None]] = {"authors fp32": AuthorsStep(fp32, names, at_once=at_once)}
     kinds: tuple[tuple[str, ContextKind], ...] = (("own context", "specific"), ("shared context", "shared"))
     for precision, clip in towers.items():
         for kind, context in kinds:
-            ours = OurSteps(clip, names, context, batches=arguments.batches)
-            steps[f"ours {precision}, {kind}"] = (ours, arguments.batches)
-    times = alternate(steps, arguments.turns, fp32.device)
+            steps[f"ours {precision}, {kind}"] = OurSteps(clip, names, context, batches=arguments.batches)
+    times = take_turns(steps, arguments.turns, fp32.device)
     print(f"\n{classes} classes, batch {BATCH}, median of {arguments.turns}; one step:")
-    slow_clock, slow_busy, _ = times["authors fp32"]
-    for name, (clock, busy, peak) in times.items():
-        title = "" if name.startswith("authors") else "same dtype" if "fp32" in name else "as shipped"
-        memory = f"   peak {peak:.1f} GiB" if peak else ""
-        print(f"{name:26} {clock:8.3f} s {slow_clock / clock:6.1f}x   processors {busy:8.3f} s {slow_busy / busy:6.1f}x"
-              f"   {title}{memory}", flush=True)
+    authors = times["authors fp32"]
+    for name, turn in times.items():
+        first = name.startswith("authors")
+        title = "" if first else "same dtype" if "fp32" in name else "as shipped"
+        print(f"{name:26} {turn.per(1 if first else arguments.batches).against(authors)}   {title}", flush=True)
 
 
-def step_options(description: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    return parser
-
-
-def load_towers(arguments: argparse.Namespace) -> dict[Precision, FrozenCLIP]:
+def load_towers(arguments: Namespace) -> dict[Precision, FrozenCLIP]:
     """The same random weights in fp32 and in bf16."""
     precisions: tuple[Precision, ...] = ("fp32", "bf16")
-    return {dtype: tower(argparse.Namespace(**vars(arguments) | {"dtype": dtype})) for dtype in precisions}
+    return {precision: text_tower(arguments, precision) for precision in precisions}
 
 
 def warm_up(towers: Mapping[Precision, FrozenCLIP]) -> None:
@@ -168,13 +131,17 @@ def warm_up(towers: Mapping[Precision, FrozenCLIP]) -> None:
         OurSteps(clip, names, "specific", batches=1)()
 
 
+def parser() -> ArgumentParser:
+    made = options(__doc__)
+    made.add_argument("--classes", type=int, nargs="+", default=[100, 200])
+    made.add_argument("--turns", type=int, default=3)
+    made.add_argument("--batches", type=int, default=1, help="steps of ours in a turn; on a GPU at least 20")
+    made.add_argument("--at-once", type=int, help="prompts of the authors' step; default: 200 on a CPU, else all")
+    return made
+
+
 def main() -> None:
-    parser = step_options(__doc__)
-    parser.add_argument("--classes", type=int, nargs="+", default=[100, 200])
-    parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--batches", type=int, default=1, help="steps of ours in a turn; on a GPU at least 20")
-    parser.add_argument("--at-once", type=int, help="prompts of the authors' step; default: 200 on a CPU, else all")
-    arguments = parser.parse_args()
+    arguments = parse(parser(), classes=[3], turns=1, at_once=6)
     towers = load_towers(arguments)
     print("; ".join(map(machine, towers.values())))
     warm_up(towers)
