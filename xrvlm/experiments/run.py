@@ -82,10 +82,6 @@ def adapt(clip: FrozenCLIP, dataset: Dataset, method: MethodFactory | str = "xr_
         UserError: the data, the options and the method do not go together; nothing was trained.
     """
     options = options or RunOptions()
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise UserError(f"{option('seed')} must be a whole number, found {seed!r}")
-    if not isinstance(val, bool):
-        raise UserError(f"{option('val')} must be True or False, found {val!r}")
     factory, text = _factory(method), text_maker(text, [getattr(dataset.source, "root", None)])
     whole, split = _split(dataset, shots, seed, val or options.selection == "val", protocol)
     if options.selection == "val" and not split.val:
@@ -146,6 +142,10 @@ def _factory(method: MethodFactory | str) -> MethodFactory:
 
 def _split(dataset: Dataset, shots: int | None, seed: int, val: bool, protocol: Protocol) -> tuple[Split, Split]:
     """All classes with their test images, and what the run trains on and is tested on."""
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise UserError(f"{option('seed')} must be a whole number, found {seed!r}")
+    if not isinstance(val, bool):
+        raise UserError(f"{option('val')} must be True or False, found {val!r}")
     whole = with_test_set(dataset.split)
     if protocol != "few_shot":
         check_protocol(protocol, dataset.split.classes)
