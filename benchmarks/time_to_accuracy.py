@@ -22,11 +22,11 @@ from torch import Tensor
 import xrvlm
 from xrvlm.backbones.base import Features
 from xrvlm.data.dataset import sample_shots
+from xrvlm.distributed import seeded
 from xrvlm.features.bank import FeatureBank
 from xrvlm.features.source import FeatureSettings, extract
 from xrvlm.methods.base import Recipe, chosen_recipe, probabilities
 from xrvlm.methods.xr_vlm.xr_vlm import XRVLM
-from xrvlm.randomness import seeded
 from xrvlm.text.class_text import class_text
 from xrvlm.training.fit import fit
 

@@ -1,11 +1,19 @@
 """Set-ups that many tests share."""
 
+import gc
+
 import pytest
 import torch
 
 import xrvlm.backbones  # noqa: F401  first: it mends torchvision where its wheel does not fit torch
 
 torch.set_num_threads(1)                 # tiny tensors: a second thread costs more than it computes
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now lives on: the garbage collector need not go through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import re
 from dataclasses import replace
 
-from xrvlm.evaluation.tables import markdown_table
+from xrvlm.evaluation.text_tables import markdown_table
 from xrvlm.experiments.record import RunRecord
 from xrvlm.reporting.tables import tables
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from xrvlm.backbones.base import Features
-from xrvlm.randomness import generator
+from xrvlm.distributed import generator
 
 
 class Source:

@@ -24,7 +24,7 @@ from xrvlm import methods
 from xrvlm.backbones.base import Features
 from xrvlm.cli.main import main
 from xrvlm.data.folder import image_folder
-from xrvlm.distributed import Group, PeerFailedError, active_group, joined, processes
+from xrvlm.distributed import Group, PeerFailedError, active_group, generator, joined, processes, seed_of, seeded
 from xrvlm.errors import UserError
 from xrvlm.experiments.record import RunOptions, read_records
 from xrvlm.experiments.run import adapt
@@ -47,7 +47,6 @@ from xrvlm.methods import (
     registry,
 )
 from xrvlm.methods.base import Recipe
-from xrvlm.randomness import seeded
 from xrvlm.text.class_text import class_text
 from xrvlm.training.fit import fit
 
@@ -283,7 +282,7 @@ def rows_of(path, columns):
 
 def test_torchrun_adapts_as_one_process_does(tmp_path, capfd):
     photo_folder(tmp_path / "photos")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "xrvlm.cli"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "xrvlm"]
     child = subprocess.Popen([*torchrun, *command_in(tmp_path, "two")], text=True, stdout=subprocess.PIPE,
                              stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert main(command_in(tmp_path, "one")) == 0
@@ -408,3 +407,16 @@ def test_the_first_to_fail_tells_and_no_other_waits_for_it():
     for wait in (second.meet, lambda: second.from_first(list)):
         with pytest.raises(PeerFailedError, match="another process of this run has failed"):
             wait()
+
+
+def test_draws_depend_on_the_whole_key_alone():
+    assert seed_of(1, "order", 2) == seed_of(1, "order", 2)
+    assert len({seed_of(1, "order", 2), seed_of(1, "order", 3), seed_of(2, "order", 2), seed_of(1, "view", 2)}) == 4
+    assert torch.equal(torch.rand(3, generator=generator(1, "a")), torch.rand(3, generator=generator(1, "a")))
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    with seeded(1, "a"):
+        first = torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), before)
+    with seeded(1, "a"):
+        assert torch.equal(torch.rand(3), first)

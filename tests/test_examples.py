@@ -36,7 +36,7 @@ def test_a_method_of_ones_own_from_python(photos, tmp_path):
 
 def test_a_method_of_ones_own_by_its_yaml(photos, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")]))
-    said = output(["-m", "xrvlm.cli", "adapt", "--config-dir", EXAMPLES / "conf", "method=prototypes", "backbone=tiny",
+    said = output(["-m", "xrvlm", "adapt", "--config-dir", EXAMPLES / "conf", "method=prototypes", "backbone=tiny",
                    f"data.root={photos}", "shots=2", "method.weight=2", "workers=0"], tmp_path)
     assert "prototypes: top-1" in said
 

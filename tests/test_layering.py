@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "xrvlm"
 LAYERS = (
     ("errors",),
-    ("files", "randomness"),
+    ("files",),
     ("distributed",),
     ("backbones", "evaluation"),
     ("views",),

@@ -1,4 +1,4 @@
-"""`python -m xrvlm COMMAND`: the command line where the script is not on the path."""
+"""`python -m xrvlm COMMAND`: how torchrun starts it, and where the script is not on the path."""
 
 import sys
 

@@ -1,10 +1,14 @@
-"""Runs over several processes, started by torchrun; docs/design/distributed.md shows that they equal a single process.
+"""Seeds, and runs over several processes; docs/design/distributed.md shows that they equal a single process.
+
+Every random draw is seeded with a key such as (seed, "order", epoch); no generator state is carried over. So a resumed
+run equals an uninterrupted one, and results do not depend on the number of processes, of a run or of a loader.
 
 Every rank holds a full copy of the method and differentiates the sum of the losses of all ranks with respect to its
 copy. Tensors are exchanged through `all_sum`, which is its own adjoint. The gradients of all copies are then summed, by
 the chain rule for a parameter that is used in several places.
 """
 
+import hashlib
 import json
 import os
 import time
@@ -24,6 +28,25 @@ from xrvlm.errors import UserError, option
 
 STEP_TIMEOUT = timedelta(minutes=10)     # of one collective in a step; waiting for another rank's stage has no limit
 FROM_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def seed_of(*key: object) -> int:
+    """A 63-bit hash of `key`."""
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big") >> 1
+
+
+def generator(*key: object) -> torch.Generator:
+    """A generator on the CPU, so that the draws do not depend on the device."""
+    return torch.Generator().manual_seed(seed_of(*key))
+
+
+@contextmanager
+def seeded(*key: object) -> Iterator[None]:
+    """Seed torch's global generators with `key`; restore their state on exit."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed_of(*key))
+        yield
 
 
 class PeerFailedError(RuntimeError):

@@ -1,17 +1,31 @@
-"""The one exception for what a user can mend, and how its message names an option to whoever reads it."""
+"""The one exception for what a user can mend, how its message names an option, and the checks of given values."""
 
 import os
-from collections.abc import Iterable
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
+from functools import wraps
+from importlib import import_module
+from inspect import Parameter, signature
+from typing import Any, ParamSpec, TypeVar
 
 # set while the command line runs: an environment variable, so that processes which decode images inherit it
 SPEAKS_KEYS = "XRVLM_ERRORS_NAME_KEYS"
 _NO_VALUE: Any = object()
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class UserError(ValueError):
     """A mistake in the input, told in one line that names the fix. The command line exits with code 2 on it."""
+
+
+def either(in_python: str, on_the_command_line: str) -> str:
+    """The words for whoever reads the message."""
+    return on_the_command_line if os.environ.get(SPEAKS_KEYS) else in_python
 
 
 def option(name: str, value: Any = _NO_VALUE) -> str:
@@ -21,7 +35,7 @@ def option(name: str, value: Any = _NO_VALUE) -> str:
         name: as the command line has it, with its group: "data.skip_damaged". Python knows the last word of it.
         value: what to set it to, as a Python object; left out, the name stands alone.
     """
-    if not os.environ.get(SPEAKS_KEYS):
+    if not either("", "keys"):
         word = name.rpartition(".")[2]
         return word if value is _NO_VALUE else f"{word}={value!r}"
     return name if value is _NO_VALUE else f"{name}={_as_key_value(value)}"
@@ -39,10 +53,133 @@ def unknown(kind: str, name: str, available: Iterable[str], hint: str = "") -> U
     """`unknown template list 'phot'; available: fine_grained, photo; did you mean 'photo'?; or pass a path`."""
     known = sorted(available)
     shown = ", ".join(known[:40]) + (f", and {len(known) - 40} more" if len(known) > 40 else "")
-    close = get_close_matches(name, known, n=1)
+    close = [each for each in known if each.startswith(f"{name} ")] or get_close_matches(name, known, n=1)
     parts = [f"unknown {kind} {name!r}", f"available: {shown or 'none'}"]
     if close:
         parts.append(f"did you mean {close[0]!r}?")
     if hint:
         parts.append(hint)
     return UserError("; ".join(parts))
+
+
+def imported(path: str, what: str) -> Any:
+    """The object at the dotted `path`; UserError, which says `what` it is, where there is no such module or name."""
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"cannot find the {what} {path}: {error}; install the package that holds it, or put its folder "
+                        "on PYTHONPATH") from error
+
+
+def seconds_of(name: str, value: Any, example: str, units: str, unit: str = "") -> float:
+    """A time such as `90s` or `1.5h` in seconds.
+
+    Args:
+        name: the option that holds it, for the UserError of another value.
+        example: times that the message shows.
+        units: the letters that are read, of `SECONDS`.
+        unit: that of a bare number; "": a bare number is an error.
+    """
+    found = re.fullmatch(rf"(\d+(?:\.\d+)?) *([{units}]{'?' if unit else ''})", str(value).strip())
+    seconds = float(found[1]) * SECONDS[found[2] or unit] if found else 0.0
+    if not seconds:
+        raise UserError(f"{option(name)} must be a time such as {example}; found {value!r}")
+    return seconds
+
+
+def typed(function: Callable[P, R]) -> Callable[P, R]:
+    """A decorator: UserError where an argument has another type than its annotation, before anything is done."""
+    @wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        parameters = signature(function).parameters
+        if strange := _strange(kwargs, parameters):
+            raise unknown(f"argument of {function.__name__}", strange, parameters)
+        check_types(dict(zip(parameters, args, strict=False)) | kwargs, typing.get_type_hints(function))
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def check_types(given: Mapping[str, Any], hints: Mapping[str, Any], group: str = "") -> None:
+    """UserError for the first of the values `given` that is of another type than its name has in `hints`.
+
+    Args:
+        group: of the options, for the message: "features" where the command line says `features.views`.
+    """
+    for name, value in given.items():
+        if name not in hints or fits(value, hints[name]):
+            continue
+        named = option(f"{group}.{name}" if group else name)
+        if typing.get_origin(hints[name]) is typing.Literal and isinstance(value, str):
+            raise unknown(named, value, typing.get_args(hints[name]))
+        raise UserError(f"{named} must be {in_words(hints[name])}, found {_short(value)}")
+
+
+def check_fields(record: Any, group: str = "", *, but: Sequence[str] = ()) -> None:
+    """`check_types` of a dataclass's fields, for its `__post_init__`; those in `but` are not looked at."""
+    check_types({name: value for name, value in vars(record).items() if name not in but},
+                typing.get_type_hints(type(record)), group)
+
+
+def check_options(target: Callable, given: Mapping[str, Any], group: str, kind: str = "option") -> None:
+    """UserError where `target` has no option of a name in `given`, or one of another type than its annotation.
+
+    The options of a class are its keyword-only parameters: the library passes the positional ones.
+    """
+    parameters: Mapping[str, Parameter] = signature(target).parameters
+    chosen = {name: each for name, each in parameters.items() if each.kind in (each.KEYWORD_ONLY, each.VAR_KEYWORD)}
+    if isinstance(target, type) and chosen:
+        parameters = chosen
+    if strange := _strange(given, parameters):
+        raise unknown(kind, option(f"{group}.{strange}"), [option(f"{group}.{known}") for known in parameters])
+    check_types(given, typing.get_type_hints(target.__init__ if isinstance(target, type) else target), group)
+
+
+def _strange(given: Iterable[str], parameters: Mapping[str, Parameter]) -> str | None:
+    """The first of the names `given` that is no parameter."""
+    if any(each.kind is Parameter.VAR_KEYWORD for each in parameters.values()):
+        return None
+    return next((name for name in given if name not in parameters), None)
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether `value` is of the type `hint`; True where a look at it cannot tell. A whole number is a float, too."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, argument) for argument in arguments)
+    if origin is typing.Literal:
+        return value in arguments
+    if origin in (tuple, list, Sequence):
+        counted = origin is tuple and arguments[-1] is not ...
+        return isinstance(value, Sequence) and not isinstance(value, str | bytes) and (
+            not counted or len(value) == len(arguments)) and all(
+            fits(each, arguments[index if counted else 0]) for index, each in enumerate(value))
+    if hint is float or hint is int:
+        return isinstance(value, int | hint) and not isinstance(value, bool)
+    checked = origin or hint
+    return not isinstance(checked, type) or getattr(checked, "_is_protocol", False) or isinstance(value, checked)
+
+
+def in_words(hint: Any) -> str:
+    """The type `hint` as a message says it: "a whole number or None"."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(in_words(argument) for argument in arguments))
+    if origin is typing.Literal:
+        return " or ".join(str(argument) for argument in arguments)
+    if hint is bool or hint is type(None):
+        return either("True or False", "true or false") if hint is bool else either("None", "null")
+    if origin is tuple and arguments[-1] is not ...:
+        return f"a list of {len(arguments)}: {', '.join(in_words(argument) for argument in arguments)}"
+    names = {int: "a whole number", float: "a number", str: "a text", tuple: "a list", list: "a list",
+             Sequence: "a list", Mapping: "a mapping", Callable: "a function"}
+    found = names.get(origin or hint)
+    return found or f"a {getattr(origin or hint, '__name__', hint)}"
+
+
+def _short(value: Any) -> str:
+    text = either("None", "null") if value is None else " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,6 +1,9 @@
-"""Files are written atomically: to a temporary name in the same folder, flushed, then renamed. Also JSON and hashes."""
+"""Files are written atomically: to a temporary name in the same folder, flushed, then renamed. Also JSON, hashes,
+the cache folder, and the files that the package ships (conf/ and prompts/).
+"""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -15,6 +18,8 @@ import yaml
 from filelock import FileLock, Timeout
 
 from xrvlm.errors import UserError
+
+IGNORED_FOLDERS = frozenset({"__MACOSX", "@eaDir", "__pycache__"})
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -91,6 +96,36 @@ def user_path(path: str | Path) -> Path:
         return Path(path)
 
 
+def cache_folder(cache: str | Path | None = None) -> Path:
+    """`cache`, else $XRVLM_CACHE, else ~/.cache/xrvlm."""
+    return user_path(cache or os.environ.get("XRVLM_CACHE") or "~/.cache/xrvlm")
+
+
+def files_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Every file below `folder`. Follows symbolic links, except into a folder that is being walked."""
+    real = folder.resolve()
+    if real in above:
+        return
+    folders, files = listing(folder)
+    yield from files
+    for inner in folders:
+        yield from files_below(inner, above | {real})
+
+
+def listing(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The folders and the files in `folder`, sorted, without hidden ones. A broken link counts as a file."""
+    try:
+        paths = sorted(path for path in folder.iterdir()
+                       if not path.name.startswith(".") and path.name not in IGNORED_FOLDERS)
+        folders = [path for path in paths if path.is_dir()]
+    except OSError as error:
+        raise UserError(f"cannot list {folder}: {error.strerror}; check that you may read it") from error
+    for path in paths:
+        if any("\ud800" <= letter <= "\udfff" for letter in path.name):
+            raise UserError(f"the name {path.name!r} in {folder} is not UTF-8; rename it")
+    return folders, [path for path in paths if path not in set(folders)]
+
+
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
@@ -131,8 +166,9 @@ def _is_disk_error(error: BaseException) -> bool:
 
 
 def _write_error(path: Path, error: BaseException) -> UserError:
-    return UserError(f"cannot write {path}: {error}; free some space or choose another folder, "
-                     "then run the same command again: finished results are kept")
+    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+    fix = "free some space or choose another folder" if full else "choose another folder, or one that you may write to"
+    return UserError(f"cannot write {path}: {error}; {fix}, then run the same command again: finished results are kept")
 
 
 @cache

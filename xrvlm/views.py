@@ -24,9 +24,9 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from tqdm import tqdm
 
+from xrvlm.distributed import seeded
 from xrvlm.errors import UserError, option
 from xrvlm.files import digest, sha256, user_path
-from xrvlm.randomness import seeded
 
 ASPECT_RATIOS = [3 / 4, 4 / 3]
 SAMPLE = 4096                            # bytes of a file that its fingerprint reads
@@ -131,12 +131,12 @@ def read_image(image: Image.Image | str | Path) -> Image.Image:
 def unreadable_images(ids: Sequence[str], source: ImageSource, workers: int) -> set[str]:
     """The ids of the images that cannot be decoded. Decodes every image once, in `workers` threads."""
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        checks = pool.map(lambda item_id: _is_readable(source, item_id), ids)
+        checks = pool.map(lambda item_id: is_readable(source, item_id), ids)
         good = list(tqdm(checks, total=len(ids), desc="checking images", unit="image", disable=None))
     return {item_id for item_id, readable in zip(ids, good, strict=True) if not readable}
 
 
-def _is_readable(source: ImageSource, item_id: str) -> bool:
+def is_readable(source: ImageSource, item_id: str) -> bool:
     try:
         decode(source.read(item_id), item_id)
     except UserError:

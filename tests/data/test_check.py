@@ -127,7 +127,8 @@ def test_options_of_a_set_have_their_say(tmp_path, check):
     _, out, _ = check("data=aircraft", f"data.root={tmp_path}", "data.level=family", "data.trainval=true")
     assert "  found    data/families.txt" in out
     assert "  listed   12 train, 4 test (officially 6667 train, 3333 test)" in out
-    assert "data.level must be variant or family or" in check("data=aircraft", "data.root=x", "data.level=kind")[2]
+    assert "unknown data.level 'kind'; available: family, manufacturer, variant" in check(
+        "data=aircraft", "data.root=x", "data.level=kind")[2]
 
 
 def test_a_file_found_elsewhere_is_shown_where_it_lies(tmp_path, check):

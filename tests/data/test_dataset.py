@@ -195,7 +195,7 @@ def test_a_class_without_a_training_image_is_an_error():
 
 @pytest.mark.parametrize("shots", [0, -1, 2.0, "4", True])
 def test_shots_must_be_a_whole_number(shots):
-    with pytest.raises(UserError, match=r"shots=.* must be a whole number of images a class, at least 1, or all"):
+    with pytest.raises(UserError, match=r"shots=.* must be a whole number .*, at least 1, or None for all"):
         sample_shots(SPLIT, shots, 0)
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from xrvlm.data.dataset import sample_shots, with_test_set
-from xrvlm.data.folder import image_files, image_folder
+from xrvlm.data.folder import image_folder
 from xrvlm.errors import UserError
 from xrvlm.views import FileSource
 
@@ -225,19 +225,6 @@ def test_a_name_that_is_not_utf8_is_named(tmp_path):
         pytest.skip("this file system allows only UTF-8")
     with pytest.raises(UserError, match="is not UTF-8; rename it"):
         image_folder(tmp_path)
-
-
-def test_image_files(tmp_path):
-    root = birds(tmp_path / "some photos", "b/2.jpg", "1.PNG", ".hidden.jpg")
-    (root / "notes.txt").write_text("x")
-    assert image_files(str(root)) == (root.resolve(), ("1.PNG", "b/2.jpg"))
-    assert image_files(root / "b" / "2.jpg") == (root.resolve() / "b", ("2.jpg",))
-    with pytest.raises(UserError, match=r"there is no image or folder .*nowhere; check the path"):
-        image_files(tmp_path / "nowhere")
-    (tmp_path / "texts").mkdir()
-    (tmp_path / "texts" / "a.txt").write_text("x")
-    with pytest.raises(UserError, match=r"found no image below .*texts, only 1 \.txt files; it must hold"):
-        image_files(tmp_path / "texts")
 
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="the shared photos are not there")

@@ -46,7 +46,7 @@ def test_a_published_set_remembers_its_registry_name_and_options(tmp_path, monke
 def test_every_published_set_is_tested_and_has_a_layout():
     others = {"folder", "table", "hub", "drawn_birds"}
     assert others < set(NAMES)
-    assert {name for name in NAMES if find(name, **required(name))[0].__dict__["layout"]} == set(NAMES) - others
+    assert {name for name in NAMES if find(name, **required(name)).func.__dict__["layout"]} == set(NAMES) - others
     assert all(hasattr(replicas, name) or hasattr(replicas_coop, name) for name in set(NAMES) - others)
 
 

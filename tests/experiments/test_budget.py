@@ -4,7 +4,7 @@ from banks import made_bank
 from towers import tiny_vit
 
 from xrvlm.errors import UserError
-from xrvlm.experiments.budget import in_words, seconds_an_image, seconds_of, training_seconds
+from xrvlm.experiments.budget import budget_seconds, in_words, seconds_an_image, training_seconds
 from xrvlm.methods import ResidualProbe
 from xrvlm.methods.base import Recipe
 from xrvlm.text.class_text import class_text
@@ -12,13 +12,13 @@ from xrvlm.text.class_text import class_text
 
 @pytest.mark.parametrize(("budget", "seconds"), [(10, 600), ("10", 600), ("2m", 120), ("90s", 90), ("1.5h", 5400)])
 def test_a_budget_is_a_time(budget, seconds):
-    assert seconds_of(budget) == seconds
+    assert budget_seconds(budget) == seconds
 
 
 @pytest.mark.parametrize("budget", ["0", "ten", "-5m", "5d", None, True])
 def test_what_is_no_time_is_told(budget):
     with pytest.raises(UserError, match="budget must be a time such as 10m, 90s or 1h; found"):
-        seconds_of(budget)
+        budget_seconds(budget)
 
 
 def test_times_in_words():

@@ -9,9 +9,11 @@ from functools import partial
 
 import pytest
 import torch
+import yaml
 from command_line import TINY, told
 from photos import photo_folder
 
+import xrvlm
 from xrvlm.cli.main import main
 from xrvlm.data.dataset import with_test_set
 from xrvlm.data.folder import image_folder
@@ -180,7 +182,7 @@ def test_a_class_with_one_image_is_trained_on_and_not_scored(clip, tmp_path, ter
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"folds": 1}, "folds must be a whole number, at least 2; found 1"),
-    ({"features": FeatureSettings(mode="online")}, "leave features='online' out"),
+    ({"features": FeatureSettings(mode="online")}, "leave mode='online' out"),
 ])
 def test_terms_that_cannot_be_are_told(options, message):
     with pytest.raises(UserError, match=message):
@@ -188,7 +190,7 @@ def test_terms_that_cannot_be_are_told(options, message):
 
 
 def test_nothing_to_compare_is_told(clip, photos):
-    with pytest.raises(UserError, match="there is nothing to compare"):
+    with pytest.raises(UserError, match="nothing to compare"):
         compare_methods(clip, image_folder(photos), [])
 
 
@@ -258,3 +260,14 @@ def test_a_candidate_that_the_device_cannot_do_is_left_out(clip, photos, terms, 
     found = compare_methods(clip, image_folder(photos), CANDIDATES[:2], options=terms)
     assert [score.words for score in found.scores] == ["zero_shot"]
     assert found.left_out["linear_probe"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate"
+
+
+def test_the_call_that_is_recommended_in_python_has_all_options_of_the_comparison(clip, photos, tmp_path):
+    dataset, features = image_folder(photos), FeatureSettings(views=1)
+    text = {"templates": "a photo of a {}."}
+    found = compare_methods(clip, dataset, ["residual_probe recipe.epochs=2"], text=text, options=CompareOptions(
+        shots=4, seed=3, folds=3, runs=tmp_path / "mine", features=features))
+    run = eval(found.command, {"xrvlm": xrvlm, "clip": clip, "dataset": dataset})
+    assert (run.folder.parent, run.record.shots, run.record.seed) == (tmp_path / "mine", 4, 3)
+    saved = yaml.safe_load((run.folder / "config.yaml").read_text())
+    assert (saved["recipe"]["epochs"], saved["features"]["views"], saved["text"]) == (2, 1, text)

@@ -12,7 +12,7 @@ from photos import photo_folder
 
 from xrvlm.cli.main import main
 from xrvlm.errors import UserError
-from xrvlm.experiments.protocols import check_among
+from xrvlm.experiments.evaluate import evaluate
 from xrvlm.experiments.record import read_records
 from xrvlm.reporting.results import rows_of
 
@@ -148,7 +148,7 @@ def test_options_that_eval_does_not_know_are_told(runs, capsys):
     assert "among must be run or data, found 3" in told(capsys, "eval", run, "among=3", *HERE)
     assert "data.root is not given" in told(capsys, "eval", run, "data=dtd", *HERE)
     with pytest.raises(UserError, match="unknown among"):
-        check_among("all")
+        evaluate("run", among="all")
 
 
 def test_other_images_of_the_same_names_have_a_score_of_their_own(runs, tmp_path, capsys):

@@ -351,7 +351,7 @@ def test_a_view_is_drawn_from_its_key_alone(clip, dataset):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"mode": "both"}, "unknown feature mode 'both'"), ({"dtype": "int8"}, "unknown dtype"),
+    ({"mode": "both"}, "unknown mode 'both'"), ({"dtype": "int8"}, "unknown dtype"),
     ({"crop_scale": (0.9, 0.2)}, "crop_scale"), ({"views": -1}, "views must be"),
     ({"gpu_gb": -1.0}, "gpu_gb must be")])
 def test_bad_settings_are_told(options, message):

@@ -14,7 +14,7 @@ from xrvlm.inference.classifier import Classifier, ModelHeader
 from xrvlm.inference.explain import (
     STEPS,
     attribute,
-    class_called,
+    class_index,
     explain,
     explained,
     overlap,
@@ -296,7 +296,7 @@ def test_mistakes_are_told(tmp_path):
         explain(classifier, [tmp_path / "no.png"])
     with pytest.raises(UserError, match=r"cannot read the image .*gone\.png"):
         explain(classifier, [tmp_path / "gone.png"])
-    assert class_called("Baird's Sparrow", classifier.names) == 0      # as it reads, not as its folder is called
+    assert class_index("Baird's Sparrow", classifier.names) == 0      # as it reads, not as its folder is called
 
 
 @pytest.mark.parametrize("method", [ZeroShot, CoOp, LinearProbe])

@@ -18,12 +18,12 @@ from zoo import CASES, METHODS, NAMES, classes, factory
 from xrvlm import Classifier, UserError, export_onnx
 from xrvlm.backbones.base import FrozenCLIP
 from xrvlm.cli.main import main
+from xrvlm.distributed import seeded
 from xrvlm.features.bank import FeatureBank
 from xrvlm.features.source import without_labels
 from xrvlm.inference import export
 from xrvlm.inference.classifier import ModelHeader
 from xrvlm.methods import plot
-from xrvlm.randomness import seeded
 from xrvlm.views import evaluation_view, read_image
 
 SHORT = {"xr_vlm": {"context_length": 2}}    # some towers have a short text window

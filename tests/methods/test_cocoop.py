@@ -6,12 +6,12 @@ from banks import CLASSES, features_of, made_bank
 from zoo import SHORT
 
 from xrvlm.backbones.base import Features
+from xrvlm.distributed import seeded
 from xrvlm.errors import UserError
 from xrvlm.inference.classifier import Classifier, ModelHeader
 from xrvlm.inference.explain import explain
 from xrvlm.methods import CoCoOp, CoOp
 from xrvlm.methods.base import probabilities
-from xrvlm.randomness import seeded
 from xrvlm.text.class_text import class_text
 from xrvlm.training.fit import fit
 

@@ -1,6 +1,8 @@
 """One list of checks over every method's YAML: what is true of all methods, whatever they do."""
 
+from copy import deepcopy
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -8,13 +10,13 @@ from towers import tiny_vit
 from zoo import CASES, NAMES, OPEN, OTHERS, SHORT, classes, factory
 
 from xrvlm.backbones.base import Features
+from xrvlm.distributed import seeded
 from xrvlm.errors import UserError
 from xrvlm.features.bank import FeatureBank
 from xrvlm.features.source import without_labels
 from xrvlm.inference.classifier import Classifier, ModelHeader
 from xrvlm.methods import XRVLM, ZeroShot
 from xrvlm.methods.base import probabilities
-from xrvlm.randomness import seeded
 from xrvlm.text.class_text import class_text
 from xrvlm.training.fit import fit
 
@@ -29,6 +31,13 @@ def bank(clip) -> FeatureBank:
     encoded = clip.encode_image(images.flatten(0, 1), {"pooled", "tokens", "mid_tokens", "unprojected"})
     shard = {name: value.unflatten(0, (16, 3)) for name, value in vars(encoded).items()}
     return FeatureBank([shard], 16, tuple(f"{i}.png" for i in range(16)), labels, views=2, seed=1)
+
+
+@pytest.fixture(scope="module")
+def fitted(clip, bank):
+    """`fitted(case)`: the method trained on `bank`. It is trained once, and each test has a copy of it."""
+    made = cache(lambda case: trained(case, clip, bank))
+    return lambda case: deepcopy(made(case))
 
 
 def trained(case, clip, bank, text=None):
@@ -51,16 +60,16 @@ def case(request) -> str:
     return request.param
 
 
-def test_logits_have_one_column_a_class_and_are_finite(case, clip, bank):
-    method = trained(case, clip, bank)
+def test_logits_have_one_column_a_class_and_are_finite(case, clip, bank, fitted):
+    method = fitted(case)
     logits = method.logits(some(bank), method.class_features(clip))
     assert logits.shape == (5, 4)
     assert logits.dtype == torch.float32
     assert logits.isfinite().all()
 
 
-def test_what_the_record_and_the_bank_need_is_said(case, clip, bank):
-    method = trained(case, clip, bank)
+def test_what_the_record_and_the_bank_need_is_said(case, clip, bank, fitted):
+    method = fitted(case)
     assert method.label
     assert set(method.prompts.split(" + ")) <= {"names", "descriptions", "learned", "part_descriptions",
                                                 "learned_from_descriptions", "vectors", "none"}
@@ -105,40 +114,40 @@ def test_training_lowers_the_loss(case, clip, bank):
     assert losses[-1]["loss"] < losses[0]["loss"]
 
 
-def test_evaluation_does_not_depend_on_the_batch(case, clip, bank):
-    method = trained(case, clip, bank)
+def test_evaluation_does_not_depend_on_the_batch(case, clip, bank, fitted):
+    method = fitted(case)
     class_features = method.class_features(clip)
     whole = method.logits(some(bank, range(16)), class_features)
     single = torch.cat([method.logits(some(bank, [row]), class_features) for row in range(16)])
     torch.testing.assert_close(single, whole, rtol=1e-4, atol=1e-5)
 
 
-def test_the_same_seed_gives_the_same_weights(case, clip, bank):
-    first, second = (trained(case, clip, bank).state_dict() for _ in range(2))
+def test_the_same_seed_gives_the_same_weights(case, clip, bank, fitted):
+    first, second = fitted(case).state_dict(), trained(case, clip, bank).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_saved_and_loaded_it_gives_the_same_probabilities(case, clip, bank, tmp_path):
-    method = trained(case, clip, bank)
+def test_saved_and_loaded_it_gives_the_same_probabilities(case, clip, bank, fitted, tmp_path):
+    method = fitted(case)
     classifier = Classifier(clip, method, ModelHeader.of(clip, factory(case), classes()))
     loaded = Classifier.load(classifier.save(tmp_path), clip)
     assert loaded.names == NAMES
     assert torch.equal(probabilities(loaded.method, clip, bank), probabilities(method, clip, bank))
 
 
-def test_a_model_holds_nothing_of_the_tower(case, clip, bank):
-    method = trained(case, clip, bank)
+def test_a_model_holds_nothing_of_the_tower(case, clip, bank, fitted):
+    method = fitted(case)
     towers = {value.data_ptr() for value in clip.state_dict().values()}
     assert not any(module is clip for module in method.modules())
     assert not towers & {value.data_ptr() for value in method.state_dict().values()}
 
 
-def test_class_order_permutes_the_probabilities(case, clip, bank):
+def test_class_order_permutes_the_probabilities(case, clip, bank, fitted):
     if CASES[case][0] == "xr_vlm" or "specific" in case:
         pytest.skip("the starting weights belong to places, not to classes")
     order = torch.tensor([2, 0, 3, 1])
     permuted = FeatureBank(bank.shards, 16, bank.ids, order.argsort()[bank.labels], views=2, seed=1)
-    one = probabilities(trained(case, clip, bank), clip, bank)
+    one = probabilities(fitted(case), clip, bank)
     other = probabilities(trained(case, clip, permuted, classes([NAMES[i] for i in order])), clip, permuted)
     torch.testing.assert_close(other, one[:, order], rtol=1e-3, atol=1e-4)
 
@@ -210,10 +219,10 @@ def test_without_a_prior_no_sentence_of_a_class_is_read(bank):
 
 
 @pytest.mark.parametrize("case", ["xr_vlm", "xr_vlm_plus", "tip_adapter", "zero_shot"])
-def test_a_model_of_a_version_with_other_options_is_told(case, clip, bank, tmp_path):
+def test_a_model_of_a_version_with_other_options_is_told(case, clip, bank, fitted, tmp_path):
     about = ModelHeader.of(clip, factory(case), classes())
     about.method.options["shared_context"] = True
-    path = Classifier(clip, trained(case, clip, bank), about).save(tmp_path)
+    path = Classifier(clip, fitted(case), about).save(tmp_path)
     with pytest.raises(UserError) as told:
         Classifier.load(path, clip)
     message = str(told.value)
@@ -225,8 +234,8 @@ def test_a_model_of_a_version_with_other_options_is_told(case, clip, bank, tmp_p
 
 
 @pytest.mark.parametrize("case", sorted(OPEN))
-def test_turned_to_its_own_classes_an_open_method_says_the_same(case, clip, bank):
-    method = trained(case, clip, bank)
+def test_turned_to_its_own_classes_an_open_method_says_the_same(case, clip, bank, fitted):
+    method = fitted(case)
     expected = method.logits(some(bank), method.class_features(clip))
     same = method.for_classes(clip, classes())
     torch.testing.assert_close(same.logits(some(bank), same.class_features(clip)), expected, rtol=1e-5, atol=1e-6)
@@ -237,8 +246,8 @@ def test_turned_to_its_own_classes_an_open_method_says_the_same(case, clip, bank
 
 
 @pytest.mark.parametrize("case", sorted(OPEN))
-def test_an_open_method_scores_new_classes_and_stays_as_it_is(case, clip, bank, tmp_path):
-    method = trained(case, clip, bank)
+def test_an_open_method_scores_new_classes_and_stays_as_it_is(case, clip, bank, fitted, tmp_path):
+    method = fitted(case)
     before = {name: value.clone() for name, value in method.state_dict().items()}
     said = method.logits(some(bank), method.class_features(clip))
     turned = method.for_classes(clip, classes(OTHERS))
@@ -280,8 +289,8 @@ def test_what_binds_a_method_is_named(clip):
             factory(case)(clip, classes()).check_open()
 
 
-def test_new_classes_must_be_described_by_the_same_parts(clip, bank):
-    method = trained("xr_vlm per_class part_descriptions", clip, bank)
+def test_new_classes_must_be_described_by_the_same_parts(clip, bank, fitted):
+    method = fitted("xr_vlm per_class part_descriptions")
     for parts, message in ((("beak", "tail"), "trained with the parts beak, wing; the new classes have beak, tail;"),
                            (("beak", "wing", "tail"), "the new classes have beak, wing, tail; describe them by the"),
                            ((), "needs a sentence for each part")):

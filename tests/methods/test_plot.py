@@ -6,9 +6,9 @@ from banks import CLASSES
 from towers import tiny_resnet
 
 from xrvlm.backbones.base import Features
+from xrvlm.distributed import seeded
 from xrvlm.methods import PLOT, CoOp
 from xrvlm.methods.plot import plan, transported_cosine
-from xrvlm.randomness import seeded
 
 
 def made(clip, **options) -> PLOT:

@@ -61,7 +61,7 @@ def test_the_paths_of_former_runs_are_looked_up_and_never_imported(monkeypatch):
     assert set(registry.FORMER.values()) == {registry.name_of(method) for method in methods}
     assert registry.class_called("xrvlm.methods.coop.CoOp") is CoOp
     assert registry.class_called("xrvlm.methods.xr_vlm.XRVLM").__module__ == "xrvlm.methods.xr_vlm.xr_vlm"
-    monkeypatch.setattr(registry, "import_module", lambda name: pytest.fail(f"{name} was imported"))
+    monkeypatch.setattr("xrvlm.errors.import_module", lambda name: pytest.fail(f"{name} was imported"))
     for path in ("xrvlm.methods.gone.Gone", "xrvlm.cli.main.main", "gone"):
         with pytest.raises(UserError, match=f"unknown method '{path}'; available: "):
             registry.class_called(path)

@@ -3,7 +3,7 @@ import sys
 
 from results import long_tables, record, table_rows
 
-from xrvlm.evaluation.tables import Table, markdown_table
+from xrvlm.evaluation.text_tables import Table, markdown_table
 from xrvlm.experiments.record import RunRecord
 from xrvlm.reporting.tables import table_over_shots, tables, terminal_table
 

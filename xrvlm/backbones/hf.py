@@ -16,13 +16,14 @@ from xrvlm.backbones.base import DeviceName, FrozenCLIP, ImageTransform, Interpo
 from xrvlm.backbones.library_text_encoder import LibraryTextEncoder
 from xrvlm.backbones.text_encoder import TextPath, Tokens, check_text_path
 from xrvlm.backbones.tower import Components, ImageEncoder, Reading, Tower, adjusted, at_each_position, captured
-from xrvlm.errors import UserError, option
+from xrvlm.errors import UserError, option, typed
 
 log = logging.getLogger(__name__)
 KINDS = ("clip", "siglip")               # fixed-size SigLIP 2 checkpoints are of kind siglip too
 INTERPOLATION: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}    # by Pillow's numbers
 
 
+@typed
 def load_hf(model: str, *, image_size: int | None = None, resize_to: int | None = None,
             interpolation: Interpolation | None = None, text: TextPath = "fast", text_memory_gb: float | None = None,
             device: DeviceName = "auto", precision: PrecisionName = "auto") -> FrozenCLIP:

@@ -21,7 +21,7 @@ from torch import nn
 from xrvlm.backbones.base import DeviceName, FrozenCLIP, Interpolation, PrecisionName
 from xrvlm.backbones.openclip import wrap_openclip
 from xrvlm.backbones.text_encoder import TextPath
-from xrvlm.errors import UserError, option, unknown
+from xrvlm.errors import UserError, option, typed, unknown
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -30,6 +30,7 @@ BRINGS_WEIGHTS = ("hf-hub:", "local-dir:")
 RESNET_STRIDE = 32
 
 
+@typed
 def load_openclip(model: str, pretrained: str | None = None, *, image_size: int | None = None,
                   quick_gelu: bool | None = None, resize_to: int | None = None,
                   interpolation: Interpolation | None = None, text: TextPath = "fast",

@@ -1,12 +1,7 @@
 """The commands: each composes its objects from the configuration and makes one public call of the library."""
 
-import inspect
-import types
-import typing
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -14,24 +9,24 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from xrvlm.distributed import processes
-from xrvlm.errors import UserError, unknown
+from xrvlm.errors import UserError, check_options, check_types, imported
 from xrvlm.files import shipped, user_path
 
 
 def adapt(config: DictConfig) -> None:
     from xrvlm.experiments.run import adapt as call
 
-    dataset, shots = _dataset(config), _shots(config.shots)       # before weights are fetched
+    text, shots, dataset = _text(config), _shots(config.shots), _dataset(config)       # before weights are fetched
     _show(call(_tower(config), dataset, _partial(config.method, "method"), shots=shots,
-               seed=config.seed, val=config.val, recipe=recipe_of(config.recipe), text=_text(config),
+               seed=config.seed, val=config.val, recipe=recipe_of(config.recipe), text=text,
                protocol=config.protocol, options=_run_options(config)))
 
 
 def zeroshot(config: DictConfig) -> None:
     from xrvlm.experiments.run import zero_shot as call
 
-    dataset = _dataset(config)
-    _show(call(_tower(config), dataset, text=_text(config), options=_run_options(config)))
+    text, dataset = _text(config), _dataset(config)
+    _show(call(_tower(config), dataset, text=text, options=_run_options(config)))
 
 
 def evaluate(config: DictConfig) -> None:
@@ -143,7 +138,9 @@ def _dataset(config: DictConfig) -> Any:
 
 
 def _text(config: DictConfig) -> dict[str, Any]:
-    return {name: value for name, value in _plain(config.get("text") or {}).items() if value is not None}
+    given = _plain(config.get("text") or {})
+    check_types({"text": given}, {"text": Mapping})
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def recipe_of(config: DictConfig) -> Any:
@@ -174,54 +171,11 @@ def _plain(value: Any) -> Any:
 def _partial(config: DictConfig, group: str) -> partial:
     """What `_target_` of a group names, with the group's options as plain Python, not yet called."""
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    with suppress(ImportError):              # hydra says what is wrong; without this it looks into our packages first
-        import_module(str(config.get("_target_", "")).rpartition(".")[0] or "builtins")
+    if "_target_" in config:
+        imported(str(config["_target_"]), group)
     made = instantiate(config, _partial_=True, _convert_="all")
     check_options(made.func, made.keywords, group)
     return made
-
-
-def check_options(target: Callable, given: Mapping[str, Any], group: str) -> None:
-    """UserError where `target` has no option of a name in `given`, or one of another type than its annotation."""
-    parameters = inspect.signature(target).parameters
-    keywords = {name: parameter for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
-    if isinstance(target, type) and keywords:    # the positional ones are passed by the library
-        parameters = keywords
-    hints = typing.get_type_hints(target.__init__ if isinstance(target, type) else target)
-    for name, value in given.items():
-        if name not in parameters:
-            raise unknown("option", f"{group}.{name}", (f"{group}.{known}" for known in parameters))
-        if name in hints and not _fits(value, hints[name]):
-            raise UserError(f"{group}.{name} must be {_words(hints[name])}, found {value!r}")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, argument) for argument in arguments)
-    if origin is typing.Literal:
-        return value in arguments
-    if origin in (tuple, list):
-        return isinstance(value, list | tuple)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint in (str, bool, type(None)):
-        return isinstance(value, hint)
-    return True                          # a type that YAML does not have: the function checks it itself
-
-
-def _words(hint: Any) -> str:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_words(argument) for argument in arguments)
-    if origin is typing.Literal:
-        return " or ".join(str(argument) for argument in arguments)
-    if origin in (tuple, list):
-        return "a list"
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
-    return names.get(hint, getattr(hint, "__name__", str(hint)))
 
 
 def _show(run: Any) -> None:

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
@@ -37,9 +37,7 @@ compdef _xrvlm xrvlm""",
     "fish": """\
 complete -c xrvlm -f -a '(xrvlm __complete (commandline -opc)[2..-1] (commandline -ct) 2>/dev/null)'""",
 }
-CHOICES = {"device": ("auto", "cpu", "cuda", "mps"), "precision": ("auto", "fp32", "bf16", "fp16"),
-           "selection": ("last", "val"), "protocol": ("few_shot", "base_to_new"), "among": ("run", "data"),
-           "format": ("onnx",), "run": ("latest",)}
+CHOICES = {"run": ("latest",)} | {name: get_args(kind) for name, kind in SCALARS.items() if get_args(kind)}
 PATHS = ("data.root", "data.file", "images", "run", "runs", "out", "cache", "classes", "features.cache",
          "data.class_names", "text.templates", "text.descriptions", "text.parts", "backbone.pretrained")
 
@@ -111,7 +109,7 @@ def _values(key: str, value: str) -> list[str]:
         return list(shipped(key))
     if key in CHOICES:
         return [*CHOICES[key], *(_paths(value) if key in PATHS else ())]
-    if SCALARS.get(key, (None,))[0] is bool:
+    if SCALARS.get(key) is bool:
         return ["true", "false"]
     return _paths(value) if key in PATHS else []
 

@@ -11,9 +11,9 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
-from xrvlm.errors import SPEAKS_KEYS, UserError, unknown
+from xrvlm.errors import SPEAKS_KEYS, UserError, check_types, unknown
 
 HELP = """\
 xrvlm adapts a frozen CLIP to fine-grained recognition.
@@ -40,7 +40,7 @@ finished run, or `latest`: the newest in runs/.
 MORE = """
 Behind each command: overrides (`key=value`), `--cfg job` shows the configuration, `-m` sweeps over comma-separated
 values, `--help` lists the choices, `--config-dir DIR` adds configurations of your own.
-`torchrun --nproc_per_node=2 -m xrvlm.cli adapt ...` does one run by several processes.
+`torchrun --nproc_per_node=2 -m xrvlm adapt ...` does one run by several processes.
 Shell completion: `eval "$(xrvlm completion bash)"` (or zsh, fish).
 """
 
@@ -57,15 +57,12 @@ WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-
 GROUPS = ("backbone", "data", "features", "method", "recipe", "experiment")
 TOGETHER = ("adapt", "zeroshot")         # commands that several processes can do together
 LISTS = ("data.class_names", "text.templates", "images", "classes")    # may also be a list in Hydra's grammar
-SCALARS: dict[str, tuple[type, str]] = {
-    "seed": (int, "a whole number"), "workers": (int, "a whole number, at least 0"), "topk": (int, "a whole number"),
-    "folds": (int, "a whole number, at least 2"),
-    "val": (bool, "true or false"), "force": (bool, "true or false"), "small": (bool, "true or false"),
-    "pictures": (bool, "true or false"), "all_shots": (bool, "true or false"), "photos": (bool, "true or false"),
-    "all": (bool, "true or false"), "dry_run": (bool, "true or false"),
-    "runs": (str, "a folder"), "device": (str, "auto, cpu, cuda or mps"),
-    "precision": (str, "auto, fp32, bf16 or fp16"), "selection": (str, "last or val"),
-    "protocol": (str, "few_shot or base_to_new"), "among": (str, "run or data"),
+SCALARS: dict[str, Any] = {              # the types of values at the top level
+    **dict.fromkeys(("seed", "workers", "topk", "folds"), int), "runs": str,
+    **dict.fromkeys(("val", "force", "small", "pictures", "all_shots", "photos", "all", "dry_run"), bool),
+    "device": Literal["auto", "cpu", "cuda", "mps"], "precision": Literal["auto", "fp32", "bf16", "fp16"],
+    "selection": Literal["last", "val"], "protocol": Literal["few_shot", "base_to_new"],
+    "among": Literal["run", "data"], "format": Literal["onnx"],
 }
 NAMES = ("adapt", "zeroshot", "eval", "predict", "explain", "export", "compare", "report", "demo", "data check",
          "cache list", "cache prune")
@@ -82,22 +79,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"xrvlm {version('xrvlm')}")
         return 0
-    words = " ".join(arguments[:2])
-    command = words if words in NAMES else arguments[0]
+    of_two = any(name.startswith(f"{arguments[0]} ") for name in NAMES)
+    command = " ".join(arguments[:1 + of_two])
     try:
         with naming_keys():
             if command in ("completion", "__complete"):
                 from xrvlm.cli.complete import answer
-                print(answer(command, arguments[1:]))
+                print(answer(command, arguments[1:]), flush=True)
                 return 0
             if command not in NAMES:
-                raise unknown("command", command, NAMES, "see `xrvlm --help`")
+                raise unknown("command", command, (*NAMES, "completion"), "see `xrvlm --help`")
             overrides = [quote(each) for each in _with_keys(command, arguments[len(command.split()):])]
             with _group() as group:
                 return _run(group, command, overrides)
     except UserError as error:
         _tell(error)
         return 2
+    except BrokenPipeError:                  # the reader of the output, such as `head`, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())    # what is left is flushed at exit
+        return 0
 
 
 def _help() -> str:
@@ -284,12 +284,10 @@ def _check_scalars(command: str, config: Any) -> None:
     """UserError for a value at the top level that is of another type than the command reads."""
     from omegaconf import OmegaConf
 
-    for name, (kind, words) in SCALARS.items():
-        if name not in config or OmegaConf.is_missing(config, name):
-            continue
-        value = config[name]
-        if type(value) is not kind or (isinstance(value, int) and name == "workers" and value < 0):
-            raise UserError(f"{name} must be {words}, found {'null' if value is None else repr(value)}")
+    given = {name: config[name] for name in SCALARS if name in config and not OmegaConf.is_missing(config, name)}
+    check_types(given, SCALARS)
+    if given.get("workers", 0) < 0:
+        raise UserError(f"workers must be at least 0, found {given['workers']}")
 
 
 def _tell(error: Exception) -> None:

@@ -15,9 +15,9 @@ from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, ParamSpec
 
-from xrvlm.errors import UserError, option
+from xrvlm.distributed import seed_of
+from xrvlm.errors import UserError, either, option, typed
 from xrvlm.files import digest, read_json, sha256, user_path, write_json
-from xrvlm.randomness import seed_of
 from xrvlm.text.class_text import few, name_classes
 from xrvlm.views import ImageSource, unreadable_images
 
@@ -79,7 +79,7 @@ def registered(name: str, layout: Callable[..., Any] | None = None,
 
         @wraps(load)
         def loader(*args: P.args, **kwargs: P.kwargs) -> Dataset:
-            dataset = load(*args, **kwargs)
+            dataset = typed(load)(*args, **kwargs)
             given = signature.bind(*args, **kwargs)
             given.apply_defaults()
             return replace(dataset, loader=_remembered(name, given.arguments))
@@ -111,8 +111,8 @@ def sample_shots(split: Split, shots: int | None, seed: int, val: bool = False) 
     that are left. Raises UserError for a class without a training image.
     """
     if shots is not None and (not isinstance(shots, int) or isinstance(shots, bool) or shots < 1):
-        raise UserError(f"{option('shots', shots)} must be a whole number of images a class, at least 1, or all "
-                        "(None in Python)")
+        raise UserError(f"{option('shots', shots)} must be a whole number of images a class, at least 1, or "
+                        f"{either('None for all', 'all')}")
     count = len(split.classes)
     orders = _drawn(split.train, count, seed, "shots")
     _check_enough(split.classes, orders, shots)

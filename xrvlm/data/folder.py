@@ -7,7 +7,7 @@ from pathlib import Path
 
 from xrvlm.data.dataset import SUBSET_OF_WORD, SUBSETS, Dataset, assemble, registered
 from xrvlm.errors import UserError, option
-from xrvlm.files import user_path
+from xrvlm.files import files_below, listing, user_path
 from xrvlm.text.class_text import few
 from xrvlm.views import SUFFIXES, FileSource
 
@@ -15,7 +15,6 @@ log = logging.getLogger(__name__)
 
 # photos that Pillow cannot read: a warning counts them
 UNREADABLE_SUFFIXES = frozenset({".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".svg", ".psd"})
-IGNORED_FOLDERS = frozenset({"__MACOSX", "@eaDir", "__pycache__"})
 
 
 @registered("folder")
@@ -42,26 +41,6 @@ def image_folder(root: str | Path, *, class_names: str | Sequence[str] | Mapping
     return assemble(name or folder.name, FileSource(folder), found, class_names=class_names, skip_damaged=skip_damaged)
 
 
-def image_files(path: str | Path) -> tuple[Path, tuple[str, ...]]:
-    """(folder, sorted paths of the images below it, relative to it). For an image file: (its folder, its name).
-
-    Raises UserError if `path` does not exist or holds no image.
-    """
-    found = user_path(path)
-    if found.is_file():
-        return found.parent.resolve(), (found.name,)
-    if not found.is_dir():
-        raise UserError(f"there is no image or folder {found}; check the path")
-    root = found.resolve()
-    files = list(_files_below(root))
-    names = sorted(file.relative_to(root).as_posix() for file in files if file.suffix.lower() in SUFFIXES)
-    if not names:
-        held = Counter(file.suffix.lower() for file in files if file.suffix)
-        raise UserError(f"found no image below {root}{f', only {_counted(held)}' if held else ''}; "
-                        "it must hold .jpg, .png, .webp ... files")
-    return root, tuple(names)
-
-
 def existing_folder(root: str | Path) -> Path:
     """`root` as an absolute path. Raises UserError if it is no folder."""
     folder = user_path(root)
@@ -74,7 +53,7 @@ def existing_folder(root: str | Path) -> Path:
 
 def _subset_folders(root: Path) -> dict[str, list[Path]] | None:
     """The folders of each subset, or None where `root` holds the class folders themselves."""
-    folders, _ = _listing(root)
+    folders, _ = listing(root)
     subsets: dict[str, list[Path]] = defaultdict(list)
     for folder in folders:
         if subset := SUBSET_OF_WORD.get(folder.name.casefold()):
@@ -93,7 +72,7 @@ def _subset_folders(root: Path) -> dict[str, list[Path]] | None:
 
 def _labelled(root: Path, folder: Path, must_fill: bool) -> Iterator[tuple[str, str]]:
     """Yield (path relative to `root`, class) of the images in the class folders of `folder`."""
-    class_folders, files = _listing(folder)
+    class_folders, files = listing(folder)
     loose = [path for path in files if path.suffix.lower() in SUFFIXES]
     if not class_folders:
         what = f"{len(loose)} images directly" if loose else "no class folders"
@@ -104,7 +83,7 @@ def _labelled(root: Path, folder: Path, must_fill: bool) -> Iterator[tuple[str, 
     empty: dict[str, Counter[str]] = {}
     unreadable: Counter[str] = Counter()
     for class_folder in class_folders:
-        files = list(_files_below(class_folder))
+        files = list(files_below(class_folder))
         images = [path for path in files if path.suffix.lower() in SUFFIXES]
         suffixes = Counter(path.suffix.lower() for path in files if path.suffix)
         unreadable.update({suffix: suffixes[suffix] for suffix in suffixes if suffix in UNREADABLE_SUFFIXES})
@@ -114,40 +93,15 @@ def _labelled(root: Path, folder: Path, must_fill: bool) -> Iterator[tuple[str, 
     if empty and must_fill:
         raise _empty_error(folder, empty, len(class_folders))
     if unreadable:
-        log.warning("ignored %s in %s; convert them to .jpg to use them", _counted(unreadable), folder)
+        log.warning("ignored %s in %s; convert them to .jpg to use them", counted_suffixes(unreadable), folder)
 
 
 def _empty_error(folder: Path, empty: Mapping[str, Counter[str]], classes: int) -> UserError:
     held = sum(empty.values(), Counter())
-    what = f"hold no image but {_counted(held)}" if held else "hold no image"
+    what = f"hold no image but {counted_suffixes(held)}" if held else "hold no image"
     return UserError(f"{len(empty)} of {classes} class folders in {folder} {what}: {few(empty)}; "
                      "add images (.jpg, .png, .webp ...) or remove them")
 
 
-def _counted(suffixes: Counter[str]) -> str:
+def counted_suffixes(suffixes: Counter[str]) -> str:
     return few(f"{count} {suffix} files" for suffix, count in suffixes.most_common())
-
-
-def _files_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """Every file below `folder`. Follows symbolic links, except into a folder that is being walked."""
-    real = folder.resolve()
-    if real in above:
-        return
-    folders, files = _listing(folder)
-    yield from files
-    for inner in folders:
-        yield from _files_below(inner, above | {real})
-
-
-def _listing(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The folders and the files in `folder`, sorted, without hidden ones. A broken link counts as a file."""
-    try:
-        paths = sorted(path for path in folder.iterdir()
-                       if not path.name.startswith(".") and path.name not in IGNORED_FOLDERS)
-        folders = [path for path in paths if path.is_dir()]
-    except OSError as error:
-        raise UserError(f"cannot list {folder}: {error.strerror}; check that you may read it") from error
-    for path in paths:
-        if any("\ud800" <= letter <= "\udfff" for letter in path.name):
-            raise UserError(f"the name {path.name!r} in {folder} is not UTF-8; rename it")
-    return folders, [path for path in paths if path not in set(folders)]

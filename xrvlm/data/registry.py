@@ -1,12 +1,11 @@
 """The data sets by name. A file conf/data/<name>.yaml registers a loader (`_target_`) and its options."""
 
-import inspect
-from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 from xrvlm.data.dataset import Dataset
-from xrvlm.errors import UserError, option, unknown
+from xrvlm.errors import UserError, check_options, option, unknown
 from xrvlm.files import shipped, shipped_options
 
 GROUP, TARGET, REQUIRED = "data", "_target_", "???"
@@ -49,21 +48,18 @@ def load_dataset(name: str, /, **options: Any) -> Dataset:
     Raises:
         UserError: no loader is registered as `name`, an option is unknown or missing, or the data set cannot be loaded.
     """
-    loader, given = find(name, **options)
-    return loader(**given)
+    return find(name, **options)()
 
 
-def find(name: str, /, **options: Any) -> tuple[Callable[..., Dataset], dict[str, Any]]:
-    """(loader registered as `name`, its options updated by `options`). Raises UserError, see `load_dataset`."""
+def find(name: str, /, **options: Any) -> partial[Dataset]:
+    """The loader registered as `name`, to be called, with its options and `options`. UserError: see `load_dataset`."""
     if name not in shipped(GROUP):
         raise unknown("data set", name, shipped(GROUP))
     defaults = shipped_options(GROUP, name)
     module, _, function = defaults[TARGET].rpartition(".")
     loader = getattr(import_module(module), function)
-    known = inspect.signature(loader).parameters
-    if strange := next((key for key in options if key not in known), None):
-        raise unknown(f"option of the data set {name!r}", strange, known)
+    check_options(loader, options, GROUP, f"option of the data set {name!r}")
     given = {key: value for key, value in (defaults | options).items() if not key.startswith("_")}
     if missing := next((key for key, value in given.items() if value == REQUIRED), None):
         raise UserError(f"{option(f'{GROUP}.{missing}')} is not given; the data set {name!r} needs it")
-    return loader, given
+    return partial(loader, **given)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from xrvlm.backbones.base import FrozenCLIP
+from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
 from xrvlm.data.dataset import Dataset
 from xrvlm.demo.drawn_birds import description, load_world, part_descriptions, species
 from xrvlm.demo.tiny_clip import load_tiny_clip
@@ -27,7 +27,7 @@ PICTURED = 6
 EPOCHS = 20                              # of CoOp and XR-VLM, few enough that the demo takes minutes
 
 
-def run_demo(runs: Path, *, small: bool = False, device: str = "auto", precision: str = "auto",
+def run_demo(runs: Path, *, small: bool = False, device: DeviceName = "auto", precision: PrecisionName = "auto",
              workers: int = 0) -> Path:
     """Run six methods on drawn birds, write the report and print its table.
 

@@ -5,7 +5,6 @@ in every world. Siblings share the colours of large parts and differ in at least
 pretraining use the same attributes; pretraining images show no species of any world.
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from xrvlm.data.dataset import Dataset, registered
 from xrvlm.data.folder import image_folder
 from xrvlm.demo.drawing import draw
 from xrvlm.errors import UserError, option
-from xrvlm.files import packaged, read_json, user_path, write_json, write_text
+from xrvlm.files import cache_folder, packaged, read_json, user_path, write_json, write_text
 
 VERSION = 1                              # of the benchmark: increased if an image or a name changes
 WORLDS = 8
@@ -226,9 +225,8 @@ def load_world(*, world: int = 0, root: str | None = None) -> Dataset:
 
     The folder also has `descriptions.json` and `parts.json`. `root=None`: a folder in the cache.
     """
-    cache = Path(os.environ.get("XRVLM_CACHE") or "~/.cache/xrvlm") / f"drawn_birds-{VERSION}"
-    folder = Path(root) if root is not None else cache / f"world{world}"
-    return replace(image_folder(write(user_path(folder), world), name="drawn_birds"), world=world)
+    folder = user_path(root) if root is not None else cache_folder() / f"drawn_birds-{VERSION}" / f"world{world}"
+    return replace(image_folder(write(folder, world), name="drawn_birds"), world=world)
 
 
 if __name__ == "__main__":

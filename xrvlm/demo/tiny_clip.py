@@ -17,10 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from xrvlm.backbones.base import FrozenCLIP, ImageTransform, Interpolation
+from xrvlm.backbones.base import DeviceName, FrozenCLIP, ImageTransform, Interpolation, PrecisionName
 from xrvlm.backbones.openclip import wrap_openclip
 from xrvlm.backbones.text_encoder import TextPath
-from xrvlm.errors import UserError
+from xrvlm.errors import UserError, typed
 from xrvlm.files import write_atomically
 
 FOLDER = Path(str(resources.files("xrvlm.demo")))
@@ -29,13 +29,14 @@ TABLE, ROWS, IDS = "token_embedding.weight", "token_embedding.rows", "token_embe
 TRANSFORM = ImageTransform(64, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 
+@typed
 def load_tiny_clip(*, resize_to: int | None = None, interpolation: Interpolation | None = None,
-                   text: TextPath = "fast", text_memory_gb: float | None = None, **options: Any) -> FrozenCLIP:
+                   text: TextPath = "fast", text_memory_gb: float | None = None, device: DeviceName = "auto",
+                   precision: PrecisionName = "auto") -> FrozenCLIP:
     """Load the tiny CLIP and freeze it.
 
     Args:
-        resize_to, interpolation, text, text_memory_gb: as in `load_openclip`.
-        options: `device` and `precision`, as in `load_openclip`.
+        resize_to, interpolation, text, text_memory_gb, device, precision: as in `load_openclip`.
 
     Raises:
         UserError: the checkpoint is missing or damaged, or an option has a wrong value.
@@ -43,7 +44,7 @@ def load_tiny_clip(*, resize_to: int | None = None, interpolation: Interpolation
     loader = {"name": "tiny", "options": {"resize_to": resize_to, "interpolation": interpolation}}
     return wrap_openclip(load(), tokenizer(), name="tiny", transform=TRANSFORM, resize_to=resize_to,
                          interpolation=interpolation, text=text, text_memory_gb=text_memory_gb, loader=loader,
-                         **options)
+                         device=device, precision=precision)
 
 
 def tokenizer() -> SimpleTokenizer:

@@ -1,6 +1,5 @@
 """How long a comparison may take, how long its stages would take, and the features that its candidates share."""
 
-import re
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,26 +9,21 @@ import torch
 
 from xrvlm.backbones.base import FrozenCLIP, Need
 from xrvlm.data.dataset import Dataset, Item
-from xrvlm.errors import UserError, option
+from xrvlm.errors import UserError, option, seconds_of
 from xrvlm.features.bank import FeatureBank
 from xrvlm.features.source import FeatureSettings, bank_bytes, feature_source, images_to_encode
 from xrvlm.methods.base import Method, Recipe
 from xrvlm.training.fit import fit
 
-UNITS = {"s": 1, "m": 60, "h": 3600}
 PILOT_BATCHES = 2                        # of training, from which the time of a whole training is estimated
 TIMED_IMAGES = 8
 
 Asked = tuple[int, frozenset[Need]]      # augmented views, and the features that are read
 
 
-def seconds_of(budget: Any) -> float:
+def budget_seconds(budget: Any) -> float:
     """`10`, `10m`, `90s` or `1.5h` in seconds; a bare number counts minutes."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([smh]?)", str(budget).strip())
-    seconds = float(found[1]) * UNITS[found[2] or "m"] if found else 0
-    if not seconds:
-        raise UserError(f"{option('budget')} must be a time such as 10m, 90s or 1h; found {budget!r}")
-    return seconds
+    return seconds_of("budget", budget, "10m, 90s or 1h", units="smh", unit="m")
 
 
 def in_words(seconds: float) -> str:

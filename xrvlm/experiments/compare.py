@@ -17,10 +17,11 @@ from tqdm import tqdm
 
 from xrvlm.backbones.base import FrozenCLIP
 from xrvlm.data.dataset import Dataset, sample_shots, with_test_set
-from xrvlm.errors import UserError, option
+from xrvlm.distributed import seeded
+from xrvlm.errors import UserError, check_fields, either, option, typed
 from xrvlm.evaluation.metrics import predicted
-from xrvlm.evaluation.tables import Table, aligned_table
-from xrvlm.experiments.budget import SharedBanks, rest_too_long, seconds_of, too_long, training_seconds
+from xrvlm.evaluation.text_tables import Table, aligned_table
+from xrvlm.experiments.budget import SharedBanks, budget_seconds, rest_too_long, too_long, training_seconds
 from xrvlm.experiments.folds import folds_of
 from xrvlm.experiments.recommend import (
     HEADER,
@@ -40,7 +41,6 @@ from xrvlm.files import alone, digest, packaged, read_json, user_path, write_jso
 from xrvlm.inference.classifier import MethodFactory, MethodHeader
 from xrvlm.methods.base import Method, Recipe, probabilities
 from xrvlm.methods.registry import find
-from xrvlm.randomness import seeded
 from xrvlm.text.class_text import ClassText, class_text, few, text_maker
 from xrvlm.training.fit import learn
 
@@ -88,12 +88,13 @@ class CompareOptions:
     workers: int = 0
 
     def __post_init__(self):
-        if not isinstance(self.folds, int) or isinstance(self.folds, bool) or self.folds < 2:
+        check_fields(self)
+        if self.folds < 2:
             raise UserError(f"{option('folds')} must be a whole number, at least 2; found {self.folds!r}")
         if self.features.mode != "cached":
-            raise UserError("compare reads the features of all folds from one bank: leave "
-                            f"{option('features', 'online')} out")
-        seconds_of(self.budget)
+            online = either("mode='online'", "features=online")
+            raise UserError(f"compare reads the features of all folds from one bank: leave {online} out")
+        budget_seconds(self.budget)
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,7 @@ class Comparison:
 
     def write(self) -> None:
         """compare.md and compare.json."""
-        write_text(self.folder / "compare.md",
-                   markdown_report(self.scores, self.left_out, self.caption, self.advice))
+        write_text(self.folder / "compare.md", markdown_report(self.scores, self.left_out, self.caption, self.advice))
         rows: list[dict[str, Any]] = [asdict(score) | {
             "accuracy": score.accuracy, "standard_error": standard_error(score), "hits": sum(score.hits)}
             for score in self.scores]
@@ -130,6 +130,7 @@ class Comparison:
             "command": self.command, "left_out": self.left_out, "scores": rows})
 
 
+@typed
 def compare(clip: FrozenCLIP, dataset: Dataset, candidates: Sequence[Candidate | str] | None = None, *,
             text: Text = class_text, options: CompareOptions | None = None,
             command: Callable[[str], str] | None = None) -> Comparison:
@@ -146,14 +147,13 @@ def compare(clip: FrozenCLIP, dataset: Dataset, candidates: Sequence[Candidate |
     found = [Candidate.parse(each) if isinstance(each, str) else each for each in dict.fromkeys(
         default_candidates() if candidates is None else candidates)]
     if not found:
-        example = option("candidates", ["zero_shot", "coop"])
-        raise UserError(f"there is nothing to compare: name some, such as {example}")
+        raise UserError(f"nothing to compare: name some, such as {option('candidates', ['zero_shot', 'coop'])}")
     split = sample_shots(with_test_set(dataset.split), options.shots, options.seed)
     classes = text_maker(text, [getattr(dataset.source, "root", None)])(split.classes)
     banks = SharedBanks(clip, dataset, split.train, options.features, options.seed, options.workers)
-    work = _Work(banks, classes, options, time.monotonic() + seconds_of(options.budget))
+    work = _Work(banks, classes, options, time.monotonic() + budget_seconds(options.budget))
     with alone(work.folder / ".lock", BUSY):
-        comparison = work.done(found, command or partial(adapt_call, options))
+        comparison = work.done(found, command or partial(adapt_call, options, text))
     comparison.write()
     return comparison
 

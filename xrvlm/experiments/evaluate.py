@@ -7,9 +7,9 @@ from typing import Any
 
 from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
 from xrvlm.data.dataset import Dataset, Item, hash_items, without_images_of
-from xrvlm.errors import UserError, option
+from xrvlm.errors import UserError, option, typed
 from xrvlm.evaluation.metrics import write_scores
-from xrvlm.experiments.protocols import Among, check_among, transfer_record
+from xrvlm.experiments.protocols import Among, transfer_record
 from xrvlm.experiments.saved import SavedRun
 from xrvlm.features.source import FeatureSettings, feature_source
 from xrvlm.files import digest
@@ -27,6 +27,7 @@ class Evaluation:
     note: str                            # which of the classes were new or masked; "" where all are the run's
 
 
+@typed
 def evaluate(run: str | Path, dataset: Dataset | None = None, *, among: Among = "run", class_names: Any = None,
              text: Mapping[str, Any] | None = None, features: FeatureSettings | None = None, workers: int = 0,
              clip: FrozenCLIP | None = None, device: DeviceName = "auto",
@@ -47,7 +48,6 @@ def evaluate(run: str | Path, dataset: Dataset | None = None, *, among: Among = 
     Raises:
         UserError: no images are left, the run does not say where its images are, or its method is bound to its classes.
     """
-    check_among(among)
     saved, own = SavedRun(run), dataset is None
     classifier = saved.classifier(clip, device=device, precision=precision)
     dataset = dataset or saved.dataset(class_names)
@@ -82,13 +82,13 @@ def _turned(saved: SavedRun, classifier: Classifier, dataset: Dataset, among: Am
     return classifier, note, []
 
 
+@typed
 def score(classifier: Classifier, dataset: Dataset, items: Sequence[Item], folder: Path, *,
           features: FeatureSettings | None = None, workers: int = 0, among: Among = "run") -> dict[str, float]:
     """Score a model on `items` of `dataset`, whose classes it must know, and write the figures to `folder`.
 
     `among="data"` masks the classes that `dataset` does not have, also of methods that are bound to their classes.
     """
-    check_among(among)
     order = class_order(dataset.split.classes, classifier.names)
     if not items:
         raise UserError(f"{dataset.name} has no images to evaluate on")

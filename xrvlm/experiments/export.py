@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from xrvlm.backbones.base import FrozenCLIP
-from xrvlm.errors import UserError, unknown
+from xrvlm.errors import UserError, typed
 from xrvlm.experiments.saved import SavedRun
 from xrvlm.files import user_path
 from xrvlm.inference.export import export_onnx, sample_images
@@ -13,6 +13,7 @@ from xrvlm.inference.export import export_onnx, sample_images
 log = logging.getLogger(__name__)
 
 
+@typed
 def export(run: str | Path, out: str | Path | None = None, *, format: Literal["onnx"] = "onnx",    # noqa: A002
            clip: FrozenCLIP | None = None) -> Path:
     """Write the run in the folder `run` as ONNX to `out` (default: model.onnx in that folder); returns the file.
@@ -23,8 +24,6 @@ def export(run: str | Path, out: str | Path | None = None, *, format: Literal["o
     Raises:
         UserError: the format is unknown, a package is missing, or the exported file does not agree with torch.
     """
-    if format != "onnx":
-        raise unknown("format", str(format), ("onnx",))
     saved = SavedRun(run)
     classifier = saved.classifier(clip, device="cpu", precision="fp32")
     images = None

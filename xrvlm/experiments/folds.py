@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from xrvlm.data.dataset import Item
+from xrvlm.distributed import seed_of
 from xrvlm.errors import UserError, option
-from xrvlm.randomness import seed_of
 
 
 def folds_of(items: Sequence[Item], folds: int, seed: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Label image files with a finished run, or with a tower and a list of classes."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
-from xrvlm.data.folder import image_files
-from xrvlm.errors import UserError, option
+from xrvlm.data.folder import counted_suffixes
+from xrvlm.errors import UserError, either, option, typed
 from xrvlm.evaluation.metrics import write_predictions
-from xrvlm.files import user_path
+from xrvlm.files import files_below, user_path
 from xrvlm.inference.classifier import Classifier, ModelHeader
 from xrvlm.text.class_text import class_names, text_maker
-from xrvlm.views import EvaluationViews, FileSource, load_images, read_image
+from xrvlm.views import SUFFIXES, EvaluationViews, FileSource, is_readable, load_images
 
 log = logging.getLogger(__name__)
 BATCH = 64                               # images encoded at once
@@ -34,6 +35,7 @@ class Prediction:
         return f"{self.image}: {', '.join(f'{name} {probability:.1%}' for name, probability in self.classes)}"
 
 
+@typed
 def predict(run: str | Path | None, images: str | Path | Sequence[str | Path], *,
             classes: str | Sequence[str] | None = None, topk: int = 5, out: str | Path | None = None,
             text: Mapping[str, Any] | None = None, workers: int = 0, clip: FrozenCLIP | None = None,
@@ -60,7 +62,7 @@ def predict(run: str | Path | None, images: str | Path | Sequence[str | Path], *
     try:
         scores = scores_of(classifier, files, workers)
     except UserError as error:
-        readable = {name: path for name, path in files.items() if _is_readable(path)}
+        readable = {name: path for name, path in files.items() if is_readable(FileSource(Path("/")), str(path))}
         if not readable or len(readable) == len(files):
             raise
         log.warning("left out %d of %d files, the first because: %s", len(files) - len(readable), len(files), error)
@@ -95,6 +97,26 @@ def images_of(images: str | Path | Sequence[str | Path]) -> dict[str, Path]:
     return found
 
 
+def image_files(path: str | Path) -> tuple[Path, tuple[str, ...]]:
+    """(folder, sorted paths of the images below it, relative to it). For an image file: (its folder, its name).
+
+    Raises UserError if `path` does not exist or holds no image.
+    """
+    found = user_path(path)
+    if found.is_file():
+        return found.parent.resolve(), (found.name,)
+    if not found.is_dir():
+        raise UserError(f"there is no image or folder {found}; check the path")
+    root = found.resolve()
+    files = list(files_below(root))
+    names = sorted(file.relative_to(root).as_posix() for file in files if file.suffix.lower() in SUFFIXES)
+    if not names:
+        held = Counter(file.suffix.lower() for file in files if file.suffix)
+        raise UserError(f"found no image below {root}{f', only {counted_suffixes(held)}' if held else ''}; "
+                        "it must hold .jpg, .png, .webp ... files")
+    return root, tuple(names)
+
+
 def _classifier(run: str | Path | None, images: str | Path | Sequence[str | Path],
                 classes: str | Sequence[str] | None, text: Mapping[str, Any], clip: FrozenCLIP | None,
                 device: DeviceName, precision: PrecisionName) -> Classifier:
@@ -103,7 +125,7 @@ def _classifier(run: str | Path | None, images: str | Path | Sequence[str | Path
     if run is None:
         if clip is None or names is None:
             raise UserError(f"predict needs {option('run')} (the folder of a finished run), or {option('classes')} and "
-                            f"a {option('backbone')} for zero-shot")
+                            f"a tower, {either('clip', 'backbone=')}, for zero-shot")
         if "parts" in given:
             raise UserError(f"{option('text.parts')} is not read without {option('run')}: zero-shot reads "
                             f"{option('text.descriptions')} and {option('text.templates')}")
@@ -129,10 +151,3 @@ def scores_of(classifier: Classifier, files: Mapping[str, Path], workers: int) -
     return torch.cat([classifier.probabilities(images) for _, images in tqdm(
         loaded, total=len(order), disable=None, leave=False)])
 
-
-def _is_readable(path: Path) -> bool:
-    try:
-        read_image(path)
-    except UserError:
-        return False
-    return True

@@ -4,13 +4,15 @@ import math
 import re
 import shlex
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from xrvlm.evaluation.tables import markdown
+from xrvlm.evaluation.text_tables import markdown
+from xrvlm.experiments.record import not_at_default
+from xrvlm.text.class_text import class_text
 
 SIMILAR = 2.0                            # training times within this factor count as equal
 INSTANT = 1.0                            # seconds; shorter times count as equal
@@ -90,8 +92,8 @@ def _cost(score: Score) -> str:
     return f"{score.seconds:.1f} s of training and {score.learned_parameters:,} learned parameters"
 
 
-def adapt_call(options: Any, words: str) -> str:
-    """The call in Python that adapts the method `words` to all labels, with the `CompareOptions` of the comparison."""
+def adapt_call(options: Any, text: Any, words: str) -> str:
+    """The call in Python that adapts the method `words` to all labels, with `options` and `text` of the comparison."""
     name, *given = words.split()
     pairs = [each.partition("=")[::2] for each in given]
     method = "".join(f", {key.removeprefix('method.')}={yaml.safe_load(value)!r}" for key, value in pairs
@@ -99,8 +101,13 @@ def adapt_call(options: Any, words: str) -> str:
     recipe = {key.removeprefix("recipe.").replace("recipe", "name"): yaml.safe_load(value) for key, value in pairs
               if key.startswith("recipe")}
     factory = f'xrvlm.methods.registry.find("{name}"{method})' if method else f'"{name}"'
-    return (f"xrvlm.adapt(clip, dataset, {factory}, shots={options.shots}, seed={options.seed}"
-            f"{f', recipe={recipe}' if recipe else ''})")
+    features = ", ".join(f"{name}={value!r}" for name, value in not_at_default(options.features).items())
+    where = [*([f"runs={str(options.runs)!r}"] if str(options.runs) != "runs" else []),
+             *([f"features=xrvlm.FeatureSettings({features})"] if features else [])]
+    arguments = [f"shots={options.shots}", f"seed={options.seed}", *([f"recipe={recipe}"] if recipe else []),
+                 *([f"text={dict(text)}" if isinstance(text, Mapping) else "text=text"] if text != class_text else []),
+                 *([f"options=xrvlm.RunOptions({', '.join(where)})"] if where else [])]
+    return f"xrvlm.adapt(clip, dataset, {factory}, {', '.join(arguments)})"
 
 
 def adapt_command(words: str, given: Sequence[str], config_dir: str | None = None) -> str:

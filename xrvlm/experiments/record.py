@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from xrvlm import files
-from xrvlm.errors import UserError, option, unknown
+from xrvlm.errors import UserError, check_fields, option
 from xrvlm.features.bank import FEATURES_REVISION
 from xrvlm.features.source import FeatureSettings
 from xrvlm.inference.classifier import ModelHeader
@@ -40,8 +40,7 @@ class RunOptions:
     force: bool = False                  # start again where a run is finished or unfinished
 
     def __post_init__(self):
-        if self.selection not in ("last", "val"):
-            raise unknown("selection", self.selection, ("last", "val"))
+        check_fields(self)
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from xrvlm.data.dataset import (
     with_test_set,
     write_split,
 )
-from xrvlm.distributed import processes
-from xrvlm.errors import UserError, option
+from xrvlm.distributed import processes, seeded
+from xrvlm.errors import UserError, option, typed
 from xrvlm.evaluation.metrics import write_scores
 from xrvlm.experiments.protocols import NewClasses, Protocol, base_half, check_protocol, new_classes
 from xrvlm.experiments.record import (
@@ -39,7 +39,6 @@ from xrvlm.features.source import FeatureSource, feature_source
 from xrvlm.files import digest, user_path, write_json, write_text
 from xrvlm.inference.classifier import Classifier, MethodFactory, MethodHeader, ModelHeader
 from xrvlm.methods.base import Method, Recipe, chosen_recipe, probabilities
-from xrvlm.randomness import seeded
 from xrvlm.text.class_text import ClassText, class_text, few, saved_text, text_maker
 from xrvlm.training.fit import Progress, check_selection, learn
 
@@ -63,6 +62,7 @@ class Run:
         return self.record.metrics["top1"]
 
 
+@typed
 def adapt(clip: FrozenCLIP, dataset: Dataset, method: MethodFactory | str = "xr_vlm", *, shots: int | None = 16,
           seed: int = 1, val: bool = False, recipe: Recipe | str | Mapping[str, Any] | None = None,
           text: Text = class_text, protocol: Protocol = "few_shot", options: RunOptions | None = None) -> Run:
@@ -102,6 +102,7 @@ def adapt(clip: FrozenCLIP, dataset: Dataset, method: MethodFactory | str = "xr_
                   ModelHeader.of(clip, factory, classes, split.fingerprint), options, saved_text(text), new).run()
 
 
+@typed
 def zero_shot(clip: FrozenCLIP, dataset: Dataset, *, text: Text = class_text,
               options: RunOptions | None = None) -> Run:
     """Score `dataset` without a label: its test set where it brings one, else all of its images."""
@@ -142,10 +143,6 @@ def _factory(method: MethodFactory | str) -> MethodFactory:
 
 def _split(dataset: Dataset, shots: int | None, seed: int, val: bool, protocol: Protocol) -> tuple[Split, Split]:
     """All classes with their test images, and what the run trains on and is tested on."""
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise UserError(f"{option('seed')} must be a whole number, found {seed!r}")
-    if not isinstance(val, bool):
-        raise UserError(f"{option('val')} must be True or False, found {val!r}")
     whole = with_test_set(dataset.split)
     if protocol != "few_shot":
         check_protocol(protocol, dataset.split.classes)

@@ -19,9 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from xrvlm.backbones.base import Features, FrozenCLIP, Need
-from xrvlm.distributed import active_group
+from xrvlm.distributed import active_group, generator
 from xrvlm.files import digest, write_atomically, write_json
-from xrvlm.randomness import generator
 
 log = logging.getLogger(__name__)
 # of features and of their files: raised where a change alters their numbers or how they lie on disk. It is part of

@@ -11,13 +11,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from xrvlm.errors import UserError, option
-from xrvlm.evaluation.tables import Table, aligned_table
+from xrvlm.errors import UserError, seconds_of
+from xrvlm.evaluation.text_tables import Table, aligned_table
 from xrvlm.features.bank import FEATURES_REVISION
-from xrvlm.files import alone, user_path
+from xrvlm.files import alone, cache_folder
 
 log = logging.getLogger(__name__)
-UNITS = {"h": 3600, "d": 86400, "w": 7 * 86400}
 CURRENT, STALE, UNREADABLE = "current", "older version", "unreadable"
 
 
@@ -31,11 +30,6 @@ class Bank:
     size: int                            # bytes
     used: float                          # when a file of it was last read or written, seconds since the epoch
     state: str
-
-
-def cache_folder(cache: str | Path | None = None) -> Path:
-    """`cache`, else $XRVLM_CACHE, else ~/.cache/xrvlm."""
-    return user_path(cache or os.environ.get("XRVLM_CACHE") or "~/.cache/xrvlm")
 
 
 def banks(cache: str | Path | None = None) -> list[Bank]:
@@ -60,7 +54,9 @@ def prune(cache: str | Path | None = None, *, older_than: str | None = None, eve
         every: delete all of the cache.
         dry_run: delete nothing, only return what would be deleted.
     """
-    before = time.time() - _seconds(older_than) if older_than is not None else None
+    before = None
+    if older_than is not None:
+        before = time.time() - seconds_of("older_than", older_than, "12h, 30d or 8w", units="hdw")
     chosen = [bank for bank in banks(cache) if every or bank.state != CURRENT
               or (before is not None and bank.used < before)]
     return chosen if dry_run else [bank for bank in chosen if _deleted(bank.folder)]
@@ -113,13 +109,6 @@ def _header(path: Path) -> dict | None:
 def _size_and_use(folder: Path) -> tuple[int, float]:
     found = [path.stat() for path in folder.rglob("*") if path.is_file()]
     return sum(each.st_size for each in found), max((max(each.st_atime, each.st_mtime) for each in found), default=0.0)
-
-
-def _seconds(text: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([hdw])", str(text).strip())
-    if not found:
-        raise UserError(f"{option('older_than')} must be a time such as 12h, 30d or 8w; found {text!r}")
-    return float(found[1]) * UNITS[found[2]]
 
 
 def _deleted(folder: Path) -> bool:

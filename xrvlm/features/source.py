@@ -1,7 +1,6 @@
 """Where the features of a data set come from: a bank on disk (`cached`) or the tower itself, every epoch (`online`)."""
 
 import logging
-import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,11 +12,10 @@ from tqdm import tqdm
 
 from xrvlm.backbones.base import Features, FrozenCLIP, Need
 from xrvlm.data.dataset import Item
-from xrvlm.distributed import active_group
-from xrvlm.errors import UserError, option, unknown
+from xrvlm.distributed import active_group, generator
+from xrvlm.errors import UserError, check_fields, option
 from xrvlm.features.bank import FEATURES_REVISION, IN_FULL, FeatureBank, Store, encoded, open_bank
-from xrvlm.files import digest, user_path
-from xrvlm.randomness import generator
+from xrvlm.files import cache_folder, digest
 from xrvlm.views import Augmentation, AugmentedViews, BankViews, EvaluationViews, ImageSource, load_images
 
 log = logging.getLogger(__name__)
@@ -52,20 +50,13 @@ class FeatureSettings:
     gpu_gb: float | None = None
 
     def __post_init__(self):
-        if self.mode not in ("cached", "online"):
-            raise unknown("feature mode", self.mode, ("cached", "online"))
-        if self.dtype not in ("float16", "bfloat16", "float32"):
-            raise unknown(option("features.dtype"), self.dtype, ("float16", "bfloat16", "float32"))
-        scale = self.crop_scale
-        if len(scale) != 2 or not all(isinstance(share, int | float) for share in scale):
-            raise UserError(f"{option('features.crop_scale')} must be two shares of the area, such as [0.5, 1.0]; "
-                            f"found {scale}")
-        low, high = scale
+        check_fields(self, "features")
+        low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise UserError(f"{option('features.crop_scale')} must be two shares of the area with "
-                            f"0 < low <= high <= 1, found {tuple(scale)}")
-        if not isinstance(self.views, int) or self.views < 0:
-            raise UserError(f"{option('features.views')} must be a whole number of at least 0, found {self.views!r}")
+                            f"0 < low <= high <= 1, found {tuple(self.crop_scale)}")
+        if self.views < 0:
+            raise UserError(f"{option('features.views')} must be a whole number of at least 0, found {self.views}")
         if not self.budget_gb >= 0:
             raise UserError(f"{option('features.budget_gb')} must be at least 0, found {self.budget_gb}")
         if self.gpu_gb is not None and not self.gpu_gb >= 0:
@@ -84,7 +75,7 @@ class FeatureSettings:
 
     @property
     def folder(self) -> Path:
-        return user_path(self.cache or os.environ.get("XRVLM_CACHE") or "~/.cache/xrvlm") / "features"
+        return cache_folder(self.cache) / "features"
 
 
 class FeatureSource(Protocol):

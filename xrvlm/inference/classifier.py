@@ -17,12 +17,13 @@ from torch import Tensor
 from xrvlm.backbones.base import Features, FrozenCLIP
 from xrvlm.backbones.registry import load_tower
 from xrvlm.backbones.tower import choose_precision
-from xrvlm.errors import UserError, option, unknown
+from xrvlm.errors import UserError, check_options, option, typed, unknown
 from xrvlm.files import user_path, write_atomically
 from xrvlm.methods.base import Method
 from xrvlm.text.class_text import ClassText, few
 from xrvlm.views import evaluation_view, read_image
 
+OTHER_FORMATS = (".bin", ".ckpt", ".onnx", ".pkl", ".pt", ".pth")
 FORMAT = 2                               # 1: before methods and towers were saved by registry name
 MethodFactory = Callable[[FrozenCLIP, ClassText], Method]    # a Method class, or a partial of one with its options
 
@@ -51,7 +52,8 @@ class MethodHeader:
         if not (isinstance(method, type) and issubclass(method, Method)):
             raise UserError("a method is the name of a registered one, a subclass of xrvlm.Method or a "
                             f"functools.partial of one, found {factory!r}")
-        return cls(registry_name(method), defaults_of(method) | given, method.revision)
+        check_options(method, given, "method", f"option of {method.__name__}")
+        return cls(method.registered_name(), defaults_of(method) | given, method.revision)
 
     def changed(self, method: type[Method]) -> dict[str, Any]:
         """The options that are not the defaults of `method`: a new option at its default changes no identity."""
@@ -117,6 +119,7 @@ class Classifier:
         """(b, c) on the CPU, of `images` (b, 3, s, s) as the tower's evaluation transform makes them."""
         return self.from_features(self.clip.encode_image(images.to(self.clip.device), self.method.needs))
 
+    @typed
     def predict(self, image: Image.Image | str | Path, topk: int = 5) -> list[tuple[str, float]]:
         """The `topk` most probable classes of one image (a PIL image or a file) with their probabilities."""
         if topk < 1:
@@ -134,7 +137,12 @@ class Classifier:
         return Classifier(self.clip, self.method.for_classes(self.clip, classes), header)
 
     def save(self, path: Path | str) -> Path:
-        """Write the model to `path` (a file ending in .safetensors, or a folder: model.safetensors inside)."""
+        """Write the model to `path` (a file ending in .safetensors, or a folder: model.safetensors inside).
+
+        Raises UserError for the name of a file of another format.
+        """
+        if Path(path).suffix in OTHER_FORMATS:
+            raise UserError(f"{path} must end in .safetensors, or be a folder; `xrvlm.export` writes .onnx")
         path = _model_file(user_path(path))
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.method.state_dict().items()}
         metadata = {"xrvlm": self.header.to_json()}
@@ -184,15 +192,6 @@ class Classifier:
         return cls(clip, method.to(clip.device), header)
 
 
-def registry_name(method: type[Method]) -> str:
-    """What saved runs call the class. A method of ours is registered by the name of its module."""
-    if method.__module__.startswith("xrvlm.methods."):
-        return method.__module__.rpartition(".")[2]
-    from xrvlm.methods.registry import name_of
-
-    return name_of(method)
-
-
 def defaults_of(method: type) -> dict[str, Any]:
     """The options of a method with their defaults."""
     return {name: parameter.default for name, parameter in inspect.signature(method).parameters.items()
@@ -204,8 +203,6 @@ def build_method(header: ModelHeader, clip: FrozenCLIP, path: Path) -> Method:
     from xrvlm.methods.registry import class_called
 
     method = class_called(header.method.name)
-    if not (isinstance(method, type) and issubclass(method, Method)):
-        raise UserError(f"{header.method.name}, which {path} names, is no method of xrvlm")
     known = inspect.signature(method).parameters
     gone = sorted(header.method.options.keys() - known.keys())
     if gone and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
@@ -248,7 +245,7 @@ def _model_file(path: Path) -> Path:
 
 def _read(path: Path) -> tuple[ModelHeader, dict[str, Tensor]]:
     if not path.exists():
-        raise UserError(f"no model at {path}: name the folder of a run that `xrvlm adapt` has finished")
+        raise UserError(f"no model at {path}: name the folder of a run that `xrvlm adapt` has finished, or latest")
     try:
         with safe_open(path, framework="pt") as file:
             header = ModelHeader.from_json((file.metadata() or {})["xrvlm"], path)

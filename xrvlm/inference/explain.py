@@ -115,7 +115,7 @@ def explain(classifier: Classifier, images: Sequence[Photo], against: str | None
 def explained(classifier: Classifier, images: Iterable[Photo], against: str | None = None) -> Iterator[Explanation]:
     """As `explain`, a few images at a time; those that are predicted as `against` have no `margin`."""
     pooling, head = parts_and_relations(classifier.method)
-    rival = None if against is None else class_called(against, classifier.names)
+    rival = None if against is None else class_index(against, classifier.names)
     left = iter(images)
     while photos := [read_image(image) for image in islice(left, IMAGES_AT_ONCE)]:
         yield from _explained(classifier, pooling, head, photos, rival)
@@ -130,8 +130,8 @@ def parts_and_relations(method: Method) -> tuple[ImageParts, RelationHead]:
     return pooling, head
 
 
-def class_called(name: str, names: Sequence[str]) -> int:
-    """Where the class `name` stands; UserError that lists the known ones."""
+def class_index(name: str, names: Sequence[str]) -> int:
+    """The index of the class `name`; UserError that lists the known ones."""
     known = {readable(each): index for index, each in enumerate(names)}
     if readable(name) not in known:
         raise unknown("class", name, names)
@@ -159,7 +159,7 @@ def prompt_words(classifier: Classifier, name: str, count: int = 3) -> Words | N
     if not prompts:
         return None
     context = prompts[0].vectors.detach()                                                  # (g, c or 1, l, w)
-    vectors = context[:, class_called(name, classifier.names) if context.shape[1] > 1 else 0]    # (g, l, w)
+    vectors = context[:, class_index(name, classifier.names) if context.shape[1] > 1 else 0]    # (g, l, w)
     words = classifier.clip.nearest_words(vectors.flatten(0, 1), count)
     return [words[start:start + vectors.shape[1]] for start in range(0, len(words), vectors.shape[1])]
 

@@ -26,11 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from xrvlm.data.dataset import Item
-from xrvlm.errors import UserError
+from xrvlm.distributed import generator
+from xrvlm.errors import UserError, typed
 from xrvlm.features.source import evaluation_batches
 from xrvlm.files import user_path, write_atomically
 from xrvlm.inference.classifier import Classifier
-from xrvlm.randomness import generator
 from xrvlm.views import ImageSource
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ MOST_BYTES = 2e9                         # of weights; a protobuf, which an ONNX
 CHECKED_SIZES = (1, 3)                   # images in a batch; the graph is traced with two
 
 
+@typed
 def export_onnx(classifier: Classifier, path: Path | str, *, images: Tensor | None = None) -> Path:
     """Write `classifier` to `path`: image tower, method and class features in one graph, in float32 on any device.
 

@@ -2,13 +2,14 @@
 
 from typing import Any
 
+from xrvlm.errors import imported
 from xrvlm.methods import registry
 
 
 def __getattr__(name: str) -> Any:
     if (target := registry.classes().get(name)) is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return registry.imported(target)
+    return imported(target, "method")
 
 
 def __dir__() -> list[str]:

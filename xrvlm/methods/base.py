@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xrvlm.backbones.base import Features, FrozenCLIP, Need
-from xrvlm.errors import UserError, option, unknown
+from xrvlm.errors import UserError, check_fields, option, unknown
 from xrvlm.features.source import FeatureSource
 from xrvlm.files import shipped, shipped_options
 from xrvlm.text.class_text import ClassText
@@ -20,9 +20,6 @@ from xrvlm.text.class_text import ClassText
 ClassFeatures = Any                      # a Tensor, except for CoCoOp, whose class features depend on the image
 OWN = "own"                              # names the recipe that the class of a method has
 CHANGED = " (changed)"                   # ends the name of a recipe whose values are not those of that name
-KINDS: dict[Any, tuple[Any, str]] = {    # of a recipe's values, and how a message says it
-    int: (int, "a whole number"), float: (int | float, "a number"), bool: (bool, "true or false"),
-    float | None: (int | float | None, "a number or null")}
 
 
 @dataclass(frozen=True)
@@ -66,14 +63,7 @@ class Recipe:
     reestimate: bool = False
 
     def __post_init__(self):
-        for field in fields(self):
-            if field.type in KINDS:
-                kind, words = KINDS[field.type]
-                value = getattr(self, field.name)
-                self._check(words, **{field.name: isinstance(value, kind) and (
-                    kind is bool or not isinstance(value, bool))})
-        if self.optimizer not in ("sgd", "adamw"):
-            raise unknown(option("recipe.optimizer"), self.optimizer, ("sgd", "adamw"))
+        check_fields(self, "recipe", but=("soup",))
         self._check("at least 0", epochs=self.epochs >= 0, warmup_epochs=self.warmup_epochs >= 0)
         self._check("at least 2", batch_size=self.batch_size >= 2)
         self._check("at least 1", text_every=self.text_every >= 1)
@@ -182,11 +172,18 @@ class Method(nn.Module, ABC):
         """
         super().__init__()
         if {"tokens", "mid_tokens"} & type(self).needs and not clip.image_width:
-            from xrvlm.methods.registry import name_of
-
-            raise UserError(f"{clip.name} shows no positions: {name_of(type(self))} needs another backbone, methods on "
-                            "pooled features (zero_shot, linear_probe, coop) work with this one")
+            raise UserError(f"{clip.name} shows no positions: {self.registered_name()} needs another backbone, "
+                            "methods on pooled features (zero_shot, linear_probe, coop) work with this one")
         self.classes = classes
+
+    @classmethod
+    def registered_name(cls) -> str:
+        """The name in the registry; a method of this package is registered by the name of its module."""
+        if cls.__module__.startswith("xrvlm.methods."):
+            return cls.__module__.rpartition(".")[2]
+        from xrvlm.methods.registry import name_of
+
+        return name_of(cls)
 
     def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None) -> None:
         """Compute closed forms and data-dependent starts, encode text. Called once before training, not after loading.

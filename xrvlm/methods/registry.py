@@ -3,14 +3,12 @@
 Other packages register theirs as entry points of the group `xrvlm.methods`: `name = package.module:Class`.
 """
 
-import inspect
 from contextlib import suppress
 from functools import cache, partial
-from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from xrvlm.errors import UserError, option, unknown
+from xrvlm.errors import UserError, check_options, imported, unknown
 from xrvlm.files import shipped, shipped_options
 
 GROUP, TARGET = "method", "_target_"
@@ -63,12 +61,8 @@ def find(name: str, **options: Any) -> partial:
     """
     if name not in targets():
         raise unknown("method", name, targets(), "or pass a subclass of xrvlm.Method")
-    made = imported(targets()[name])
-    parameters = inspect.signature(made).parameters.values()
-    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-    for given in options if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters) else ():
-        if given not in known:
-            raise unknown(f"option of {name}", option(f"method.{given}"), [option(f"method.{key}") for key in known])
+    made = imported(targets()[name], GROUP)
+    check_options(made, options, GROUP, f"option of {name}")
     values = shipped_options(GROUP, name) if name in shipped(GROUP) else {}
     return partial(made, **{key: value for key, value in values.items() if not key.startswith("_")} | options)
 
@@ -85,7 +79,7 @@ def _leads_to(target: str, method: type) -> bool:
     if target.startswith("xrvlm.") or target.rpartition(".")[2] != method.__name__:
         return False
     with suppress(UserError):
-        return imported(target) is method
+        return imported(target, GROUP) is method
     return False
 
 
@@ -102,7 +96,7 @@ def class_called(name: str) -> type:
     name = FORMER.get(name, name)
     if name not in targets() and (name.startswith("xrvlm.") or "." not in name):    # a file may come from anyone
         raise unknown("method", name, targets(), "install the package or the version of xrvlm that has it")
-    found = imported(targets().get(name, name))
+    found = imported(targets().get(name, name), GROUP)
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise UserError(f"{name} is not a method of xrvlm: a method is a subclass of xrvlm.Method")
     return found
@@ -118,13 +112,3 @@ def open_methods() -> list[str]:
     always = [name for name, method in named.items() if method.open_classes]
     return always + [f"{name} with {method.opens_with}" for name, method in named.items()
                      if method.opens_with and not method.open_classes]
-
-
-def imported(path: str) -> Any:
-    """What the dotted `path` names; UserError where there is no such module or name."""
-    module, _, name = path.rpartition(".")
-    try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"cannot find the method {path}: {error}; install the package that holds it, or put its folder "
-                        "on PYTHONPATH") from error

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from xrvlm.evaluation.tables import Table
+from xrvlm.evaluation.text_tables import Table
 from xrvlm.reporting.results import VARIANTS, Row, Shots, display_names, grouped, shot_counts, shots_order
 from xrvlm.reporting.tables import HEADLINES, score_cell
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from xrvlm import files
-from xrvlm.evaluation.tables import Table
+from xrvlm.evaluation.text_tables import Table
 from xrvlm.reporting.across import Across
 from xrvlm.reporting.baseline import Baseline, baseline_of
 from xrvlm.reporting.paired import COVERAGE, Difference, paired_difference, read_hits

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
 from xrvlm.data.dataset import Dataset
-from xrvlm.errors import UserError, option
+from xrvlm.errors import UserError, option, typed
 from xrvlm.experiments.predict import images_of
 from xrvlm.experiments.saved import SavedRun
 from xrvlm.files import user_path, write_json
@@ -65,6 +65,7 @@ class Explanations:
     lines: list[str]                     # the results as text: a line for each image, then about all of them
 
 
+@typed
 def explain(run: str | Path, images: str | Path | Sequence[str | Path] | None = None, *, against: str | None = None,
             out: str | Path | None = None, pictures: bool = True, echo: Callable[[str], None] | None = None,
             clip: FrozenCLIP | None = None, device: DeviceName = "auto",

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from jinja2 import Environment, StrictUndefined, Template
 from PIL import Image
 
-from xrvlm.evaluation.tables import Table
+from xrvlm.evaluation.text_tables import Table
 from xrvlm.reporting.benchmark import Benchmark, Contents, shots_in_words
 from xrvlm.reporting.paired import COVERAGE
 from xrvlm.reporting.published import source

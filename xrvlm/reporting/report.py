@@ -12,8 +12,8 @@ from urllib.parse import quote
 from tqdm import tqdm
 
 from xrvlm import files
-from xrvlm.errors import unknown
-from xrvlm.evaluation.tables import escape, markdown, markdown_table
+from xrvlm.errors import typed, unknown
+from xrvlm.evaluation.text_tables import escape, markdown, markdown_table
 from xrvlm.experiments.record import read_records
 from xrvlm.experiments.saved import source_of as source_of_run
 from xrvlm.reporting.across import across_data
@@ -36,6 +36,7 @@ class Report:
     table: str                           # the results as aligned text for a terminal
 
 
+@typed
 def report(runs: str | Path = "runs", out: str | Path | None = None, *, baseline: str | None = None,
            all_shots: bool = False, photos: bool = True) -> Report:
     """Write the report of finished runs: report.md with its pictures, report.html and tables.tex.
@@ -57,7 +58,7 @@ def report(runs: str | Path = "runs", out: str | Path | None = None, *, baseline
         UserError: there are no runs, a line of results.jsonl is damaged, or the baseline is unknown or ambiguous.
     """
     return write_report(files.user_path(runs), None if out is None else files.user_path(out), all_shots=all_shots,
-                        baseline=None if baseline is None else str(baseline),
+                        baseline=baseline,
                         source_of=source_of_run if photos else None)
 
 

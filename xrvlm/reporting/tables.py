@@ -14,7 +14,7 @@ from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from xrvlm.evaluation.tables import Table, aligned_table
+from xrvlm.evaluation.text_tables import Table, aligned_table
 from xrvlm.reporting.results import (
     VARIANTS,
     Row,

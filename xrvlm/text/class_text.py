@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from xrvlm.errors import UserError, option, unknown
+from xrvlm.errors import UserError, option, typed, unknown
 from xrvlm.files import packaged, read_json, user_path
 
 TEMPLATES = "photo"                      # the list of templates unless another is asked for
@@ -24,6 +24,7 @@ class ClassText:
     kind: Literal["names", "descriptions"] = "names"   # the source of `prompts`, for the run's record
 
 
+@typed
 def class_text(classes: Sequence[str], *, templates: str | Sequence[str] = TEMPLATES,
                descriptions: str | Mapping[str, Any] | None = None,
                parts: str | Mapping[str, Any] | None = None) -> ClassText:
@@ -38,9 +39,8 @@ def class_text(classes: Sequence[str], *, templates: str | Sequence[str] = TEMPL
     Raises:
         UserError: a file or name is unknown, a template is malformed, a class has no entry, or classes differ in parts.
     """
-    names = () if isinstance(classes, str) else tuple(classes)
-    if not names:
-        raise UserError(f"classes must be a list of class names, found {classes!r}")
+    if not (names := tuple(classes)):
+        raise UserError("classes is empty: give at least one class name")
     check_unique(names, "class names")
     prompts = _render(names, templates) if descriptions is None else _described(names, descriptions)
     part_names, sentences = (None, None) if parts is None else _part_sentences(names, parts)

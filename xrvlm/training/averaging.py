@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from xrvlm.backbones.base import Features, FrozenCLIP
-from xrvlm.distributed import Group
+from xrvlm.distributed import Group, seeded
 from xrvlm.methods.base import Method
-from xrvlm.randomness import seeded
 
 State = dict[str, Tensor]
 

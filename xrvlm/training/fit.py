@@ -21,13 +21,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from xrvlm.backbones.base import Features, FrozenCLIP
-from xrvlm.distributed import ALONE, Group, processes
+from xrvlm.distributed import ALONE, Group, processes, seeded
 from xrvlm.errors import UserError, option
 from xrvlm.evaluation.metrics import top1
 from xrvlm.features.source import FeatureSource, training_order, without_labels
 from xrvlm.files import write_atomically
 from xrvlm.methods.base import Method, Recipe, probabilities
-from xrvlm.randomness import seeded
 from xrvlm.training.averaging import State, add, load_mean, reestimate
 from xrvlm.training.text_pass import shared_class_features
 

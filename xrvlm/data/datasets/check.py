@@ -1,6 +1,7 @@
 """Check a data set before a long run: what is there, what is missing, and where people get it."""
 
 import inspect
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,10 +10,12 @@ from typing import Any
 
 from xrvlm.data.dataset import SUBSETS, Dataset
 from xrvlm.data.datasets.layout import Layout, absent_images, counted, suggestion
-from xrvlm.data.folder import existing_folder, image_files
+from xrvlm.data.folder import existing_folder
 from xrvlm.data.registry import find
 from xrvlm.errors import UserError
+from xrvlm.files import files_below
 from xrvlm.text.class_text import few, name_classes
+from xrvlm.views import SUFFIXES, damaged_fix, unreadable_images
 
 SHOWN = 3    # missing images that are named
 
@@ -28,7 +31,8 @@ class Finding:
 def check_data(name: str = "folder", /, **options: Any) -> Finding:
     """Check the data set that `load_dataset(name, **options)` would load.
 
-    A published data set is compared with its official layout; any other is loaded and counted.
+    A published data set is compared with its official layout; no image of it is opened. Any other is loaded and
+    counted, and each of its images is decoded.
 
     Args:
         name: registry name of the loader: "folder", "table", "hub", "cub" ...
@@ -40,9 +44,9 @@ def check_data(name: str = "folder", /, **options: Any) -> Finding:
     Raises:
         UserError: no loader is registered as `name`, or it has no such option.
     """
-    loader, given = find(name, **options)
+    found = find(name, **options)
     try:
-        return check(loader, given)
+        return check(found.func, found.keywords)
     except UserError as error:
         return Finding((f"  wrong    {error}", "not complete"), (str(error),))
 
@@ -83,10 +87,7 @@ def _without_lists(layout: Layout, found: Mapping[str, Path]) -> list[str]:
     lines = []
     for official, path in found.items():
         if official.endswith("/"):
-            try:
-                count = len(image_files(path)[1])
-            except UserError:
-                count = 0
+            count = sum(file.suffix.lower() in SUFFIXES for file in files_below(path)) if path.is_dir() else 0
             lines.append(f"  {count} image files in {official} ({sum(layout.images.values())} officially in all)")
     return lines
 
@@ -120,8 +121,10 @@ def _compare(layout: Layout, root: Path, found: Mapping[str, Path], class_names:
 
 
 def _count(dataset: Dataset) -> Finding:
-    """The numbers of a data set that has no official ones."""
+    """The numbers of a data set that has no official ones, and which of its images cannot be read."""
     split = dataset.split
+    ids = [item.id for subset in SUBSETS for item in getattr(split, subset)]
+    damaged = sorted(unreadable_images(ids, dataset.source, os.cpu_count() or 1))
     counts = {subset: len(getattr(split, subset)) for subset in SUBSETS if getattr(split, subset)}
     each = Counter(item.label for item in split.train)
     low, high = min(each.values()), max(each.values())
@@ -130,4 +133,7 @@ def _count(dataset: Dataset) -> Finding:
              f"  images   {counted(counts)}", f"  training images a class: {low} to {high}; fewest: {fewest}"]
     if not split.test:
         lines.append("  no test set is given: a quarter of each class will be kept for testing (of one image, none)")
-    return Finding((*lines, "complete"), ())
+    if not damaged:
+        return Finding((*lines, "complete"), ())
+    fault = f"{len(damaged)} of {len(ids)} images cannot be read: {few(damaged, SHOWN)}; {damaged_fix()}"
+    return Finding((*lines, f"  damaged  {fault}", "not complete"), (fault,))

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xrvlm.backbones.base import Features, FrozenCLIP
+from xrvlm.distributed import generator
 from xrvlm.errors import UserError, option, unknown
 from xrvlm.features.source import FeatureSource
 from xrvlm.methods.base import TRAINING_FREE, Method
 from xrvlm.methods.xr_vlm.linear_relations import LinearRelations
 from xrvlm.methods.xr_vlm.parts import FoundParts, patches
 from xrvlm.methods.zero_shot import ZeroShot
-from xrvlm.randomness import generator
 from xrvlm.text.class_text import ClassText
 from xrvlm.text.fixed_prompts import ClassSentences, PartDescriptions
 from xrvlm.text.learned_prompts import ClassPrompts
