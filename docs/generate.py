@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 import xrvlm
+from xrvlm.errors import imported
 from xrvlm.methods import registry
 
 ROOT = Path(__file__).parents[1]
@@ -59,7 +60,7 @@ def methods_table() -> str:
     """One row for each class of the registry, from the first lines of its docstrings."""
     rows = ["| `method=` | from | what it does |", "|---|---|---|"]
     for target, names in _names_by_class().items():
-        of, what = _described(registry.imported(target))
+        of, what = _described(imported(target, "method"))
         rows.append(f"| {', '.join(f'`{name}`' for name in names)} | {of} | {what} |")
     return "\n".join(rows)
 
@@ -218,7 +219,7 @@ def _comments(source: str) -> dict[str, str]:
 
 def _arguments(target: str | None) -> dict[str, str]:
     """{argument: text} of the Args section of what `target` names."""
-    docstring = inspect.getdoc(registry.imported(target)) if target else None
+    docstring = inspect.getdoc(imported(target, "method")) if target else None
     section = re.search(r"^Args:\n((?:[ ]+.*\n?|\n)*)", docstring or "", re.MULTILINE)
     found: dict[str, str] = {}
     names: list[str] = []

@@ -95,7 +95,7 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
         parameters = signature(function).parameters
         if strange := _strange(kwargs, parameters):
             raise unknown(f"argument of {function.__name__}", strange, parameters)
-        check_types(dict(zip(parameters, args, strict=False)) | kwargs, typing.get_type_hints(function))
+        check_types(dict(zip(parameters, args, strict=False)) | kwargs, _hints(function))
         return function(*args, **kwargs)
 
     return checked
@@ -119,7 +119,7 @@ def check_types(given: Mapping[str, Any], hints: Mapping[str, Any], group: str =
 def check_fields(record: Any, group: str = "", *, but: Sequence[str] = ()) -> None:
     """`check_types` of a dataclass's fields, for its `__post_init__`; those in `but` are not looked at."""
     check_types({name: value for name, value in vars(record).items() if name not in but},
-                typing.get_type_hints(type(record)), group)
+                _hints(type(record)), group)
 
 
 def check_options(target: Callable, given: Mapping[str, Any], group: str, kind: str = "option") -> None:
@@ -133,7 +133,15 @@ def check_options(target: Callable, given: Mapping[str, Any], group: str, kind: 
         parameters = chosen
     if strange := _strange(given, parameters):
         raise unknown(kind, option(f"{group}.{strange}"), [option(f"{group}.{known}") for known in parameters])
-    check_types(given, typing.get_type_hints(target.__init__ if isinstance(target, type) else target), group)
+    check_types(given, _hints(target.__init__ if isinstance(target, type) else target), group)
+
+
+def _hints(target: Any) -> dict[str, Any]:
+    """The annotations of `target`; none where one names what only a type checker imports."""
+    try:
+        return typing.get_type_hints(target)
+    except NameError:
+        return {}
 
 
 def _strange(given: Iterable[str], parameters: Mapping[str, Parameter]) -> str | None:

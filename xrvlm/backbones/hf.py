@@ -24,7 +24,7 @@ INTERPOLATION: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "b
 
 
 @typed
-def load_hf(model: str, *, image_size: int | None = None, resize_to: int | None = None,
+def load_hf(model: str | Path, *, image_size: int | None = None, resize_to: int | None = None,
             interpolation: Interpolation | None = None, text: TextPath = "fast", text_memory_gb: float | None = None,
             device: DeviceName = "auto", precision: PrecisionName = "auto") -> FrozenCLIP:
     """Load a CLIP or SigLIP model of the Hugging Face hub, or of a local folder in its format, and freeze it.
@@ -40,6 +40,7 @@ def load_hf(model: str, *, image_size: int | None = None, resize_to: int | None 
     Raises:
         UserError: the model cannot be downloaded or read, is of another kind, or its weights are incomplete.
     """
+    model = str(model)
     options = {"model": model, "image_size": image_size, "resize_to": resize_to, "interpolation": interpolation}
     folder = Path(model).expanduser()
     source = str(folder) if folder.is_dir() else model

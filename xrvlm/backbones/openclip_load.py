@@ -31,7 +31,7 @@ RESNET_STRIDE = 32
 
 
 @typed
-def load_openclip(model: str, pretrained: str | None = None, *, image_size: int | None = None,
+def load_openclip(model: str, pretrained: str | Path | None = None, *, image_size: int | None = None,
                   quick_gelu: bool | None = None, resize_to: int | None = None,
                   interpolation: Interpolation | None = None, text: TextPath = "fast",
                   text_memory_gb: float | None = None, allow_random: bool = False, device: DeviceName = "auto",
@@ -51,6 +51,7 @@ def load_openclip(model: str, pretrained: str | None = None, *, image_size: int 
     Raises:
         UserError: the name is unknown, or the weights cannot be downloaded, are damaged or do not fit.
     """
+    pretrained = None if pretrained is None else str(pretrained)
     options = {"model": model, "pretrained": pretrained, "image_size": image_size, "quick_gelu": quick_gelu,
                "resize_to": resize_to, "interpolation": interpolation, "allow_random": allow_random}
     model = _known_model(model)

@@ -220,7 +220,7 @@ def _joined(phrases: list[str]) -> str:
 
 
 @registered("drawn_birds")
-def load_world(*, world: int = 0, root: str | None = None) -> Dataset:
+def load_world(*, world: int = 0, root: str | Path | None = None) -> Dataset:
     """World 0 to 7 of the drawn birds: 40 species with 32 training and 38 test images each, drawn on first use.
 
     The folder also has `descriptions.json` and `parts.json`. `root=None`: a folder in the cache.

@@ -46,7 +46,7 @@ class FeatureSettings:
     flip: bool = True
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     budget_gb: float = 20.0
-    cache: str | None = None
+    cache: str | Path | None = None
     gpu_gb: float | None = None
 
     def __post_init__(self):
@@ -63,6 +63,7 @@ class FeatureSettings:
             raise UserError(f"{option('features.gpu_gb')} must be at least 0, or "
                             f"{option('features.gpu_gb', None)} for a fifth of the GPU; found {self.gpu_gb}")
         object.__setattr__(self, "crop_scale", (float(low), float(high)))    # a YAML list becomes a tuple
+        object.__setattr__(self, "cache", None if self.cache is None else str(self.cache))
 
     @property
     def augmentation(self) -> Augmentation:
