@@ -219,7 +219,7 @@ def _comments(source: str) -> dict[str, str]:
 
 def _arguments(target: str | None) -> dict[str, str]:
     """{argument: text} of the Args section of what `target` names."""
-    docstring = inspect.getdoc(imported(target, "method")) if target else None
+    docstring = inspect.getdoc(imported(target, "target")) if target else None
     section = re.search(r"^Args:\n((?:[ ]+.*\n?|\n)*)", docstring or "", re.MULTILINE)
     found: dict[str, str] = {}
     names: list[str] = []

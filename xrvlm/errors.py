@@ -25,7 +25,11 @@ class UserError(ValueError):
 
 def either(in_python: str, on_the_command_line: str) -> str:
     """The words for whoever reads the message."""
-    return on_the_command_line if os.environ.get(SPEAKS_KEYS) else in_python
+    return on_the_command_line if _speaks_keys() else in_python
+
+
+def _speaks_keys() -> bool:
+    return bool(os.environ.get(SPEAKS_KEYS))
 
 
 def option(name: str, value: Any = _NO_VALUE) -> str:
@@ -35,7 +39,7 @@ def option(name: str, value: Any = _NO_VALUE) -> str:
         name: as the command line has it, with its group: "data.skip_damaged". Python knows the last word of it.
         value: what to set it to, as a Python object; left out, the name stands alone.
     """
-    if not either("", "keys"):
+    if not _speaks_keys():
         word = name.rpartition(".")[2]
         return word if value is _NO_VALUE else f"{word}={value!r}"
     return name if value is _NO_VALUE else f"{name}={_as_key_value(value)}"

@@ -75,11 +75,11 @@ def registered(name: str, layout: Callable[..., Any] | None = None,
     `layout`, of a published data set, returns its official Layout for those options of the loader that it takes.
     """
     def decorate(load: Callable[P, Dataset]) -> Callable[P, Dataset]:
-        signature = inspect.signature(load)
+        signature, checked = inspect.signature(load), typed(load)
 
         @wraps(load)
         def loader(*args: P.args, **kwargs: P.kwargs) -> Dataset:
-            dataset = typed(load)(*args, **kwargs)
+            dataset = checked(*args, **kwargs)
             given = signature.bind(*args, **kwargs)
             given.apply_defaults()
             return replace(dataset, loader=_remembered(name, given.arguments))

@@ -1,11 +1,10 @@
 """The data sets by name. A file conf/data/<name>.yaml registers a loader (`_target_`) and its options."""
 
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 from xrvlm.data.dataset import Dataset
-from xrvlm.errors import UserError, check_options, option, unknown
+from xrvlm.errors import UserError, check_options, imported, option, unknown
 from xrvlm.files import shipped, shipped_options
 
 GROUP, TARGET, REQUIRED = "data", "_target_", "???"
@@ -56,8 +55,7 @@ def find(name: str, /, **options: Any) -> partial[Dataset]:
     if name not in shipped(GROUP):
         raise unknown("data set", name, shipped(GROUP))
     defaults = shipped_options(GROUP, name)
-    module, _, function = defaults[TARGET].rpartition(".")
-    loader = getattr(import_module(module), function)
+    loader = imported(defaults[TARGET], "loader")
     check_options(loader, options, GROUP, f"option of the data set {name!r}")
     given = {key: value for key, value in (defaults | options).items() if not key.startswith("_")}
     if missing := next((key for key, value in given.items() if value == REQUIRED), None):
