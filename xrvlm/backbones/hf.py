@@ -64,6 +64,7 @@ def load_hf(model: str | Path, *, image_size: int | None = None, resize_to: int 
                    loader={"name": "hf", "options": options})
 
 
+@typed
 def wrap_hf(model: Any, tokenizer: Any, *, name: str, transform: ImageTransform | None = None,
             image_size: int | None = None, resize_to: int | None = None, interpolation: Interpolation | None = None,
             text: TextPath = "fast", text_memory_gb: float | None = None,

@@ -30,11 +30,12 @@ from xrvlm.backbones.tower import (
     at_each_position,
     captured,
 )
-from xrvlm.errors import UserError
+from xrvlm.errors import UserError, typed
 
 log = logging.getLogger(__name__)
 
 
+@typed
 def wrap_openclip(model: Any, tokenizer: Any, *, name: str, transform: ImageTransform | None = None,
                   resize_to: int | None = None, interpolation: Interpolation | None = None,
                   text: TextPath = "fast", text_memory_gb: float | None = None,

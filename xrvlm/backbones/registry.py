@@ -1,11 +1,10 @@
 """Loaders of towers by name: a saved model names the loader of its tower, never a dotted path."""
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
 from xrvlm.backbones.base import FrozenCLIP
-from xrvlm.errors import UserError
+from xrvlm.errors import UserError, imported
 
 LOADERS = {
     "openclip": "xrvlm.backbones.openclip_load.load_openclip",
@@ -37,5 +36,4 @@ def load_tower(loader: Mapping[str, Any], **options: Any) -> FrozenCLIP:
     if name not in LOADERS:                  # nothing else may be imported: a file can come from anyone
         raise UserError(f"the file names {named!r} as the loader of its tower, which is no loader of xrvlm's: do not "
                         "use this file, or pass the tower as `clip`")
-    module, _, function = LOADERS[name].rpartition(".")
-    return getattr(import_module(module), function)(**loader["arguments" if former else "options"], **options)
+    return imported(LOADERS[name], "loader")(**loader["arguments" if former else "options"], **options)

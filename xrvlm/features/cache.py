@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from xrvlm.errors import UserError, seconds_of
+from xrvlm.errors import UserError, option, seconds_of
 from xrvlm.evaluation.text_tables import Table, aligned_table
 from xrvlm.features.bank import FEATURES_REVISION
 from xrvlm.files import alone, cache_folder
@@ -35,6 +35,9 @@ class Bank:
 def banks(cache: str | Path | None = None) -> list[Bank]:
     """Every bank of features and every drawn world in the cache, the largest first."""
     root = cache_folder(cache)
+    if cache is not None and not root.is_dir():
+        raise UserError(f"{root} is no folder; give the folder of a cache with {option('cache')}, or leave it out: "
+                        f"{cache_folder()}")
     found = [_bank(folder) for folder in _folders(root / "features")]
     worlds = [folder for folder in _folders(root) if re.fullmatch(r"drawn_birds-\d+", folder.name)]
     newest = max((int(folder.name.rpartition("-")[2]) for folder in worlds), default=0)

@@ -189,7 +189,8 @@ def _overlap_in_words(overlap: float | None) -> str:
 
 
 def _summary_line(summary: dict[str, Any]) -> str:
-    return (f"{summary['images']} images: mean overlap of the part maps {_overlap_in_words(summary['overlap'])}, dead "
+    images = "1 image" if summary["images"] == 1 else f"{summary['images']} images"
+    return (f"{images}: mean overlap of the part maps {_overlap_in_words(summary['overlap'])}, dead "
             f"parts {summary['dead_parts']} of {summary['parts']}, {summary['dead_everywhere']} of them parts that are "
             "dead in every image")
 
