@@ -13,7 +13,7 @@ from common import beside_limits, image_options, parse, random_images, speeds, t
 
 from xrvlm.data.dataset import Item
 from xrvlm.features.source import EXTRACTION_BATCH, FeatureSettings, evaluation_batches, extract
-from xrvlm.views import FileSource
+from xrvlm.files import FileSource
 
 NEEDS = ("pooled", "tokens", "mid_tokens")
 

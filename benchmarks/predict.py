@@ -16,12 +16,12 @@ from xrvlm.backbones.base import FrozenCLIP
 from xrvlm.data.dataset import Item
 from xrvlm.experiments.predict import images_of, scores_of
 from xrvlm.features.source import evaluation_batches
+from xrvlm.files import FileSource
 from xrvlm.inference.classifier import Classifier, ModelHeader
 from xrvlm.methods.xr_vlm.xr_vlm import XRVLM
 from xrvlm.methods.xr_vlm.xr_vlm_plus import XRVLMPlus
 from xrvlm.methods.zero_shot import ZeroShot
 from xrvlm.text.class_text import class_text
-from xrvlm.views import FileSource
 
 CLASSES = tuple(f"bird {index}" for index in range(200))
 METHODS = {"zero_shot": ZeroShot, "xr_vlm": partial(XRVLM, part_prompts="vectors"), "xr_vlm_plus": XRVLMPlus}

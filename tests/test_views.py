@@ -1,13 +1,14 @@
 """Decoding: every mode, upright, on white, and an error that names the file for what is no image."""
 
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from xrvlm.errors import UserError
-from xrvlm.views import SUFFIXES, decode, to_rgb
+from xrvlm.views import SUFFIXES, decode, read_image, to_rgb
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -183,3 +184,48 @@ def test_too_many_pixels(monkeypatch, limit):
 def test_suffixes():
     assert {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"} <= SUFFIXES
     assert not {".eps", ".pdf", ".txt", ".csv", ".json", ".db"} & SUFFIXES
+
+
+def some_files(folder: Path) -> dict[str, Path]:
+    """Photos whose pixels on disk are not what a person sees: turned, cut out, of 16 bits, with a palette, CMYK."""
+    colours = np.random.default_rng(0).integers(0, 256, (12, 9, 3), dtype=np.uint8)
+    image, made = Image.fromarray(colours), {}
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    clear = image.convert("RGBA")
+    clear.putalpha(Image.fromarray(colours[..., 0]))
+    for name, kept, options in (
+            ("turned.jpg", image, {"exif": turned, "quality": 95}), ("turned.tif", image, {"exif": turned}),
+            ("clear.png", clear, {}), ("clear.webp", clear, {"lossless": True}),
+            ("grey16.png", Image.fromarray(colours[..., 0].astype(np.uint16) * 257), {}),
+            ("float.tif", Image.fromarray(colours[..., 0].astype(np.float32) / 255), {}),
+            ("palette.png", image.quantize(8), {"transparency": 1}), ("cmyk.jpg", image.convert("CMYK"), {}),
+            ("grey.png", image.convert("LA"), {}), ("one.png", image.convert("1"), {})):
+        kept.save(folder / name, **options)
+        made[name] = folder / name
+    return made
+
+
+def test_an_open_image_is_read_as_its_file(tmp_path):
+    for name, path in some_files(tmp_path).items():
+        with Image.open(path) as image:
+            assert np.array_equal(np.asarray(read_image(image)), np.asarray(read_image(path))), name
+
+
+def test_a_damaged_image_that_is_open_is_named(tmp_path):
+    path = tmp_path / "cut.jpg"
+    Image.effect_noise((64, 64), 50).save(path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with Image.open(path) as image, pytest.raises(UserError, match=r"cannot read the image .*cut\.jpg: image file is"):
+        read_image(image)
+
+
+@pytest.mark.parametrize(("suffix", "module"), [(".heic", "pillow_heif"), (".avif", "PIL")])
+def test_formats_of_phones(tmp_path, suffix, module):
+    pytest.importorskip(module)
+    if suffix not in SUFFIXES:
+        pytest.skip(f"this Pillow reads no {suffix}")
+    Image.new("RGB", (32, 24), (200, 30, 60)).save(tmp_path / f"1{suffix}")
+    found = read_image(tmp_path / f"1{suffix}")
+    assert found.size == (32, 24)
+    assert np.abs(np.asarray(found).astype(int) - (200, 30, 60)).max() < 12

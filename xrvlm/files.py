@@ -7,8 +7,10 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -17,8 +19,9 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from xrvlm.errors import UserError
+from xrvlm.errors import UserError, option
 
+SAMPLE = 4096                            # bytes of a file that its fingerprint reads
 IGNORED_FOLDERS = frozenset({"__MACOSX", "@eaDir", "__pycache__"})
 
 
@@ -58,9 +61,17 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, fix: str) -> Any:
     """The parsed file. Raises UserError, which ends in `fix`, if it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repetition)
+        return json.loads(file_bytes(path).decode("utf-8"), object_pairs_hook=_without_repetition)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}; {fix}") from error
+
+
+def file_bytes(path: Path) -> bytes:
+    """The content of a file. OSError for a pipe or a device too, of which the end may never come."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "it is a pipe or a device, no file", str(path))
+    return path.read_bytes()
 
 
 def rewrite_locked(path: Path, change: Callable[[str], str]) -> None:
@@ -115,15 +126,52 @@ def files_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[
 def listing(folder: Path) -> tuple[list[Path], list[Path]]:
     """The folders and the files in `folder`, sorted, without hidden ones. A broken link counts as a file."""
     try:
-        paths = sorted(path for path in folder.iterdir()
-                       if not path.name.startswith(".") and path.name not in IGNORED_FOLDERS)
-        folders = [path for path in paths if path.is_dir()]
+        with os.scandir(folder) as entries:      # which knows, without a call for each file, what is a folder
+            found = sorted((folder / entry.name, entry.is_dir()) for entry in entries
+                           if not entry.name.startswith(".") and entry.name not in IGNORED_FOLDERS)
     except OSError as error:
         raise UserError(f"cannot list {folder}: {error.strerror}; check that you may read it") from error
-    for path in paths:
+    for path, _ in found:
         if any("\ud800" <= letter <= "\udfff" for letter in path.name):
             raise UserError(f"the name {path.name!r} in {folder} is not UTF-8; rename it")
-    return folders, [path for path in paths if path not in set(folders)]
+    return [path for path, is_folder in found if is_folder], [path for path, is_folder in found if not is_folder]
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Image files below `root`; an id is the path relative to it."""
+
+    root: Path
+
+    def read(self, item_id: str, /) -> bytes:
+        try:
+            return file_bytes(self.root / item_id)
+        except OSError as error:
+            raise self._unreadable(item_id, error) from error
+
+    def fingerprint(self, ids: Sequence[str], /) -> str:
+        return digest([self._stamp(item_id) for item_id in ids])
+
+    def _stamp(self, item_id: str) -> tuple[str, int, int, str]:
+        """(path, size, time of change, hash of the middle): archives can give two files equal size and time."""
+        try:
+            status = (self.root / item_id).stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, "it is no file")
+            with (self.root / item_id).open("rb") as file:
+                file.seek(max(0, status.st_size // 2 - SAMPLE // 2))
+                middle = sha256(file.read(SAMPLE))
+        except OSError as error:
+            raise self._unreadable(item_id, error) from error
+        return item_id, status.st_size, status.st_mtime_ns, middle
+
+    def _unreadable(self, item_id: str, error: OSError) -> UserError:
+        return UserError(f"cannot read the image {item_id} in {self.root}: {error.strerror}; {damaged_fix()}")
+
+
+def damaged_fix() -> str:
+    """The fix that the error of an unreadable image ends in."""
+    return f"remove or replace it (of a data set, {option('data.skip_damaged', True)} leaves such files out)"
 
 
 def sha256(data: bytes) -> str:

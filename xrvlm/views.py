@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from io import BytesIO
 from multiprocessing import get_all_start_methods, get_start_method
 from pathlib import Path
@@ -25,16 +26,19 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from tqdm import tqdm
 
 from xrvlm.distributed import seeded
-from xrvlm.errors import UserError, option
-from xrvlm.files import digest, sha256, user_path
+from xrvlm.errors import UserError
+from xrvlm.files import damaged_fix, file_bytes, user_path
 
 ASPECT_RATIOS = [3 / 4, 4 / 3]
-SAMPLE = 4096                            # bytes of a file that its fingerprint reads
 
 # formats of photos only: Pillow would also run Ghostscript for an EPS file
-_WANTED_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000")
+_WANTED_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "HEIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000")
 
 Image.init()
+if find_spec("pillow_heif"):             # pip install 'xrvlm[heic]'
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
 FORMATS = tuple(name for name in _WANTED_FORMATS if name in Image.OPEN)
 SUFFIXES = frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)
 
@@ -62,41 +66,6 @@ class ImageSource(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class FileSource:
-    """Image files below `root`; an id is the path relative to it."""
-
-    root: Path
-
-    def read(self, item_id: str, /) -> bytes:
-        try:
-            return (self.root / item_id).read_bytes()
-        except OSError as error:
-            raise self._unreadable(item_id, error) from error
-
-    def fingerprint(self, ids: Sequence[str], /) -> str:
-        return digest([self._stamp(item_id) for item_id in ids])
-
-    def _stamp(self, item_id: str) -> tuple[str, int, int, str]:
-        """(path, size, time of change, hash of the middle): archives can give two files equal size and time."""
-        try:
-            status = (self.root / item_id).stat()
-            with (self.root / item_id).open("rb") as file:
-                file.seek(max(0, status.st_size // 2 - SAMPLE // 2))
-                middle = sha256(file.read(SAMPLE))
-        except OSError as error:
-            raise self._unreadable(item_id, error) from error
-        return item_id, status.st_size, status.st_mtime_ns, middle
-
-    def _unreadable(self, item_id: str, error: OSError) -> UserError:
-        return UserError(f"cannot read the image {item_id} in {self.root}: {error.strerror}; {damaged_fix()}")
-
-
-def damaged_fix() -> str:
-    """The fix that the error of an unreadable image ends in."""
-    return f"remove or replace it (of a data set, {option('data.skip_damaged', True)} leaves such files out)"
-
-
 def decode(data: bytes, name: str) -> Image.Image:
     """The first frame of an image file as an upright RGB image; transparency becomes white.
 
@@ -104,10 +73,16 @@ def decode(data: bytes, name: str) -> Image.Image:
     """
     if not data:
         raise UserError(f"cannot read the image {name}: the file is empty; {damaged_fix()}")
+    with _naming(name), Image.open(BytesIO(data), formats=FORMATS) as image:
+        image.load()
+        return to_rgb(_upright(image))
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """What Pillow raises inside becomes a UserError that says `name`."""
     try:
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
-            image.load()
-            return to_rgb(_upright(image))
+        yield
     except Image.UnidentifiedImageError as error:
         raise UserError(f"cannot read the image {name}: not an image that Pillow knows; {damaged_fix()}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
@@ -119,11 +94,16 @@ def decode(data: bytes, name: str) -> Image.Image:
 
 
 def read_image(image: Image.Image | str | Path) -> Image.Image:
-    """A PIL image, or an image file, as RGB. Raises UserError, which names the file, if it cannot be read."""
+    """A PIL image, or an image file, as upright RGB; an open image gives the same as its file.
+
+    Raises UserError, which names the file, if it cannot be read.
+    """
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        with _naming(getattr(image, "filename", "") or "that was given"):
+            image.load()                 # which turns a TIFF upright by itself
+            return to_rgb(_upright(image))
     try:
-        return decode(user_path(image).read_bytes(), str(image))
+        return decode(file_bytes(user_path(image)), str(image))
     except OSError as error:
         raise UserError(f"cannot read the image {image}: {error.strerror}; check the path") from error
 

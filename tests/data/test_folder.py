@@ -3,15 +3,20 @@
 import logging
 import os
 import pickle
+import sys
+import unicodedata
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from xrvlm import files
 from xrvlm.data.dataset import sample_shots, with_test_set
-from xrvlm.data.folder import image_folder
+from xrvlm.data.folder import image_folder, subset_of
 from xrvlm.errors import UserError
-from xrvlm.views import FileSource
+from xrvlm.files import FileSource
+from xrvlm.text.class_text import class_text
 
 PHOTOS = Path(__file__).parents[3] / "shared" / "data"
 
@@ -53,6 +58,60 @@ def test_subsets(tmp_path, word):
     assert [item.id for item in split.train] == ["train/a/1.jpg", "train/b/2.jpg"]
     assert [(item.id, item.label) for item in split.val] == [(f"{word}/b/3.jpg", 1)]
     assert [(item.id, item.label) for item in split.test] == [("test/a/1.jpg", 0)]
+
+
+@pytest.mark.parametrize(("train", "test"), [
+    ("Training", "Testing"), ("train", "eval"), ("TRAIN", "holdout"), ("train_set", "test-set"),
+    ("trainset", "testset"), ("seg_train", "seg_test"), ("Training images", "Hold-out images"),
+    ("train2017", "evaluation"), ("trn", "tst"),
+])
+def test_words_for_subsets(tmp_path, train, test):
+    split = image_folder(birds(tmp_path, *(f"{part}/{name}/1.jpg" for part in (train, test) for name in "ab"))).split
+    assert (split.classes, len(split.train), len(split.test)) == (("a", "b"), 2, 2)
+    assert [item.id for item in split.test] == [f"{test}/a/1.jpg", f"{test}/b/1.jpg"]
+
+
+@pytest.mark.parametrize("word", ["trainer", "contest", "bullet train", "development dogs", "valley", "set", "", "1"])
+def test_words_that_mean_no_subset(word):
+    assert subset_of(word) is None
+
+
+def test_a_test_folder_alone_is_a_data_set_without_training_images(tmp_path):
+    split = image_folder(birds(tmp_path, "test/a/1.jpg", "test/b/1.jpg")).split
+    assert (split.train, len(split.test)) == ((), 2)
+    with pytest.raises(UserError, match="no training image of 2 classes: a, b"):
+        sample_shots(split, 1, 0)
+
+
+def test_accents_written_in_two_ways_are_one_class(tmp_path):
+    one, two = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFD", "NFC"))
+    split = image_folder(birds(tmp_path / "1", f"train/{one}/1.jpg", "train/b/1.jpg", f"test/{two}/1.jpg")).split
+    assert split.classes == ("b", two)
+    assert split.test[0].label == 1
+    if sys.platform != "darwin":         # where these are one folder
+        with pytest.raises(UserError, match="accents as separate characters"):
+            image_folder(birds(tmp_path / "2", f"{one}/1.jpg", f"{two}/1.jpg"))
+
+
+def test_a_list_of_names_is_in_the_order_of_the_numbers(tmp_path):
+    names = [f"bird {number}" for number in range(1, 13)]
+    dataset = image_folder(birds(tmp_path / "1", *(f"{number}/1.jpg" for number in range(1, 13))), class_names=names)
+    assert all(name == f"bird {path.split('/')[0]}" for path, name in found(dataset))
+    root = birds(tmp_path / "2", *(f"class_{number}/1.jpg" for number in range(1, 13)))
+    with pytest.raises(UserError, match=r"order .* is not plain: class_1, class_2, class_3 and 9 more or class_1, "
+                                        r"class_10, class_11 and 9 more\? Give \{class: name\}"):
+        image_folder(root, class_names=names)
+    assert len(image_folder(root).split.classes) == 12
+
+
+@pytest.mark.parametrize(("one", "two"), [
+    ("Daisy", "daisy"), ("lady  bug", "lady bug"), ("salt &amp; pepper", "salt & pepper"), ("\uff34ulip", "tulip"),
+    ("stra\u00dfe", "STRASSE")])
+def test_names_that_read_the_same_are_refused(tmp_path, one, two):
+    with pytest.raises(UserError, match="duplicate class names in .*which read the same to a tower; give every class"):
+        image_folder(birds(tmp_path, "a/1.jpg", "b/1.jpg"), class_names=[one, two])
+    with pytest.raises(UserError, match="duplicate class names: .*which read the same to a tower; give every class"):
+        class_text([one, two])
 
 
 def test_a_train_folder_may_be_the_only_subset(tmp_path):
@@ -97,20 +156,24 @@ def test_the_order_of_the_directory_does_not_matter(tmp_path, monkeypatch):
     root = birds(tmp_path, *(f"{name}/{index}.jpg" for name in "dbca" for index in (10, 9, 2)))
     expected = image_folder(root).split
     assert [item.id for item in expected.train[:3]] == ["a/10.jpg", "a/2.jpg", "a/9.jpg"]
-    listed = Path.iterdir
-    monkeypatch.setattr(Path, "iterdir", lambda path: iter(sorted(listed(path), reverse=True)))
+    listed = os.scandir
+    monkeypatch.setattr(files.os, "scandir", lambda path: nullcontext(
+        sorted(listed(path), key=lambda entry: entry.name, reverse=True)))
     backwards = image_folder(root).split
     assert backwards == expected
     assert sample_shots(backwards, 1, 0) == sample_shots(expected, 1, 0)
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path):
+def test_links_are_followed_but_not_in_circles(tmp_path, caplog):
     root = birds(tmp_path / "root", "a/1.jpg", "b/1.jpg")
     birds(tmp_path / "else", "2.jpg")
     (root / "c").symlink_to(tmp_path / "else", target_is_directory=True)
     (root / "b" / "3.jpg").symlink_to(tmp_path / "else" / "2.jpg")
     (root / "a" / "circle").symlink_to(root / "a", target_is_directory=True)
+    (root / "b" / "above").symlink_to(root, target_is_directory=True)
+    (root / "b" / "far above").symlink_to(tmp_path, target_is_directory=True)
     assert [name for name, _ in found(image_folder(root))] == ["a/1.jpg", "b/1.jpg", "b/3.jpg", "c/2.jpg"]
+    assert [line.split(":")[0] for line in warnings_of(caplog)] == [f"links lead to 2 images outside of {root}"]
 
 
 def test_a_dangling_link_is_a_damaged_image(tmp_path, caplog):
@@ -173,7 +236,14 @@ def test_the_source_sees_changes_but_not_where_the_folder_stands(tmp_path):
     (["a/1.jpg", "a/b/2.jpg"], r"found only one class in .* \(a\); recognition needs two at least"),
     (["train/a/1.jpg", "train/b/1.jpg", "test/c/1.jpg", "test/a/1.jpg"],
      "no training image of 1 classes: c; add some to its training set or remove the class"),
-    (["val/a/1.jpg", "test/b/1.jpg"], "holds test, val but no train folder; add one"),
+    (["val/a/1.jpg", "val/b/1.jpg"], "holds val but no train folder; add one"),
+    (["train/a/1.jpg", "dev/a/1.jpg", "valid/a/1.jpg"], "holds dev, valid, which mean the same; leave one"),
+    ([f"{part}/{name}/1.jpg" for part in ("lot1", "lot2") for name in "ab"],
+     "lot1, lot2 in .* all hold the folders a, b: "),
+    ([f"{genus}/{genus}{name}/1.jpg" for genus in ("Parus", "Turdus") for name in "ab"],
+     "Parus holds images in the folders Parusa, Parusb; is Parus the class, or are these"),
+    ([f"{name}/{part}/1.jpg" for name in "ab" for part in ("Test", "Train")],
+     "a holds Test, Train: put the subsets above the classes, as train/a and test/a"),
     (["train/a/1.jpg", "test/a/1.jpg", "extra/1.jpg"], "holds train, val or test beside extra; leave only"),
 ])
 def test_layout_errors(tmp_path, names, message):
@@ -196,8 +266,8 @@ def test_empty_class_folders_are_named(tmp_path):
     (root / "ghost").mkdir()
     with pytest.raises(UserError, match=r"1 of 3 class folders in .* hold no image: ghost; add images .* or remove"):
         image_folder(root)
-    (root / "ghost" / "1.HEIC").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"hold no image but 1 \.heic files: ghost; add images"):
+    (root / "ghost" / "1.DNG").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"hold no image but 1 \.dng files: ghost; add images"):
         image_folder(root)
 
 
@@ -209,11 +279,20 @@ def test_a_class_without_test_images_is_allowed(tmp_path):
 
 def test_what_is_left_out_is_said(tmp_path, caplog):
     root = birds(tmp_path, "a/1.jpg", "b/1.jpg", "loose.jpg")
-    (root / "b" / "2.heic").write_bytes(b"x")
+    (root / "b" / "2.nef").write_bytes(b"x")
     assert len(image_folder(root).split.train) == 2
     loose, unreadable = warnings_of(caplog)
     assert loose.startswith("ignored 1 images beside the class folders")
-    assert unreadable.startswith("ignored 1 .heic files")
+    assert unreadable.startswith("ignored 1 .nef files")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with a name")
+def test_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(birds(tmp_path, "a/1.jpg", "b/1.jpg") / "a" / "2.jpg")
+    source = image_folder(tmp_path).source
+    for use in (source.read, lambda name: source.fingerprint([name])):
+        with pytest.raises(UserError, match=r"cannot read the image a/2\.jpg .* no file; remove or replace it"):
+            use("a/2.jpg")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")

@@ -118,12 +118,36 @@ def test_images_reach_a_transform():
 
 @pytest.mark.parametrize(("kind", "labels", "classes"), [
     ("string", ["x", "y", "z"] * 4, ("x", "y", "z")),
-    ("int64", [10, 9, 2] * 4, ("2", "9", "10")),
+    ("int64", [10, 9, 2] * 4, ("2", "9", "10")), ("float32", [10, 9, 2] * 4, ("2", "9", "10")),
+    ("string", ["x ", "y", " z"] * 4, ("x", "y", "z")), ("binary", [b"x", b"y", b"z"] * 4, ("x", "y", "z")),
 ])
 def test_labels_of_other_types(kind, labels, classes):
-    split = hub_dataset(birds(label=datasets.Value(kind), labels=labels)).split
+    split = hub_dataset(birds(label=datasets.Value(kind), labels=labels), label_column="label").split
     assert split.classes == classes
-    assert labelled(split.train, split.classes)[0] == ("train/0", str(labels[0]))
+    assert labelled(split.train, split.classes)[0] == ("train/0", {"10": "10"}.get(str(labels[0]), "x"))
+
+
+def test_cells_without_a_label_are_left_out_and_several_labels_are_refused(caplog):
+    rows = birds(label=datasets.Value("string"), labels=["x", "", "y", " ", None, "NaN"] * 2)
+    assert hub_dataset(rows).split.classes == ("x", "y")
+    assert warnings_of(caplog) == ["ignored 8 of 12 images without a label in train"]
+    several = birds(label=datasets.Sequence(datasets.Value("string")), labels=[["x"], ["x", "y"], ["y"]] * 4)
+    with pytest.raises(UserError, match=r"row 0 of train, column 'label': \['x'\] is no class; write one name a row"):
+        hub_dataset(several, label_column="label")
+
+
+def test_a_test_split_without_labels_is_left_out(caplog):
+    rows = datasets.DatasetDict(test=birds().remove_columns("label"), train=birds())
+    assert hub_dataset(rows).split.test == ()
+    assert warnings_of(caplog) == ["ignored the split test of hub, which has no labels (no column 'label')"]
+    with pytest.raises(UserError, match="the split test of hub has no column 'image'; set image_column"):
+        hub_dataset(datasets.DatasetDict(train=birds(), test=birds().rename_column("image", "photo")))
+
+
+def test_names_for_number_words_are_in_the_order_of_the_numbers():
+    rows = birds(label=datasets.Value("string"), labels=[str(number) for number in range(1, 13)])
+    split = hub_dataset(rows, class_names=[f"bird {number}" for number in range(1, 13)]).split
+    assert [split.classes[item.label] for item in split.train if item.id == "train/9"] == ["bird 10"]
 
 
 def test_columns_by_name():
@@ -158,6 +182,23 @@ def test_arrays_are_encoded_without_loss():
     rows = datasets.Dataset.from_dict({"pixels": list(values), "label": [0, 1, 2] * 2}, features=kinds)
     source = hub_dataset(rows, image_column="pixels").source
     assert np.array_equal(np.asarray(decode(source.read("train/4"), "x")), values[4])
+
+
+def test_arrays_of_floats():
+    values = np.random.default_rng(0).integers(0, 256, (6, 5, 4, 3)).astype(np.float32)
+    for scale in (1, 255):               # 0..255, and fractions of 1
+        cells = [(image / scale).tolist() for image in values]
+        rows = datasets.Dataset.from_dict({"pixels": cells, "label": [0, 1, 2] * 2})
+        source = hub_dataset(rows, image_column="pixels", label_column="label").source
+        assert np.array_equal(np.asarray(decode(source.read("train/4"), "x")), values[4])
+
+
+@pytest.mark.parametrize("value", [-1.0, 300.0, 70000, float("nan")])
+def test_numbers_that_are_no_plain_pixels(value):
+    rows = datasets.Dataset.from_dict({"pixels": [[[value] * 4] * 4] * 6, "label": [0, 1, 2] * 2})
+    source = hub_dataset(rows, image_column="pixels", label_column="label").source
+    with pytest.raises(UserError, match="cannot read the image train/0: it"):
+        source.read("train/0")
 
 
 def test_cells_that_hold_no_image(tmp_path):

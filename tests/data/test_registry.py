@@ -19,8 +19,7 @@ from xrvlm.data.registry import FORMER, find, load_dataset
 from xrvlm.data.table import table
 from xrvlm.demo import drawn_birds
 from xrvlm.errors import UserError
-from xrvlm.files import shipped, shipped_options
-from xrvlm.views import FileSource
+from xrvlm.files import FileSource, shipped, shipped_options
 
 NAMES = sorted(shipped("data"))
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def test_columns_of_other_names_and_no_split(tmp_path, suffix):
                         for index, row in enumerate(ROWS)])
     dataset = table(root, file=file, path_column="file", class_column="bird")
     assert dataset.split.classes == ("0", "1")
-    assert [subset for subset, *_ in found(dataset)] == ["train"] * 4
+    assert [subset for subset, *_ in found(dataset)] == ["train", "train", "val", "test"]       # by its cells
     named = table(root, file=file, path_column="file", class_column="bird", split_column="part", name="mine")
     assert (named.name, len(named.split.test)) == ("mine", 1)
 
@@ -189,6 +190,74 @@ def test_the_split_column(tmp_path):
     assert [subset for subset, *_ in found(table(root, split_column=None))] == ["train"] * 4
     with pytest.raises(UserError, match="has no column 'part'; its columns are path, class, split"):
         table(root, split_column="part")
+
+
+@pytest.mark.parametrize("column", ["Split", " split", "SPLIT ", "subset", "partition", "usage", "which"])
+def test_a_split_column_by_another_name_is_understood(tmp_path, column):
+    root = birds(tmp_path)
+    words = {"train": "Training", "val": "dev", "test": "holdout"}
+    write(root / "split.csv", [{"Path": row["path"], "CLASS": row["class"], column: words[row["split"]]}
+                               for row in ROWS])
+    assert found(table(root)) == EXPECTED
+    assert {subset for subset, *_ in found(table(root, split_column=None))} == {"train"}
+
+
+@pytest.mark.parametrize("column", ["fold", "is_test", "test set", "Subset", "is_training_image"])
+def test_a_column_that_may_be_a_split_is_asked_about(tmp_path, column):
+    root = birds(tmp_path)
+    write(root / "split.csv", [{"path": row["path"], "class": row["class"], column: "1"} for row in ROWS])
+    with pytest.raises(UserError, match=f"has the column '{column}', which may say .*set split_column='{column}', or "
+                                        "split_column=None"):
+        table(root)
+    assert {subset for subset, *_ in found(table(root, split_column=None))} == {"train"}
+
+
+def test_two_columns_of_one_name(tmp_path):
+    root = birds(tmp_path)
+    write(root / "split.csv", [{**row, "split": "a", "SPLIT": "b"} for row in ROWS])
+    assert found(table(root, split_column=None))
+    with pytest.raises(UserError, match="has the columns 'split', 'SPLIT'; rename all but one"):
+        table(root, split_column="Split")
+
+
+def test_a_table_of_test_images_alone(tmp_path):
+    root = birds(tmp_path)
+    write(root / "split.csv", [{**row, "split": "test"} for row in ROWS])
+    split = table(root).split
+    assert (split.train, len(split.test)) == ((), 4)
+
+
+@pytest.mark.parametrize(("cells", "classes"), [
+    ([b"robin", b"jay", b"jay", b"robin"], ("jay", "robin")), ([1.0, 0.0, 0.0, 1.0], ("0", "1")),
+    ([True, False, False, True], ("False", "True")), (["robin ", " jay", "jay", "robin"], ("jay", "robin"))])
+def test_cells_that_name_a_class_another_way(tmp_path, cells, classes):
+    root = birds(tmp_path)
+    write(root / "t.parquet", [{**row, "class": cell} for row, cell in zip(ROWS, cells, strict=True)])
+    assert table(root, file="t.parquet").split.classes == classes
+
+
+@pytest.mark.parametrize(("cells", "problem"), [
+    ([["robin"], ["jay", "wet"], ["jay"], ["robin"]], r"\['robin'\] is no class; write one name a row"),
+    ([0.5, 1.0, 0.0, 0.0], "0.5 is no class; write a name or a whole number"),
+    ([float("nan"), 1.0, 0.0, 0.0], "cell of 'class' is empty"), (["nan", "a", "b", "a"], "cell of 'class' is empty"),
+    ([b"\xff\xfe", b"a", b"a", b"a"], "is no class; write one name a row"),
+    ([{"name": "a"}, {"name": "b"}, {"name": "a"}, {"name": "b"}], "is no class; write one name a row")])
+def test_cells_that_are_no_class(tmp_path, cells, problem):
+    root = birds(tmp_path)
+    write(root / "t.parquet", [{**row, "class": cell} for row, cell in zip(ROWS, cells, strict=True)])
+    with pytest.raises(UserError, match=rf"t\.parquet, line 1.*{problem}"):
+        table(root, file="t.parquet")
+
+
+def test_paths_as_another_machine_writes_them(tmp_path):
+    accents = [unicodedata.normalize(form, "caf\u00e9/1.jpg") for form in ("NFD", "NFC")]
+    root = birds(tmp_path, ("sub/2.jpg", "sub/3.jpg", accents[0]))
+    write(root / "split.csv", [{"path": path, "class": name} for path, name in
+                               (("sub\\2.jpg", "jay"), ("sub/3.jpg", "jay"), (accents[1], "robin"))])
+    assert [item_id for _, item_id, _ in found(table(root))] == [accents[0], "sub/2.jpg", "sub/3.jpg"]
+    write(root / "split.csv", [{"path": path, "class": "jay"} for path in ("sub\\2.jpg", "sub/2.jpg")])
+    with pytest.raises(UserError, match="names an image in two ways"):
+        table(root)
 
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="the shared photos are not there")

@@ -15,12 +15,12 @@ from results import record
 from xrvlm.data.dataset import Split, write_split
 from xrvlm.data.folder import image_folder
 from xrvlm.errors import UserError
+from xrvlm.files import FileSource
 from xrvlm.reporting.paired import read_outcomes
 from xrvlm.reporting.published import published
 from xrvlm.reporting.results import Row
 from xrvlm.reporting.sections import SIDE, Album
 from xrvlm.reporting.tables import latex_tables, latex_text, tables
-from xrvlm.views import FileSource
 
 # ---- outcomes
 

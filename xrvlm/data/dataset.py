@@ -7,6 +7,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +25,6 @@ from xrvlm.views import ImageSource, unreadable_images
 log = logging.getLogger(__name__)
 
 SUBSETS = ("train", "val", "test")
-SUBSET_OF_WORD = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 MOST_VALIDATION_SHOTS = 4    # a class; as CoOp and most work after it
 P = ParamSpec("P")
 
@@ -51,6 +51,14 @@ class Split:
         """A hash of the class names and of the images and labels of each subset."""
         subsets = [[[item.id, item.label] for item in getattr(self, subset)] for subset in SUBSETS]
         return digest([self.classes, *subsets])
+
+    @property
+    def summary(self) -> str:
+        """What was understood, for the log: `3 classes (ant, bee, wasp); images: 48 to train on ...`."""
+        uses = {"train on": self.train, "validate on": self.val, "test on": self.test}
+        images = [f"{len(items)} to {use}" for use, items in uses.items() if items]
+        return (f"{len(self.classes)} classes ({few(self.classes, 3)}); images: {', '.join(images)}; "
+                f"chance {100 / len(self.classes):.1f} %")
 
 
 @dataclass(frozen=True)
@@ -135,25 +143,7 @@ def label_budget(split: Split) -> int:
 
 def hash_images(split: Split, source: ImageSource) -> dict[str, str]:
     """{id: sha256 of the image file's bytes} of all subsets."""
-    return hash_items([item for subset in SUBSETS for item in getattr(split, subset)], source)
-
-
-def hash_items(items: Sequence[Item], source: ImageSource) -> dict[str, str]:
-    """{id: sha256 of the image file's bytes}."""
-    return {item.id: sha256(source.read(item.id)) for item in items}
-
-
-def without_images_of(split_file: Path, items: Sequence[Item], hashes: Mapping[str, str]) -> tuple[Item, ...]:
-    """The items whose images are not byte-identical to a training or validation image in `split_file`.
-
-    `hashes` are those of `hash_items`. A warning counts the items that are left out.
-    """
-    record = read_json(split_file, split_fix())
-    learned = {entry["sha256"] for subset in ("train", "val") for entry in record[subset]}
-    kept = tuple(item for item in items if hashes[item.id] not in learned)
-    if len(kept) < len(items):
-        log.warning("left out %d of %d images: the run learned from them", len(items) - len(kept), len(items))
-    return kept
+    return {item.id: sha256(source.read(item.id)) for subset in SUBSETS for item in getattr(split, subset)}
 
 
 def write_split(path: Path, split: Split, source: ImageSource, *, seed: int, shots: int | str | None,
@@ -216,7 +206,8 @@ def assemble(name: str, source: ImageSource, found: Mapping[str, Sequence[tuple[
     """The data set that every loader returns.
 
     `found` is {subset: (id, class) of its images}, in any order; `classes` are in the order of their labels (None:
-    sorted); `test_only`: the data set has no training images. Raises UserError for fewer than two classes, for a class
+    sorted; a list of `class_names` for classes that are numbers is in the order 1, 2 ... 10); `test_only`: the data set
+    has no training images. Raises UserError for fewer than two classes, for a class
     without a training image and for `class_names` that do not fit.
     """
     known = sorted({key for pairs in found.values() for _, key in pairs}) if classes is None else list(classes)
@@ -227,11 +218,23 @@ def assemble(name: str, source: ImageSource, found: Mapping[str, Sequence[tuple[
     if missing := [key for key in known if key not in trained and not test_only]:
         raise UserError(f"{name} has no training image of {len(missing)} classes: {few(missing)}; "
                         "add some to its training set or remove the class")
+    listed = known if classes is not None else _list_order(known, class_names)
+    names = dict(zip(listed, name_classes(listed, class_names), strict=True))
     labels = {key: label for label, key in enumerate(known)}
     subsets = {subset: tuple(Item(item_id, labels[key]) for item_id, key in sorted(found.get(subset, ())))
                for subset in SUBSETS}
-    dataset = Dataset(name, source, Split(name_classes(known, class_names), **subsets))
+    dataset = Dataset(name, source, Split(tuple(names[key] for key in known), **subsets))
     return drop_damaged(dataset, workers=min(8, os.cpu_count() or 1)) if skip_damaged else dataset
+
+
+def _list_order(known: Sequence[str], class_names: Any) -> list[str]:
+    """The classes in the order of a list of names; UserError where it is not plain whether 10 is before 2."""
+    counted = sorted(known, key=lambda key: [(text, int(run or 0)) for text, run in re.findall(r"(\D*)(\d*)", key)])
+    a_list = not (class_names is None or isinstance(class_names, Mapping) or str(class_names).endswith(".json"))
+    if a_list and counted != list(known) and not all(key.isdecimal() for key in known):
+        raise UserError(f"{option('data.class_names')} is a list, and the order of the classes is not plain: "
+                        f"{few(counted, 3)} or {few(known, 3)}? Give {{class: name}}, or a .json file of it")
+    return counted
 
 
 def _remembered(name: str, options: Mapping[str, Any]) -> dict[str, Any] | None:

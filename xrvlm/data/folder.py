@@ -1,28 +1,38 @@
-"""A data set as class folders: root/<class>/*.jpg, or root/{train,val,test}/<class>/*.jpg."""
+"""A data set as class folders: root/<class>/*.jpg, or root/{train,val,test}/<class>/*.jpg. Also words for subsets."""
 
 import logging
+import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from xrvlm.data.dataset import SUBSET_OF_WORD, SUBSETS, Dataset, assemble, registered
+from xrvlm.data.dataset import SUBSETS, Dataset, assemble, registered
 from xrvlm.errors import UserError, option
-from xrvlm.files import files_below, listing, user_path
+from xrvlm.files import FileSource, files_below, listing, user_path
 from xrvlm.text.class_text import few
-from xrvlm.views import SUFFIXES, FileSource
+from xrvlm.views import SUFFIXES
 
 log = logging.getLogger(__name__)
 
 # photos that Pillow cannot read: a warning counts them
-UNREADABLE_SUFFIXES = frozenset({".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".svg", ".psd"})
+UNREADABLE_SUFFIXES = frozenset({".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".svg", ".psd",
+                                 ".avif"}) - SUFFIXES
+WORDS = {"train": ("train", "training", "trn"), "val": ("val", "valid", "validation", "validate", "dev", "development"),
+         "test": ("test", "testing", "tst", "eval", "evaluation", "holdout", "heldout")}
+SUBSET_OF_WORD = {word: subset for subset, words in WORDS.items() for word in words}
+# what stands beside such a word in the name of a folder or split: "train_set", "test images", "seg_train"
+FILLERS = frozenset({"", "set", "data", "dataset", "split", "subset", "images", "image", "img", "photos", "seg"})
 
 
 @registered("folder")
 def image_folder(root: str | Path, *, class_names: str | Sequence[str] | Mapping[str, str] | None = None,
                  skip_damaged: bool = False, name: str | None = None) -> Dataset:
-    """Load class folders: one folder a class, in `root` or in its folders train, val (valid, validation) and test.
+    """Load class folders: one folder a class, in `root` or in its folders train, val and test.
 
-    Images may lie in folders below the class folder. Hidden files and files that are no images are ignored.
+    Other words for a subset are understood too: Training, dev, holdout, train_set ... (`subset_of`). `root` may hold a
+    test folder alone, for what needs no training. Images may lie in a folder below the class folder. Hidden files and
+    files that are no images are ignored.
 
     Args:
         root: the folder.
@@ -38,7 +48,18 @@ def image_folder(root: str | Path, *, class_names: str | Sequence[str] | Mapping
     subsets = _subset_folders(folder) or {"train": [folder]}
     found = {subset: [pair for path in paths for pair in _labelled(folder, path, must_fill=subset == "train")]
              for subset, paths in subsets.items()}
-    return assemble(name or folder.name, FileSource(folder), found, class_names=class_names, skip_damaged=skip_damaged)
+    return assemble(name or folder.name, FileSource(folder), found, class_names=class_names, skip_damaged=skip_damaged,
+                    test_only="train" not in subsets)
+
+
+def subset_of(word: str) -> str | None:
+    """The subset (train, val or test) that the name of a folder, split or cell means; None where it means none.
+
+    Capitals, signs and the words of `FILLERS` do not matter: "Training", "hold-out", "seg_train", "trainset".
+    """
+    letters = [token for token in re.split(r"[^a-z]+", word.strip().casefold()) if token not in FILLERS]
+    joined = "".join(letters)
+    return SUBSET_OF_WORD.get(joined) or SUBSET_OF_WORD.get(joined.removesuffix("set"))
 
 
 def existing_folder(root: str | Path) -> Path:
@@ -56,24 +77,38 @@ def _subset_folders(root: Path) -> dict[str, list[Path]] | None:
     folders, _ = listing(root)
     subsets: dict[str, list[Path]] = defaultdict(list)
     for folder in folders:
-        if subset := SUBSET_OF_WORD.get(folder.name.casefold()):
+        if subset := subset_of(folder.name):
             subsets[subset].append(folder)
-    others = [folder.name for folder in folders if folder.name.casefold() not in SUBSET_OF_WORD]
+    others = [folder.name for folder in folders if subset_of(folder.name) is None]
     if not subsets or (others and not ("train" in subsets and len(subsets) > 1)):    # a class may be called "train"
+        _check_no_subsets(root, folders)
         return None
     if others:
         raise UserError(f"{root} holds train, val or test beside {few(others)}; leave only these subsets there, "
                         "or only class folders")
-    if "train" not in subsets:
+    if twice := [same for same in subsets.values() if len(same) > 1]:
+        raise UserError(f"{root} holds {few(folder.name for folder in twice[0])}, which mean the same; leave one of "
+                        "them there")
+    if "train" not in subsets and "test" not in subsets:
         raise UserError(f"{root} holds {few(folder.name for folder in folders)} but no train folder; add one, "
                         f"or set {option('data.root')} to the folder that holds the class folders")
     return {subset: subsets[subset] for subset in SUBSETS if subset in subsets}
 
 
+def _check_no_subsets(root: Path, folders: Sequence[Path]) -> None:
+    """UserError where `folders` look like subsets under other names: each holds folders, and all hold the same ones."""
+    inner = [{path.name for path in listing(folder)[0]} for folder in folders]
+    known = {subset_of(name) for names in inner for name in names} - {None}          # `_check_nesting` says it better
+    if len(folders) > 1 and len(inner[0]) > 1 and all(names == inner[0] for names in inner) and len(known) < 2:
+        raise UserError(f"{few(path.name for path in folders)} in {root} all hold the folders {few(sorted(inner[0]))}: "
+                        "if they are subsets, call them train, val and test; if they are classes, put the images "
+                        "of each directly into its folder")
+
+
 def _labelled(root: Path, folder: Path, must_fill: bool) -> Iterator[tuple[str, str]]:
     """Yield (path relative to `root`, class) of the images in the class folders of `folder`."""
     class_folders, files = listing(folder)
-    loose = [path for path in files if path.suffix.lower() in SUFFIXES]
+    loose = [path for path in files if _is_image(path)]
     if not class_folders:
         what = f"{len(loose)} images directly" if loose else "no class folders"
         raise UserError(f"found {what} in {folder}: put each class into its own folder")
@@ -82,18 +117,67 @@ def _labelled(root: Path, folder: Path, must_fill: bool) -> Iterator[tuple[str, 
                     len(loose), folder, few(path.name for path in loose))
     empty: dict[str, Counter[str]] = {}
     unreadable: Counter[str] = Counter()
-    for class_folder in class_folders:
-        files = list(files_below(class_folder))
-        images = [path for path in files if path.suffix.lower() in SUFFIXES]
+    real = folder.resolve()
+    below = {path: list(files_below(path, frozenset({real, *real.parents}))) for path in class_folders}
+    _check_accents(folder, class_folders)
+    _check_nesting(below)
+    for class_folder, files in below.items():
+        images = [path for path in files if _is_image(path)]
         suffixes = Counter(path.suffix.lower() for path in files if path.suffix)
         unreadable.update({suffix: suffixes[suffix] for suffix in suffixes if suffix in UNREADABLE_SUFFIXES})
         if not images:
             empty[class_folder.name] = suffixes
-        yield from ((path.relative_to(root).as_posix(), class_folder.name) for path in images)
+        # NFC: macOS may write an accent as a character of its own, and train/ and test/ come from two machines
+        name = unicodedata.normalize("NFC", class_folder.name)
+        yield from ((path.relative_to(root).as_posix(), name) for path in images)
+    if outside := _outside(root, [path for files in below.values() for path in files if _is_image(path)]):
+        log.warning("links lead to %d images outside of %s: %s", len(outside), root, few(map(str, outside)))
     if empty and must_fill:
         raise _empty_error(folder, empty, len(class_folders))
     if unreadable:
-        log.warning("ignored %s in %s; convert them to .jpg to use them", counted_suffixes(unreadable), folder)
+        log.warning("ignored %s in %s; convert them to .jpg to use them%s", counted_suffixes(unreadable), folder,
+                    ", or pip install 'xrvlm[heic]'" if unreadable.keys() & {".heic", ".heif"} else "")
+
+
+def _check_accents(folder: Path, class_folders: Sequence[Path]) -> None:
+    seen: dict[str, Path] = {}
+    for path in class_folders:
+        if seen.setdefault(unicodedata.normalize("NFC", path.name), path) != path:
+            raise UserError(f"two folders in {folder} are called {path.name}, one with accents as separate characters "
+                            "(Unicode NFD): move the images into one of them")
+
+
+def _check_nesting(below: Mapping[Path, Sequence[Path]]) -> None:
+    """UserError where the folders below the class folders look like classes (genus/species) or like subsets.
+
+    `below` is {class folder: the files below it}.
+    """
+    inner = {path: sorted({file.relative_to(path).parts[0] for file in files
+                           if file.parent != path and _is_image(file)})
+             for path, files in below.items()}
+    for path, names in inner.items():
+        if len({subset_of(name) for name in names} - {None}) > 1:
+            raise UserError(f"{path} holds {few(names)}: put the subsets above the classes, as train/{path.name} and "
+                            f"test/{path.name}, or list the images in a table ({option('data')}=table)")
+    count = Counter(name for names in inner.values() for name in names)
+    several = [path for path, names in inner.items() if len(names) > 1]
+    if several and 2 * sum(of == 1 for of in count.values()) > len(count):      # not: session1, session2 in each class
+        path = several[0]
+        raise UserError(f"{path} holds images in the folders {few(inner[path])}; is {path.name} the class, or are "
+                        f"these the classes? Put the images of each class directly into its folder, set "
+                        f"{option('data.root')} to the folder of one group, or list the images in a table "
+                        f"({option('data')}=table)")
+
+
+def _outside(root: Path, images: Sequence[Path]) -> list[Path]:
+    folders = {folder: folder.resolve() for folder in {path.parent for path in images}}
+    real = root.resolve()
+    return [path for path in images
+            if not (path.resolve() if path.is_symlink() else folders[path.parent]).is_relative_to(real)]
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES
 
 
 def _empty_error(folder: Path, empty: Mapping[str, Counter[str]], classes: int) -> UserError:

@@ -1,6 +1,7 @@
 """A data set of Hugging Face's `datasets`: from the hub by name, or from a folder that `save_to_disk` wrote."""
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -10,11 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from xrvlm.data.dataset import SUBSET_OF_WORD, Dataset, assemble, registered
+from xrvlm.data.dataset import SUBSETS, Dataset, assemble, registered
+from xrvlm.data.folder import subset_of
+from xrvlm.data.table import label_of
 from xrvlm.errors import UserError, option
-from xrvlm.files import digest, user_path
+from xrvlm.files import damaged_fix, digest, file_bytes, user_path
 from xrvlm.text.class_text import few
-from xrvlm.views import damaged_fix
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +64,10 @@ def hub_dataset(path: Any, *, config: str | None = None, image_column: str | Non
     splits = dict(loaded) if isinstance(loaded, Mapping) else {"train": loaded}
     title = name or (Path(path).name if isinstance(path, str | Path) else "hub")
     subsets = _subsets(list(splits), title)
-    features = splits[next(iter(subsets))].features
+    features = splits[min(subsets, key=lambda split: SUBSETS.index(subsets[split]))].features
     image = _image_column(features, image_column, title)
     label = _label_column(features, label_column, image, title)
+    subsets = _with_labels(subsets, splits, image, label, title)
     found: dict[str, list[tuple[str, str]]] = {}
     for split, subset in subsets.items():
         found.setdefault(subset, []).extend(_labelled(splits[split], split, label))
@@ -106,12 +109,26 @@ def _subsets(splits: Sequence[str], title: str) -> dict[str, str]:
     """{split of the library: our subset}; splits of other names are ignored."""
     if len(splits) == 1:
         return {splits[0]: "train"}
-    subsets = {split: SUBSET_OF_WORD[split.casefold()] for split in splits if split.casefold() in SUBSET_OF_WORD}
+    subsets = {split: subset for split in splits if (subset := subset_of(split))}
     if "train" not in subsets.values():
         raise UserError(f"{title} has no train split; its splits are {few(splits, 20)}")
     if others := [split for split in splits if split not in subsets]:
         log.warning("ignored the splits %s of %s", few(others), title)
     return subsets
+
+
+def _with_labels(subsets: Mapping[str, str], splits: Mapping[str, Any], image: str, label: str, title: str,
+                 ) -> dict[str, str]:
+    """`subsets` without a test or validation split that has no labels; UserError where a split has no images."""
+    kept = dict(subsets)
+    for split in subsets:
+        if image not in splits[split].features:
+            raise UserError(f"the split {split} of {title} has no column {image!r}; set "
+                            f"{option('data.image_column')} to a column that all splits have")
+        if label not in splits[split].features:
+            log.warning("ignored the split %s of %s, which has no labels (no column %r)", split, title, label)
+            del kept[split]
+    return kept
 
 
 def _image_column(features: Mapping[str, Any], wanted: str | None, title: str) -> str:
@@ -147,26 +164,28 @@ def _shown(kind: Any) -> str:
 
 
 def _labelled(rows: Any, split: str, column: str) -> list[tuple[str, str]]:
-    """(id, class) of each row that has a label; the label -1 means none."""
+    """(id, class) of each row that has a label; -1, an empty cell and NaN mean none."""
     kind = rows.features[column]
     values = rows.with_format(None)[column][:]
     if hasattr(kind, "names"):
         values = [None if value is None or value < 0 else kind.names[value] for value in values]
-    pairs = [(f"{split}/{row}", str(value)) for row, value in enumerate(values) if value is not None]
+    labels = [label_of(value, f"row {row} of {split}, column {column!r}") for row, value in enumerate(values)]
+    pairs = [(f"{split}/{row}", label) for row, label in enumerate(labels) if label is not None]
     if len(pairs) < len(values):
         log.warning("ignored %d of %d images without a label in %s", len(values) - len(pairs), len(values), split)
     return pairs
 
 
-def _classes(kind: Any, found: Mapping[str, Sequence[tuple[str, str]]], title: str) -> list[str]:
+def _classes(kind: Any, found: Mapping[str, Sequence[tuple[str, str]]], title: str) -> list[str] | None:
     """The classes that have images: a data set filtered to some classes keeps the ClassLabel of all."""
     used = {key for pairs in found.values() for _, key in pairs}
     if not hasattr(kind, "names"):
-        return sorted(used, key=int if "int" in str(kind.dtype) else None)
-    if absent := [key for key in kind.names if key not in used]:
+        return sorted(used, key=int) if re.match("u?int|float", str(kind.dtype)) else None
+    names = [label_of(name, f"the classes of {title}") or "" for name in kind.names]
+    if absent := [key for key in names if key not in used]:
         log.warning("%d of %d classes of %s have no image and are left out: %s",
-                    len(absent), len(kind.names), title, few(absent))
-    return [key for key in kind.names if key in used]
+                    len(absent), len(names), title, few(absent))
+    return list(dict.fromkeys(key for key in names if key in used))
 
 
 def _encoded(value: Any, item_id: str) -> bytes:
@@ -179,14 +198,26 @@ def _encoded(value: Any, item_id: str) -> bytes:
         raise UserError(f"cannot read the image {item_id}: the cell is empty; {damaged_fix()}")
     if isinstance(value, str):
         try:
-            return Path(value).read_bytes()
+            return file_bytes(Path(value))
         except OSError as error:
             raise UserError(f"cannot read the image {item_id} at {value}: {error.strerror}; {damaged_fix()}") from error
     try:
-        image = Image.fromarray(np.asarray(value, dtype=np.uint8))
+        image = Image.fromarray(_as_8_bits(np.asarray(value)))
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"cannot read the image {item_id}: {error}; "
                         f"set {option('data.image_column')} to a column of images") from error
     buffer = BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def _as_8_bits(values: np.ndarray) -> np.ndarray:
+    """Numbers 0..255 as they are, fractions in 0..1 times 255; ValueError for others, whose meaning is not plain."""
+    if not np.isfinite(values).all():
+        raise ValueError("it holds numbers that are not finite")
+    low, high = values.min(initial=0), values.max(initial=0)
+    if low < 0 or high > 255:
+        raise ValueError(f"its numbers are from {low:g} to {high:g}, not in 0..255 or 0..1")
+    if values.dtype.kind == "f" and high <= 1:
+        values = values * 255
+    return np.rint(values).astype(np.uint8)

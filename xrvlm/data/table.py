@@ -2,19 +2,25 @@
 
 import csv
 import json
+import math
 import os
+import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from xrvlm.data.dataset import SUBSET_OF_WORD, SUBSETS, Dataset, assemble, registered
-from xrvlm.data.folder import existing_folder
+from xrvlm.data.dataset import SUBSETS, Dataset, assemble, registered
+from xrvlm.data.folder import existing_folder, subset_of
 from xrvlm.errors import UserError, option
-from xrvlm.files import user_path
+from xrvlm.files import FileSource, files_below, user_path
 from xrvlm.text.class_text import few
-from xrvlm.views import FileSource
 
 Row = tuple[int, Mapping[str, Any]]    # the line in the file, counted from 1, and its cells
+# a column with such a word in its name may say which images are for testing
+SPLIT_WORDS = frozenset({"split", "subset", "partition", "phase", "usage", "fold", "set", "train", "training", "test",
+                         "testing", "val", "valid", "validation", "dev", "eval", "holdout"})
+MISSING = frozenset({"", "nan", "<na>", "#n/a"})    # how programs write that a cell is empty
 
 
 @registered("table")
@@ -28,8 +34,8 @@ def table(root: str | Path, *, file: str | Path = "split.csv", path_column: str 
         file: the table (.csv, .tsv, .jsonl or .parquet), relative to `root` or absolute.
         path_column: column of paths, relative to `root`.
         class_column: column of class names.
-        split_column: column of subsets (train, val, valid, validation or test); None: all images are for training, as
-            they are if the table has no column "split".
+        split_column: column of subsets (train, val, test and words like them, see `subset_of`); None: all images are
+            for training, as they are if the table has no column that could be one.
         class_names: see `image_folder`.
         skip_damaged: leave out images that cannot be read, with a warning.
         name: of the data set; None: that of the folder.
@@ -42,15 +48,74 @@ def table(root: str | Path, *, file: str | Path = "split.csv", path_column: str 
     if not path.is_file():
         raise UserError(f"there is no table {path}; check {option('data.file')}")
     columns, rows = _read(path)
+    asked = (path_column, class_column, split_column)
+    of_path, of_class, of_split = (_column(columns, wanted, path) for wanted in asked)
     # a split column other than the default must be there
-    wanted = [path_column, class_column, *([split_column] if split_column not in (None, "split") else [])]
-    if missing := [column for column in wanted if column not in columns]:
+    missing = [wanted for wanted, column in zip(asked, (of_path, of_class, of_split), strict=True)
+               if column is None and wanted not in (None, "split")]
+    if of_path is None or of_class is None or missing:
         raise UserError(f"{path} has no column {few(map(repr, missing))}; its columns are {few(columns, 20)}: "
                         f"set {option('data.path_column')}, {option('data.class_column')} or "
                         f"{option('data.split_column')}")
-    subset_column = split_column if split_column in columns else None
-    found = _found(folder, path, rows, path_column, class_column, subset_column)
-    return assemble(name or folder.name, FileSource(folder), found, class_names=class_names, skip_damaged=skip_damaged)
+    if split_column is not None and of_split is None:
+        rows = list(rows)
+        of_split = _split_column([column for column in columns if column not in (of_path, of_class)], rows, path)
+    found = _found(folder, path, rows, of_path, of_class, of_split)
+    return assemble(name or folder.name, FileSource(folder), found, class_names=class_names, skip_damaged=skip_damaged,
+                    test_only=not found["train"] and bool(found["test"]))
+
+
+def label_of(value: Any, where: str) -> str | None:
+    """The class that the cell of a table names; None for an empty cell, NaN too.
+
+    Raises UserError, which says `where`, for what is no name: a list, a fraction, bytes that are not UTF-8.
+    """
+    if isinstance(value, float) and not math.isnan(value):
+        if not value.is_integer():
+            raise UserError(f"{where}: {value} is no class; write a name or a whole number")
+        value = int(value)               # a whole number that was stored as a float, since other cells are empty
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if value is None or isinstance(value, float):
+        return None
+    if isinstance(value, list | tuple | Mapping) or "\ufffd" in str(value):
+        raise UserError(f"{where}: {value!r} is no class; write one name a row as text (an image has one class here)")
+    label = unicodedata.normalize("NFC", str(value).strip())
+    return None if label.casefold() in MISSING else label
+
+
+def _column(columns: Sequence[str], wanted: str | None, path: Path) -> str | None:
+    """The column `wanted`, whatever its capitals and the spaces around it; None where there is none."""
+    if wanted is None or wanted in columns:
+        return wanted
+    alike = [column for column in columns if column.strip().casefold() == wanted.strip().casefold()]
+    if len(alike) > 1:
+        raise UserError(f"{path} has the columns {few(map(repr, alike))}; rename all but one of them")
+    return alike[0] if alike else None
+
+
+def _split_column(columns: Sequence[str], rows: Sequence[Row], path: Path) -> str | None:
+    """The column that holds subsets under another name than "split"; UserError where it is not plain that one does."""
+    plain = [column for column in columns if _holds_subsets(row.get(column) for _, row in rows)]
+    if len(plain) == 1:
+        return plain[0]
+    alike = plain or [column for column in columns if set(re.findall("[a-z]+", column.casefold())) & SPLIT_WORDS]
+    if alike:
+        raise UserError(f"{path} has the column {few(map(repr, alike))}, which may say what is for testing: set "
+                        f"{option('data.split_column', alike[0])}, or {option('data.split_column', None)} to use all "
+                        "images for training and testing alike")
+    return None
+
+
+def _holds_subsets(cells: Iterable[Any]) -> bool:
+    """Whether every cell names a subset, and not all the same one."""
+    subsets = set()
+    for cell in cells:
+        subset = subset_of(cell) if isinstance(cell, str) else None
+        if subset is None:
+            return False
+        subsets.add(subset)
+    return len(subsets) > 1
 
 
 def _found(root: Path, path: Path, rows: Iterable[Row], path_column: str, class_column: str, subset_column: str | None,
@@ -61,19 +126,35 @@ def _found(root: Path, path: Path, rows: Iterable[Row], path_column: str, class_
         where = f"{path}, line {line}"
         item_id = _relative(root, _cell(row, path_column, where), where)
         subset = "train" if subset_column is None else _subset(_cell(row, subset_column, where), where)
-        label = _cell(row, class_column, where).strip()
+        label = label_of(row.get(class_column), f"{where}, column {class_column!r}")
+        if label is None:
+            raise _empty(class_column, where)
         before = entries.setdefault(item_id, (label, subset, line))
         if before[:2] != (label, subset):
             raise UserError(f"{where}: {item_id} is {label!r} in {subset} here but {before[0]!r} in {before[1]} in "
                             f"line {before[2]}; list every image once")
     if not entries:
         raise UserError(f"the table {path} has no rows; write one for each image")
-    if missing := [item_id for item_id in entries if not (root / item_id).is_file()]:
-        raise UserError(f"{len(missing)} images named in {path} are not in {root}: {few(missing)}; "
-                        f"check {option('data.root')}, or remove these lines")
+    files = _files(root, list(entries), path)
     found: dict[str, list[tuple[str, str]]] = {subset: [] for subset in SUBSETS}
     for item_id, (label, subset, _) in entries.items():
-        found[subset].append((item_id, label))
+        found[subset].append((files[item_id], label))
+    return found
+
+
+def _files(root: Path, names: Sequence[str], path: Path) -> dict[str, str]:
+    """{name in the table: the same as the disk spells it}; another machine may write `\\`, or accents otherwise."""
+    missing = [name for name in names if not (root / name).is_file()]
+    found = {name: name for name in names}
+    if missing:
+        on_disk = {unicodedata.normalize("NFC", file): file
+                   for file in (file.relative_to(root).as_posix() for file in files_below(root))}
+        found |= {name: on_disk.get(unicodedata.normalize("NFC", name.replace("\\", "/")), "") for name in missing}
+    if gone := [name for name in missing if not found[name]]:
+        raise UserError(f"{len(gone)} images named in {path} are not in {root}: {few(gone)}; "
+                        f"check {option('data.root')}, or remove these lines")
+    if len(set(found.values())) < len(found):
+        raise UserError(f"{path} names an image in two ways, by / and \\ or by accents; list every image once")
     return found
 
 
@@ -140,12 +221,16 @@ def _parquet_rows(path: Path) -> tuple[Sequence[str], Iterator[Row]]:
 def _cell(row: Mapping[str, Any], column: str, where: str) -> str:
     value = row.get(column)
     if value is None or not str(value).strip():
-        raise UserError(f"{where}: the cell of {column!r} is empty; fill it in or remove the line")
-    return str(value)
+        raise _empty(column, where)
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _empty(column: str, where: str) -> UserError:
+    return UserError(f"{where}: the cell of {column!r} is empty; fill it in or remove the line")
 
 
 def _subset(word: str, where: str) -> str:
-    subset = SUBSET_OF_WORD.get(word.strip().casefold())
+    subset = subset_of(word)
     if subset is None:
         raise UserError(f"{where}: unknown subset {word!r}; use train, val or test, or "
                         f"{option('data.split_column', None)} to ignore the column")

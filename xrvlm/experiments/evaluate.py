@@ -1,20 +1,23 @@
 """Score a finished run again: on its own test images, or on other data, of new classes too."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
-from xrvlm.data.dataset import Dataset, Item, hash_items, without_images_of
+from xrvlm.data.dataset import Dataset, Item, split_fix
 from xrvlm.errors import UserError, option, typed
 from xrvlm.evaluation.metrics import write_scores
 from xrvlm.experiments.protocols import Among, transfer_record
 from xrvlm.experiments.saved import SavedRun
 from xrvlm.features.source import FeatureSettings, feature_source
-from xrvlm.files import digest
+from xrvlm.files import digest, read_json, sha256
 from xrvlm.inference.classifier import Classifier, class_order
 from xrvlm.methods.base import probabilities
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,10 @@ def evaluate(run: str | Path, dataset: Dataset | None = None, *, among: Among = 
     classifier = saved.classifier(clip, device=device, precision=precision)
     dataset = dataset or saved.dataset(class_names)
     items = dataset.split.test or (() if own else (*dataset.split.train, *dataset.split.val))
-    hashes = hash_items(items, dataset.source)
+    hashes = {item.id: sha256(dataset.source.read(item.id)) for item in items}
     tested = digest([hashes[item.id] for item in items])
     if not own:
-        items = without_images_of(saved.folder / "split.json", items, hashes)
+        items = _without_images_of(saved.folder / "split.json", items, hashes)
     classifier, note, key = _turned(saved, classifier, dataset, among, text or {})
     # other images may have the same names: the folder's name depends on their contents
     folder = saved.folder / "eval" / f"{dataset.name}-{digest([*(item.id for item in items), tested, *key])[:10]}"
@@ -98,3 +101,16 @@ def score(classifier: Classifier, dataset: Dataset, items: Sequence[Item], folde
     source = feature_source(clip, dataset.source, known, features or FeatureSettings(), needs=method.needs, views=0,
                             seed=0, workers=workers)
     return write_scores(folder, source.ids, source.labels, probabilities(method, clip, source, mask), names)
+
+
+def _without_images_of(split_file: Path, items: Sequence[Item], hashes: Mapping[str, str]) -> tuple[Item, ...]:
+    """The items whose images are not byte-identical to a training or validation image in `split_file`.
+
+    `hashes` is {id: sha256 of the image file's bytes}. A warning counts the items that are left out.
+    """
+    record = read_json(split_file, split_fix())
+    learned = {entry["sha256"] for subset in ("train", "val") for entry in record[subset]}
+    kept = tuple(item for item in items if hashes[item.id] not in learned)
+    if len(kept) < len(items):
+        log.warning("left out %d of %d images: the run learned from them", len(items) - len(kept), len(items))
+    return kept

@@ -15,10 +15,10 @@ from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
 from xrvlm.data.folder import counted_suffixes
 from xrvlm.errors import UserError, either, option, typed
 from xrvlm.evaluation.metrics import write_predictions
-from xrvlm.files import files_below, user_path
+from xrvlm.files import FileSource, files_below, user_path
 from xrvlm.inference.classifier import Classifier, ModelHeader
 from xrvlm.text.class_text import class_names, text_maker
-from xrvlm.views import SUFFIXES, EvaluationViews, FileSource, is_readable, load_images
+from xrvlm.views import SUFFIXES, EvaluationViews, is_readable, load_images
 
 log = logging.getLogger(__name__)
 BATCH = 64                               # images encoded at once

@@ -250,7 +250,7 @@ class _Setup:
         folder = self.folder
         if self.options.force:
             folder.restart()
-        log.info("%s", folder.path)
+        log.info("%s\n%s", self.split.summary, folder.path)
         folder.warn_of_earlier(revisions_of(type(self.method)))
         untested = set(range(len(self.split.classes))) - {item.label for item in self.split.test}
         if untested:

@@ -244,7 +244,7 @@ def _model_file(path: Path) -> Path:
 
 
 def _read(path: Path) -> tuple[ModelHeader, dict[str, Tensor]]:
-    if not path.exists():
+    if not path.is_file():
         raise UserError(f"no model at {path}: name the folder of a run that `xrvlm adapt` has finished, or latest")
     try:
         with safe_open(path, framework="pt") as file:

@@ -4,6 +4,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from html import unescape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -128,11 +129,14 @@ def few(names: Iterable[str], limit: int = 5) -> str:
 
 
 def check_unique(names: Sequence[str], what: str) -> None:
-    """UserError if two of `names` are equal after `readable`."""
+    """UserError if two of `names` read the same to a tokenizer that lower-cases, joins spaces and reads `&amp;`."""
     seen: dict[str, str] = {}
     for name in names:
-        if (key := readable(name)) in seen:
-            raise UserError(f"duplicate {what}: {seen[key]!r} and {name!r}; give every class its own name")
+        key = " ".join(unescape(unescape(unicodedata.normalize("NFKC", readable(name)))).split()).casefold()
+        if key in seen:
+            alike = "" if readable(name) == readable(seen[key]) else ", which read the same to a tower"
+            raise UserError(f"duplicate {what}: {seen[key]!r} and {name!r}{alike}; give every class its own name "
+                            f"({option('data.class_names')}), or make them one class")
         seen[key] = name
 
 

@@ -13,9 +13,9 @@ from xrvlm.data.datasets.layout import Layout, absent_images, counted, suggestio
 from xrvlm.data.folder import existing_folder
 from xrvlm.data.registry import find
 from xrvlm.errors import UserError
-from xrvlm.files import files_below
+from xrvlm.files import damaged_fix, files_below
 from xrvlm.text.class_text import few, name_classes
-from xrvlm.views import SUFFIXES, damaged_fix, unreadable_images
+from xrvlm.views import SUFFIXES, unreadable_images
 
 SHOWN = 3    # missing images that are named
 

@@ -13,9 +13,8 @@ from xrvlm.data.datasets.download import download as fetch
 from xrvlm.data.folder import existing_folder
 from xrvlm.distributed import processes
 from xrvlm.errors import UserError, option
-from xrvlm.files import user_path
+from xrvlm.files import FileSource, user_path
 from xrvlm.text.class_text import check_unique, few
-from xrvlm.views import FileSource
 
 log = logging.getLogger(__name__)
 MOST_FOLDERS = 2000                      # searched for a better root, since `root` may be a whole disk
