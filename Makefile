@@ -20,7 +20,7 @@ demo: $(READY)          ## the main job on the embedded default, offline, in a f
 	$(BIN)/xrvlm demo
 
 test: $(READY)          ## all tests, one process a core; one test: .venv/bin/python -m pytest tests/test_files.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(READY)          ## ruff, and pyright for each platform and for the newest Python
 	$(BIN)/ruff check .

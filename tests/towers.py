@@ -18,8 +18,11 @@ from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from timm.models import register_model
+from timm.models._efficientnet_builder import decode_arch_def
 from timm.models.convnext import ConvNeXt
+from timm.models.efficientnet import EfficientNet
 from timm.models.eva import Eva
+from timm.models.mobilenetv3 import MobileNetV3
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -178,6 +181,18 @@ def xrvlm_test_swin(**options: Any) -> Any:
                   num_heads=(2, 2), window_size=2)
 
 
+@register_model
+def xrvlm_test_efficientnet(**options: Any) -> Any:
+    return _trunk(EfficientNet, options, stem_size=8, num_features=32, block_args=decode_arch_def(
+        [["ds_r1_k3_s2_e1_c8"], ["ir_r1_k3_s2_e2_c16"]]))
+
+
+@register_model
+def xrvlm_test_mobilenet(**options: Any) -> Any:
+    return _trunk(MobileNetV3, options, stem_size=8, num_features=24, block_args=decode_arch_def(
+        [["ds_r1_k3_s2_e1_c8"], ["ir_r1_k3_s2_e2_c16"], ["cn_r1_k1_s1_c32"]]))
+
+
 def _trunk(build: Callable[..., Any], options: dict[str, Any], **sizes: Any) -> Any:
     wanted = {name: options[name] for name in ("num_classes", "global_pool", "class_token") if name in options}
     trunk = build(**sizes, **wanted)    # timm hands in where to find weights too
@@ -218,6 +233,8 @@ IMAGE_KINDS: dict[str, Callable[..., Tiny]] = {
     "timm mean": partial(openclip, "timm", _timm("xrvlm_test_vit", "avg", "linear")),
     "timm eva": partial(openclip, "eva", _timm("xrvlm_test_eva", "token", ""), build=CustomTextCLIP),
     "timm convnext": partial(openclip, "convnext", _timm("xrvlm_test_convnext", "", "mlp")),
+    "timm efficientnet": partial(openclip, "efficientnet", _timm("xrvlm_test_efficientnet", "avg", "linear")),
+    "timm mobilenet": partial(openclip, "mobilenet", _timm("xrvlm_test_mobilenet", "avg", "")),
     "timm swin": partial(openclip, "swin", _timm("xrvlm_test_swin", "", "linear")),
     "hf clip": hf_clip,
     "hf siglip": hf_siglip,

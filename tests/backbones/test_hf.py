@@ -4,12 +4,22 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file, save_file
-from towers import hf_clip_model, hf_siglip_model, images, words_tokenizer
-from transformers import BertConfig, CLIPImageProcessor, SiglipImageProcessor
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from towers import WORDS, hf_clip_model, hf_siglip_model, images, words_tokenizer
+from transformers import (
+    AutoImageProcessor,
+    BertConfig,
+    CLIPImageProcessor,
+    PreTrainedTokenizerFast,
+    SiglipImageProcessor,
+)
 
 from xrvlm.backbones import hf, load_hf, wrap_hf
 from xrvlm.errors import UserError
+from xrvlm.views import evaluation_view
 
 ALL = ("pooled", "tokens", "mid_tokens")
 
@@ -104,3 +114,52 @@ def test_an_image_processor_that_cannot_be_followed(folder):
         {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 32}, "do_center_crop": False}))
     with pytest.raises(UserError, match=r"prepares images with size=.*pass a `transform` to xrvlm\.backbones\.wrap_hf"):
         load_hf(str(folder.path), device="cpu")
+
+
+@pytest.mark.parametrize("flags", [{}, {"do_normalize": False}, {"rescale_factor": 1 / 127.5}, {"do_rescale": False},
+                                   {"do_rescale": False, "do_normalize": False}], ids=str)
+def test_the_flags_of_an_image_processor_are_followed(folder, flags):
+    config = json.loads((folder.path / "preprocessor_config.json").read_text())
+    (folder.path / "preprocessor_config.json").write_text(json.dumps(config | flags))
+    photo = Image.effect_noise((60, 44), 80).convert("RGB").resize((48, 40))
+    view = evaluation_view(photo, load_hf(str(folder.path), device="cpu").transform)
+    pixels = AutoImageProcessor.from_pretrained(str(folder.path))(photo, return_tensors="pt").pixel_values[0].float()
+    # the library's processor resizes tensors, ours Pillow's images: they differ by one level of 255 here and there
+    assert (view - pixels).abs().max() < 0.012 * pixels.abs().max()
+
+
+@pytest.mark.parametrize("flags", [{"do_resize": False}, {"do_pad": True}, {"crop_pct": 0.9}, {"rescale_offset": True}],
+                         ids=str)
+def test_flags_that_cannot_be_followed_are_named(folder, flags):
+    config = json.loads((folder.path / "preprocessor_config.json").read_text())
+    (folder.path / "preprocessor_config.json").write_text(json.dumps(config | flags))
+    (flag, value), = flags.items()
+    with pytest.raises(UserError, match=rf", {flag}={value}, which is not supported; load it yourself"):
+        load_hf(str(folder.path), device="cpu")
+
+
+def test_text_is_lower_cased_as_the_tokenizer_is_configured(folder):
+    texts = [f"{word} of The {word}" for word in ("Photo", "Bird")]
+    before = load_hf(str(folder.path), device="cpu")
+    config = json.loads((folder.path / "tokenizer_config.json").read_text())
+    (folder.path / "tokenizer_config.json").write_text(json.dumps(config | {"do_lower_case": True}))
+    clip = load_hf(str(folder.path), device="cpu")
+    assert_close(clip.encode_text(texts), before.encode_text([text.lower() for text in texts]), 0)
+    assert (clip.encode_text(texts) - before.encode_text(texts)).abs().max() > 1e-3
+    assert clip.fingerprint != before.fingerprint                # the same weights read a text otherwise
+
+
+def test_a_text_is_read_at_its_end_or_refused():
+    ids = {word: index for index, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", *WORDS])}
+    inner = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", pad_token="<pad>", eos_token="</s>")
+    model = hf_clip_model()
+    model.text_model.eos_token_id = 2
+    with pytest.raises(UserError, match="eos_token_id=2, .* ends a text with 2 and has ids up to 25; load"):
+        wrap_hf(model, tokenizer, name="x", device="cpu")
+    words = words_tokenizer("<s>")                               # of which the end is the largest: an old checkpoint
+    found = wrap_hf(model, words, name="x", device="cpu").encode_text(["a photo of the bird"])
+    expected = model.get_text_features(words(["a photo of the bird"], return_tensors="pt").input_ids).pooler_output
+    assert_close(found, F.normalize(expected, dim=-1))

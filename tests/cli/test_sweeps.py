@@ -16,7 +16,7 @@ from xrvlm.reporting.tables import terminal_table
 
 PROGRAM = "import sys, torch; torch.set_num_threads(1); from xrvlm.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
-GRID = ("method=linear_probe,tip_adapter", "shots=1,4", "seed=1,2", "backbone=tiny", "device=cpu", "workers=0")
+GRID = ("method=linear_probe,tip_adapter", "shots=1,4", "backbone=tiny", "device=cpu", "workers=0")
 INSTALLED = {package.metadata["Name"] for package in importlib.metadata.distributions()}
 needs_launcher = pytest.mark.skipif("hydra-joblib-launcher" not in INSTALLED,
                                     reason="hydra-joblib-launcher is not installed: pip install xrvlm[launchers]")
@@ -43,7 +43,7 @@ def straight(photos, tmp_path_factory):
 def table(runs) -> str:
     """The results without the times."""
     records = read_records(runs)
-    assert len(records) == 8
+    assert len(records) == 4
     return re.sub(r" +\d+\.\d +(?=[\d,]+$)", " ", terminal_table(records), flags=re.MULTILINE)
 
 
@@ -75,14 +75,14 @@ def test_two_sweeps_at_once_over_a_cold_cache_encode_every_image_once(photos, tm
 def test_a_sweep_that_is_killed_half_way_ends_with_the_same_table(photos, tmp_path, straight):
     sweep = start(photos, tmp_path / "runs")
     assert sweep.stdout is not None
-    for _ in range(3):
+    for _ in range(2):
         for line in sweep.stdout:
             if ": top-1 " in line:           # printed when a run is finished
                 break
     sweep.send_signal(signal.SIGKILL)
     first = sweep.communicate()[1]
     assert sweep.returncode == -signal.SIGKILL
-    assert 3 <= len(list((tmp_path / "runs").glob("*/record.json"))) < 8
+    assert 2 <= len(list((tmp_path / "runs").glob("*/record.json"))) < 4
     again = start(photos, tmp_path / "runs")
     second = again.communicate(timeout=900)[1]
     assert again.returncode == 0, second
@@ -122,12 +122,13 @@ def test_joblib_does_the_jobs_of_a_sweep_side_by_side(photos, tmp_path, straight
     assert sweep.returncode == 0, told
     assert table(tmp_path / "runs") == straight
     assert "Traceback" not in told
-    assert out.count("linear probe: top-1") == 4
+    assert out.count("linear probe: top-1") == 2
 
 
 @needs_launcher
 def test_a_mistake_in_a_job_of_joblib_is_told_in_one_line(photos, tmp_path):
-    sweep = start(photos, tmp_path / "runs", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "shots=0,1")
+    sweep = start(photos, tmp_path / "runs", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "shots=0,1",
+                  "method=linear_probe")
     _, told = sweep.communicate(timeout=900)
     assert sweep.returncode == 2
     assert "error: shots=0 must be a whole number of images a class, at least 1, or all" in told

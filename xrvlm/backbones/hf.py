@@ -20,6 +20,7 @@ from xrvlm.errors import UserError, option, typed
 
 log = logging.getLogger(__name__)
 KINDS = ("clip", "siglip")               # fixed-size SigLIP 2 checkpoints are of kind siglip too
+FLAGS = frozenset({"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"})    # those read here
 INTERPOLATION: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}    # by Pillow's numbers
 
 
@@ -64,7 +65,6 @@ def load_hf(model: str | Path, *, image_size: int | None = None, resize_to: int 
                    loader={"name": "hf", "options": options})
 
 
-@typed
 def wrap_hf(model: Any, tokenizer: Any, *, name: str, transform: ImageTransform | None = None,
             image_size: int | None = None, resize_to: int | None = None, interpolation: Interpolation | None = None,
             text: TextPath = "fast", text_memory_gb: float | None = None,
@@ -87,16 +87,19 @@ def wrap_hf(model: Any, tokenizer: Any, *, name: str, transform: ImageTransform 
                                       shortens=shortens, memory_gb=text_memory_gb)
     log.info("text side: plain, transformers' encoder over %s",
              "the length of the longest prompt" if shortens else "the full window")
-    tokens = Tokens.of_hf(tokenizer, window=model.config.text_config.max_position_embeddings)
-    if clip and model.text_model.eos_token_id not in (2, tokens.end):    # 2: old checkpoints, read at the largest id
-        raise UserError(f"{name} reads texts at token {model.text_model.eos_token_id}, its tokenizer ends them with "
-                        f"{tokens.end}; use the tokenizer that belongs to the checkpoint")
+    # the classes of some tokenizers, such as Gemma's for SigLIP 2, leave this to whoever calls them
+    lowers = bool(getattr(tokenizer, "init_kwargs", {}).get("do_lower_case"))
+    tokens = Tokens.of_hf(tokenizer, window=model.config.text_config.max_position_embeddings,
+                          clean=str.lower if lowers else str)
+    if clip:
+        _check_end(name, model, tokens.end, max(tokenizer.get_vocab().values()))
     components = Components(
         image=image, text=text_encoder, tokens=tokens, transform=transform, adjustment=adjustment,
         embed_dim=image.embed_dim,
         logit_scale=model.logit_scale.detach().float().exp(),
         logit_bias=torch.zeros(()) if clip else model.logit_bias.detach(),
-        activation=f"{model.config.vision_config.hidden_act} {model.config.text_config.hidden_act}")
+        activation=f"{model.config.vision_config.hidden_act} {model.config.text_config.hidden_act}"
+                   f"{' lower-cased' if lowers and _keeps_capitals(tokenizer) else ''}")
     return Tower(model, components, name=name, device=device, precision=precision, loader=loader)
 
 
@@ -134,6 +137,22 @@ def _text_features(model: Any, tokens: Tensor) -> Tensor:
     return model.get_text_features(tokens).pooler_output
 
 
+def _keeps_capitals(tokenizer: Any) -> bool:
+    return tokenizer("A Photo of THE Bird").input_ids != tokenizer("a photo of the bird").input_ids
+
+
+def _check_end(name: str, model: Any, end: int, largest: int) -> None:
+    """UserError where transformers reads a text at another token than at its last, `end`."""
+    reads = model.text_model.eos_token_id
+    if reads == 2 and end != largest:        # 2 is of old checkpoints, in which the end is the largest id
+        raise UserError(f"{name} has eos_token_id=2, for which transformers reads a text at its largest id, but "
+                        f"its tokenizer ends a text with {end} and has ids up to {largest}; load the checkpoint with "
+                        "open_clip, or use the tokenizer that belongs to it")
+    if reads not in (2, end):
+        raise UserError(f"{name} reads texts at token {reads}, its tokenizer ends them with {end}; use the tokenizer "
+                        "that belongs to the checkpoint")
+
+
 def _check_kind(name: str, kind: str) -> None:
     if kind not in KINDS:
         raise UserError(f"{name} is a model of type {kind!r}; supported of transformers: {', '.join(KINDS)}; "
@@ -152,13 +171,26 @@ def _transform(name: str, processor: Any) -> ImageTransform:
     size, crops = dict(processor.size), bool(getattr(processor, "do_center_crop", False))
     crop = dict(processor.crop_size) if crops else size
     fits = crop.get("height") == crop.get("width") is not None and ("shortest_edge" in size if crops else True)
-    if not fits or processor.resample not in INTERPOLATION:
-        raise UserError(f"{name} prepares images with size={size}, crop={crop}, resample={processor.resample}, which "
+    unread = {flag: value for flag, value in processor.to_dict().items()
+              if value and (flag.startswith("do_") or flag in ("crop_pct", "rescale_offset")) and flag not in FLAGS}
+    unread |= {} if processor.do_resize else {"do_resize": False}
+    if not fits or processor.resample not in INTERPOLATION or unread:
+        raise UserError(f"{name} prepares images with size={size}, crop={crop}, resample={processor.resample}"
+                        f"{''.join(f', {flag}={value}' for flag, value in unread.items())}, which "
                         "is not supported; load it yourself and pass a `transform` to xrvlm.backbones.wrap_hf")
-    (red, green, blue), (red_std, green_std, blue_std) = processor.image_mean, processor.image_std
+    (red, green, blue), (red_std, green_std, blue_std) = _mean_and_std(processor)
     return ImageTransform(crop["height"], (red, green, blue), (red_std, green_std, blue_std),
                           interpolation=INTERPOLATION[processor.resample], resize="shortest" if crops else "squash",
                           resize_to=size["shortest_edge"] if crops else None)
+
+
+def _mean_and_std(processor: Any) -> tuple[list[float], list[float]]:
+    """For pixels in 0..1, whatever the processor multiplies those in 0..255 with."""
+    scale = 255 * processor.rescale_factor if processor.do_rescale else 255.0
+    if abs(scale - 1) < 1e-6:                # 0.00392156862745098 of a file is 1 / 255
+        scale = 1.0
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
+    return [value / scale for value in mean], [value / scale for value in std]
 
 
 def _resized(name: str, patch: int, transform: ImageTransform, image_size: int | None) -> ImageTransform:

@@ -30,12 +30,11 @@ from xrvlm.backbones.tower import (
     at_each_position,
     captured,
 )
-from xrvlm.errors import UserError, typed
+from xrvlm.errors import UserError
 
 log = logging.getLogger(__name__)
 
 
-@typed
 def wrap_openclip(model: Any, tokenizer: Any, *, name: str, transform: ImageTransform | None = None,
                   resize_to: int | None = None, interpolation: Interpolation | None = None,
                   text: TextPath = "fast", text_memory_gb: float | None = None,
@@ -164,7 +163,7 @@ def image_encoder(model: Any) -> ImageEncoder:
 def _timm_encoder(encode: Encode, visual: TimmModel) -> ImageEncoder:
     trunk: Any = visual.trunk
     blocks = getattr(trunk, "blocks", None)
-    if blocks is None:
+    if blocks is None or isinstance(blocks[-1], nn.Sequential):        # stages of convolutions, as of EfficientNet
         return TimmMap(encode, visual)
     return TimmViT(encode, visual) if len(blocks) > 1 else WithoutPositions(encode, type(trunk).__name__)
 
@@ -245,6 +244,10 @@ class Timm(ImageEncoder):
     """Common to all timm trunks."""
 
     visual: Any
+    encode: Encode
+
+    def pooled(self, images: Tensor) -> Tensor:
+        return self.encode(images)
 
     def last_linear(self) -> nn.Linear | None:
         """The head's `proj`, or the trunk's classifier if open_clip projects by it; None for an MLP."""
@@ -260,9 +263,6 @@ class TimmViT(Timm):
         self.encode, self.visual, self.width = encode, visual, visual.trunk.num_features
         self.prefix: int = getattr(visual.trunk, "num_prefix_tokens", 0)
         self.first = 0 if visual.trunk.global_pool == "token" else self.prefix
-
-    def pooled(self, images: Tensor) -> Tensor:
-        return self.encode(images)
 
     def read(self, images: Tensor) -> Reading:
         with captured(self.visual.trunk.blocks[-2], "input") as entered:
@@ -283,9 +283,6 @@ class TimmMap(Timm):
     def __init__(self, encode: Encode, visual: Any):
         self.encode, self.visual, self.width = encode, visual, visual.trunk.num_features
         self.channels_last = getattr(visual.trunk, "output_fmt", "NCHW") == "NHWC"
-
-    def pooled(self, images: Tensor) -> Tensor:
-        return self.encode(images)
 
     def read(self, images: Tensor) -> Reading:
         last = self.visual.trunk.forward_features(images)
