@@ -11,7 +11,7 @@ of their steps on both, in fp32; what they decode, and their evaluation of every
 
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from xrvlm.backbones.base import FrozenCLIP
 from xrvlm.data.dataset import Item
 from xrvlm.features.bank import FeatureBank
 from xrvlm.features.source import FeatureSettings, feature_source
+from xrvlm.files import sha256
 from xrvlm.methods.base import Recipe, probabilities
 from xrvlm.methods.xr_vlm.xr_vlm import XRVLM
 from xrvlm.training.fit import fit
@@ -44,8 +45,8 @@ class Photos:
     def read(self, item_id: str, /) -> bytes:
         return self.files[int(item_id) % len(self.files)]
 
-    def fingerprint(self, ids: Sequence[str], /) -> str:
-        return f"{len(self.files)} drawn photos: {' '.join(ids)}"
+    def sha256(self, item_id: str, /) -> str:
+        return sha256(self.read(item_id))
 
     def bank(self, clip: FrozenCLIP, count: int, views: int, folder: str, workers: int) -> FeatureBank:
         items = [Item(str(index), label) for index, label in enumerate(some_labels(count, self.classes).tolist())]

@@ -7,13 +7,14 @@ import errno
 import hashlib
 import json
 import os
+import re
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import yaml
@@ -21,7 +22,8 @@ from filelock import FileLock, Timeout
 
 from xrvlm.errors import UserError, option
 
-SAMPLE = 4096                            # bytes of a file that its fingerprint reads
+_SHA256: dict[tuple[object, ...], str] = {}
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 IGNORED_FOLDERS = frozenset({"__MACOSX", "@eaDir", "__pycache__"})
 
 
@@ -62,7 +64,7 @@ def read_json(path: Path, fix: str) -> Any:
     """The parsed file. Raises UserError, which ends in `fix`, if it is damaged."""
     try:
         return json.loads(file_bytes(path).decode("utf-8"), object_pairs_hook=_without_repetition)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {error}; {fix}") from error
 
 
@@ -72,6 +74,33 @@ def file_bytes(path: Path) -> bytes:
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise OSError(errno.EINVAL, "it is a pipe or a device, no file", str(path))
     return path.read_bytes()
+
+
+def plain_text(value: Any) -> Any:
+    """`value`, of a file that may come from anyone. ValueError where a text in it holds a control character.
+
+    A terminal would follow such characters instead of showing them.
+    """
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, dict):
+            waiting += [*each, *each.values()]
+        elif isinstance(each, list | tuple):
+            waiting += each
+        elif isinstance(each, str) and CONTROL.search(each):
+            raise ValueError(f"a text with a control character: {each[:60]!r}")
+    return value
+
+
+def leads_out(path: str) -> bool:
+    """Whether a relative path that a file names leads out of the folder that it is relative to."""
+    return any(kind(path).is_absolute() or ".." in kind(path).parts for kind in (PurePosixPath, PureWindowsPath))
+
+
+def as_file_name(text: str) -> str:
+    """`text` without what would lead out of a folder."""
+    return re.sub(r"[ /\\\x00-\x1f]", "_", text).lstrip(".") or "_"
 
 
 def rewrite_locked(path: Path, change: Callable[[str], str]) -> None:
@@ -149,21 +178,17 @@ class FileSource:
         except OSError as error:
             raise self._unreadable(item_id, error) from error
 
-    def fingerprint(self, ids: Sequence[str], /) -> str:
-        return digest([self._stamp(item_id) for item_id in ids])
-
-    def _stamp(self, item_id: str) -> tuple[str, int, int, str]:
-        """(path, size, time of change, hash of the middle): archives can give two files equal size and time."""
+    def sha256(self, item_id: str, /) -> str:
+        path = self.root / item_id
         try:
-            status = (self.root / item_id).stat()
-            if not stat.S_ISREG(status.st_mode):
-                raise OSError(errno.EINVAL, "it is no file")
-            with (self.root / item_id).open("rb") as file:
-                file.seek(max(0, status.st_size // 2 - SAMPLE // 2))
-                middle = sha256(file.read(SAMPLE))
+            status = path.stat()
         except OSError as error:
             raise self._unreadable(item_id, error) from error
-        return item_id, status.st_size, status.st_mtime_ns, middle
+        # a process reads a file twice only if it was written since: the system alone sets the time of `st_ctime_ns`
+        state = path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+        if state not in _SHA256:
+            _SHA256[state] = sha256(self.read(item_id))
+        return _SHA256[state]
 
     def _unreadable(self, item_id: str, error: OSError) -> UserError:
         return UserError(f"cannot read the image {item_id} in {self.root}: {error.strerror}; {damaged_fix()}")

@@ -61,8 +61,8 @@ class ImageSource(Protocol):
         """The encoded image. Raises UserError if it cannot be read."""
         ...
 
-    def fingerprint(self, ids: Sequence[str], /) -> str:
-        """A hash that changes with the content of these images."""
+    def sha256(self, item_id: str, /) -> str:
+        """The hash of what `read` returns; features on disk are known by it."""
         ...
 
 

@@ -449,3 +449,16 @@ def test_photos_of_any_size_are_labelled(finished, tmp_path, capsys):
     Image.new("LA", (300, 20), (9, 100)).save(tmp_path / "wide.png")
     assert main(["predict", f"run={finished}", "images=wide.png", "device=cpu", "workers=0"]) == 0
     assert capsys.readouterr().out.startswith("wide.png: ")
+
+
+def test_a_sweep_parts_paths_and_names_at_commas(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert quote("data.root=in/a,in/b", sweep=True) == "data.root='in/a','in/b'"
+    assert quote("text.templates=photo,birds", sweep=True) == "text.templates='photo','birds'"
+    assert quote("text.templates=a photo of a {}, a bird.", sweep=True) == "text.templates='a photo of a {}, a bird.'"
+    assert quote("data.root=it's a,b (2)", sweep=True) == "data.root='it\\'s a','b (2)'"
+    assert quote("data.root='in/a','in/b'", sweep=True) == "data.root='in/a','in/b'"
+    (tmp_path / "one, two").mkdir()
+    assert quote("data.root=one, two", sweep=True) == "data.root='one, two'"
+    assert quote("data.root=in/a,in/b") == "data.root='in/a,in/b'"
+    assert quote("shots=1,2", sweep=True) == "shots=1,2"

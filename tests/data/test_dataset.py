@@ -42,8 +42,8 @@ class Memory:
         Image.new("RGB", (2, 2), f"#{sha256(item_id.encode())[:6]}").save(buffer, format="PNG")
         return buffer.getvalue()
 
-    def fingerprint(self, ids, /) -> str:
-        return ",".join(ids)
+    def sha256(self, item_id: str, /) -> str:
+        return sha256(self.read(item_id))
 
 
 def made(sizes: dict[str, int], val: int = 0, test: int = 0) -> Split:

@@ -180,7 +180,7 @@ def test_a_dangling_link_is_a_damaged_image(tmp_path, caplog):
     root = birds(tmp_path, "a/1.jpg", "b/1.jpg")
     (root / "a" / "2.jpg").symlink_to(tmp_path / "gone.jpg")
     dataset = image_folder(root)
-    for use in (dataset.source.read, lambda name: dataset.source.fingerprint([name])):
+    for use in (dataset.source.read, dataset.source.sha256):
         with pytest.raises(UserError, match=r"cannot read the image a/2\.jpg in .*: No such file.*; remove or replace"):
             use("a/2.jpg")
     assert [name for name, _ in found(image_folder(root, skip_damaged=True))] == ["a/1.jpg", "b/1.jpg"]
@@ -212,21 +212,22 @@ def test_home_is_expanded(tmp_path, monkeypatch):
 
 def test_the_source_sees_changes_but_not_where_the_folder_stands(tmp_path):
     root = birds(tmp_path / "one")
-    names = ["jay/1.jpg", "robin/1.jpg"]
+    name = "jay/1.jpg"
     source = FileSource(root)
-    before = source.fingerprint(names)
-    assert source.fingerprint(names) == before != source.fingerprint(names[:1])
+    before = source.sha256(name)
+    assert source.sha256(name) == before == files.sha256((root / name).read_bytes())
     root.rename(tmp_path / "two")
     source = pickle.loads(pickle.dumps(FileSource(tmp_path / "two")))
-    assert source.fingerprint(names) == before
-    assert source.read(names[0]) == (tmp_path / "two" / names[0]).read_bytes()
-    os.utime(tmp_path / "two" / names[0], ns=(0, 1))
-    moved = source.fingerprint(names)
-    assert moved != before
-    content = (tmp_path / "two" / names[0]).read_bytes()
-    (tmp_path / "two" / names[0]).write_bytes(bytes(255 - value for value in content))      # of the same size and time
-    os.utime(tmp_path / "two" / names[0], ns=(0, 1))
-    assert source.fingerprint(names) != moved
+    path = tmp_path / "two" / name
+    assert source.sha256(name) == before
+    assert source.read(name) == path.read_bytes()
+    os.utime(path, ns=(0, 1))
+    assert source.sha256(name) == before
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1                      # of the same size and time, the middle equal too
+    path.write_bytes(content)
+    os.utime(path, ns=(0, 1))
+    assert source.sha256(name) == files.sha256(bytes(content)) != before
 
 
 @pytest.mark.parametrize(("names", "message"), [
@@ -290,7 +291,7 @@ def test_what_is_left_out_is_said(tmp_path, caplog):
 def test_a_pipe_is_refused_at_once(tmp_path):
     os.mkfifo(birds(tmp_path, "a/1.jpg", "b/1.jpg") / "a" / "2.jpg")
     source = image_folder(tmp_path).source
-    for use in (source.read, lambda name: source.fingerprint([name])):
+    for use in (source.read, source.sha256):
         with pytest.raises(UserError, match=r"cannot read the image a/2\.jpg .* no file; remove or replace it"):
             use("a/2.jpg")
 

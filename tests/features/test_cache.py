@@ -77,8 +77,11 @@ def test_a_bank_that_is_being_filled_stays(cache, caplog):
     assert "not deleted" in caplog.text and "later" in states(cache)
 
 
-def test_an_empty_cache(tmp_path):
-    assert banks(tmp_path / "nothing") == []
+def test_an_empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XRVLM_CACHE", str(tmp_path / "nothing"))
+    assert banks() == []
+    with pytest.raises(UserError, match=r"other is no folder; give the folder of a cache with cache, or leave it out"):
+        banks(tmp_path / "other")
     assert table([]).startswith("0 folders, 0.0 MB.")
 
 

@@ -67,11 +67,20 @@ def test_the_paths_of_former_runs_are_looked_up_and_never_imported(monkeypatch):
             registry.class_called(path)
 
 
-def test_what_is_no_method_is_told():
-    with pytest.raises(UserError, match="pathlib.Path is not a method of xrvlm"):
-        registry.class_called("pathlib.Path")
-    with pytest.raises(UserError, match="cannot find the method nowhere.Mine: .* install the package that holds it"):
-        registry.class_called("nowhere.Mine")
+def test_what_is_no_method_is_told(monkeypatch):
+    monkeypatch.setitem(registry.targets(), "odd", "pathlib.Path")
+    with pytest.raises(UserError, match="odd is not a method of xrvlm"):
+        registry.class_called("odd")
+
+
+def test_nothing_is_imported_because_a_file_names_it(tmp_path, monkeypatch):
+    (tmp_path / "trap.py").write_text("raise SystemExit('it was imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for path in ("trap.Method", "pathlib.Path", "os.system"):
+        with pytest.raises(UserError, match=f"the method {path}, which is not registered, and nothing is imported"):
+            registry.class_called(path)
+    mine = type("Mine", (CoOp,), {"__module__": "somewhere"})     # what the user has imported is known
+    assert registry.class_called("somewhere.Mine") is mine
 
 
 def test_another_package_registers_a_method_by_an_entry_point(tmp_path, monkeypatch, refreshed):

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from xrvlm.cli.main import GROUPS, SCALARS, config_name
 from xrvlm.distributed import processes
 from xrvlm.errors import UserError, check_options, check_types, imported
 from xrvlm.files import shipped, user_path
@@ -77,9 +80,7 @@ def compare(config: DictConfig) -> None:
     from xrvlm.experiments.compare import compare as call
     from xrvlm.experiments.recommend import adapt_command
 
-    hydra = HydraConfig.get()
-    given = [*hydra.overrides.task, f"shots={config.shots}", f"seed={config.seed}"]
-    own = next((source.path for source in hydra.runtime.config_sources if source.provider == "command-line"), None)
+    given, own = [*HydraConfig.get().overrides.task, f"shots={config.shots}", f"seed={config.seed}"], _config_dir()
     options = CompareOptions(shots=_shots(config.shots), seed=config.seed, folds=config.folds, budget=config.budget,
                              runs=config.runs, features=_partial(config.features, "features")(),
                              workers=config.workers)
@@ -123,6 +124,20 @@ COMMANDS: dict[str, Callable[[DictConfig], None]] = {
     "compare": compare, "report": report, "demo": demo, "data check": data_check, "cache list": cache_list,
     "cache prune": cache_prune,
 }
+
+
+def import_own_methods() -> None:
+    """Import the methods of the `--config-dir`, where there is one: a saved run may name them, and no others."""
+    for path in sorted((Path(_config_dir() or ".nowhere") / "method").glob("*.yaml")):
+        target = (OmegaConf.to_container(OmegaConf.load(path)) or {}).get("_target_")  # pyright: ignore
+        if isinstance(target, str):
+            imported(target, "method")
+
+
+def _config_dir() -> str | None:
+    """The folder that `--config-dir` names."""
+    sources = HydraConfig.get().runtime.config_sources
+    return next((source.path for source in sources if source.provider == "command-line"), None)
 
 
 def _tower(config: DictConfig) -> Any:
@@ -191,3 +206,25 @@ def _figures(metrics: dict[str, float]) -> str:
     return (f"top-1 {metrics['top1']:.1%}, top-5 {metrics['top5']:.1%}, mean per class "
             f"{metrics['mean_per_class']:.1%}, macro-F1 {metrics['macro_f1']:.1%}, calibration error "
             f"{metrics['ece']:.1%}")
+
+
+def check_read(command: str) -> None:
+    """UserError for a key that the command line adds (`+key=`) and nothing reads; groups check their own."""
+    added = [override.lstrip("+").partition("=")[0] for override in HydraConfig.get().overrides.task
+             if override.startswith("+")]
+    for key in added:
+        node, _, name = key.rpartition(".")
+        if key.split(".")[0] in (*GROUPS, "hydra"):
+            continue
+        own = compose(config_name(command))
+        there = OmegaConf.select(own, node) if node else own
+        if not isinstance(there, DictConfig) or name not in list(there.keys()):
+            raise UserError(f"nothing reads {key}: leave it out; `xrvlm {command} --cfg job` shows what there is")
+
+
+def check_scalars(command: str, config: Any) -> None:
+    """UserError for a value at the top level that is of another type than the command reads."""
+    given = {name: config[name] for name in SCALARS if name in config and not OmegaConf.is_missing(config, name)}
+    check_types(given, SCALARS)
+    if given.get("workers", 0) < 0:
+        raise UserError(f"workers must be at least 0, found {given['workers']}")

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
-from xrvlm.errors import SPEAKS_KEYS, UserError, check_types, unknown
+from xrvlm.errors import SPEAKS_KEYS, UserError, unknown
 
 HELP = """\
 xrvlm adapts a frozen CLIP to fine-grained recognition.
@@ -64,6 +64,7 @@ SCALARS: dict[str, Any] = {              # the types of values at the top level
     "selection": Literal["last", "val"], "protocol": Literal["few_shot", "base_to_new"],
     "among": Literal["run", "data"], "format": Literal["onnx"],
 }
+SWEEP = {"-m", "--multirun"}
 NAMES = ("adapt", "zeroshot", "eval", "predict", "explain", "export", "compare", "report", "demo", "data check",
          "cache list", "cache prune")
 
@@ -89,7 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return 0
             if command not in NAMES:
                 raise unknown("command", command, (*NAMES, "completion"), "see `xrvlm --help`")
-            overrides = [quote(each) for each in _with_keys(command, arguments[len(command.split()):])]
+            given = _with_keys(command, arguments[len(command.split()):])
+            overrides = [quote(each, sweep=bool(SWEEP & set(given))) for each in given]
             with _group() as group:
                 return _run(group, command, overrides)
     except UserError as error:
@@ -171,7 +173,7 @@ def _run(group: Any, command: str, overrides: list[str]) -> int:
 
         mistakes = (*mistakes, PeerFailedError)
     try:
-        if group is not None and (command not in TOGETHER or {"-m", "--multirun"} & set(overrides)):
+        if group is not None and (command not in TOGETHER or SWEEP & set(overrides)):
             raise UserError(f"several processes do one run of {' or '.join(TOGETHER)} together: start other commands, "
                             "and a sweep, without torchrun")
         for name in GROUPS:
@@ -203,13 +205,18 @@ def config_name(command: str) -> str:
     return command.replace(" ", "_")
 
 
-def quote(override: str) -> str:
-    """`data.root=~/my (birds), all` with its value quoted for Hydra's grammar, where the key takes a path or a name."""
+def quote(override: str, sweep: bool = False) -> str:
+    """`data.root=~/my (birds), all` with its value quoted for Hydra's grammar, where the key takes a path or a name.
+
+    In a sweep a comma parts two values, unless there is a file or a folder of the whole name, or it is a template.
+    """
     key, equals, value = override.partition("=")
     quoted = value[:1] == value[-1:] and value[:1] in ("'", '"') and len(value) > 1
     a_list = key in LISTS and value.startswith("[") and value.endswith("]")
     if not equals or key.lstrip("+") not in LITERAL or quoted or a_list or value in ("null", ""):
         return override
+    if sweep and "," in value and not (os.path.exists(os.path.expanduser(value)) or "{" in value):    # noqa: PTH110, PTH111
+        return f"{key}=" + ",".join(quote(f"{key}={each.strip()}").partition("=")[2] for each in value.split(","))
     if key == "runs" and value.startswith("~"):
         value = os.path.expanduser(value)    # noqa: PTH111 (Hydra too writes there; a trailing slash stays)
     # backslashes count as such but before a quote, where the grammar wants them twice
@@ -237,15 +244,16 @@ def _task(command: str, main_process: int, mistakes: list[str], config: Any) -> 
     """One job. A mistake is reported at once; in a sweep the other jobs go on."""
     from omegaconf.errors import OmegaConfBaseException
 
-    from xrvlm.cli.commands import COMMANDS
+    from xrvlm.cli.commands import COMMANDS, check_read, check_scalars, import_own_methods
 
     logging.captureWarnings(True)
     if int(os.environ.get("RANK", "0") or 0):
         logging.disable(logging.WARNING)
     try:
         with naming_keys():                  # a launcher's process did not come through `main`
-            _check_read(command)
-            _check_scalars(command, config)
+            check_read(command)
+            check_scalars(command, config)
+            import_own_methods()
             COMMANDS[command](config)
     except (UserError, OmegaConfBaseException) as error:
         if _first_to_fail():
@@ -260,34 +268,6 @@ def _first_to_fail() -> bool:
     if "xrvlm.distributed" not in sys.modules:
         return True
     return sys.modules["xrvlm.distributed"].processes().first_to_fail()
-
-
-def _check_read(command: str) -> None:
-    """UserError for a key that the command line adds (`+key=`) and nothing reads; groups check their own."""
-    from hydra import compose
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import DictConfig, OmegaConf
-
-    added = [override.lstrip("+").partition("=")[0] for override in HydraConfig.get().overrides.task
-             if override.startswith("+")]
-    for key in added:
-        node, _, name = key.rpartition(".")
-        if key.split(".")[0] in (*GROUPS, "hydra"):
-            continue
-        own = compose(config_name(command))
-        there = OmegaConf.select(own, node) if node else own
-        if not isinstance(there, DictConfig) or name not in list(there.keys()):
-            raise UserError(f"nothing reads {key}: leave it out; `xrvlm {command} --cfg job` shows what there is")
-
-
-def _check_scalars(command: str, config: Any) -> None:
-    """UserError for a value at the top level that is of another type than the command reads."""
-    from omegaconf import OmegaConf
-
-    given = {name: config[name] for name in SCALARS if name in config and not OmegaConf.is_missing(config, name)}
-    check_types(given, SCALARS)
-    if given.get("workers", 0) < 0:
-        raise UserError(f"workers must be at least 0, found {given['workers']}")
 
 
 def _tell(error: Exception) -> None:

@@ -7,7 +7,6 @@ import inspect
 import json
 import logging
 import os
-import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,8 +17,8 @@ from typing import Any, ParamSpec
 
 from xrvlm.distributed import seed_of
 from xrvlm.errors import UserError, either, option, typed
-from xrvlm.files import digest, read_json, sha256, user_path, write_json
-from xrvlm.text.class_text import few, name_classes
+from xrvlm.files import digest, leads_out, plain_text, read_json, user_path, write_json
+from xrvlm.text.class_text import few, list_order, name_classes
 from xrvlm.views import ImageSource, unreadable_images
 
 log = logging.getLogger(__name__)
@@ -143,7 +142,7 @@ def label_budget(split: Split) -> int:
 
 def hash_images(split: Split, source: ImageSource) -> dict[str, str]:
     """{id: sha256 of the image file's bytes} of all subsets."""
-    return {item.id: sha256(source.read(item.id)) for subset in SUBSETS for item in getattr(split, subset)}
+    return {item.id: source.sha256(item.id) for subset in SUBSETS for item in getattr(split, subset)}
 
 
 def write_split(path: Path, split: Split, source: ImageSource, *, seed: int, shots: int | str | None,
@@ -171,12 +170,15 @@ def read_split(path: Path) -> Split:
     fix = split_fix()
     record = read_json(path, fix)
     try:
+        plain_text(record)
         labels = {name: label for label, name in enumerate(record["classes"])}
         subsets = {subset: tuple(Item(entry["path"], labels[entry["class"]]) for entry in record[subset])
                    for subset in SUBSETS}
         split = Split(tuple(labels), **subsets)
         intact = split.fingerprint == record["fingerprint"]
-    except (KeyError, TypeError, AttributeError) as error:
+        if any(leads_out(item.id) for items in subsets.values() for item in items):
+            raise ValueError("an image outside of the folder of the images")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path} is not a split: {error!r} in it; {fix}") from error
     if not intact:
         raise UserError(f"{path} was changed after it was written; {fix}")
@@ -207,8 +209,8 @@ def assemble(name: str, source: ImageSource, found: Mapping[str, Sequence[tuple[
 
     `found` is {subset: (id, class) of its images}, in any order; `classes` are in the order of their labels (None:
     sorted; a list of `class_names` for classes that are numbers is in the order 1, 2 ... 10); `test_only`: the data set
-    has no training images. Raises UserError for fewer than two classes, for a class
-    without a training image and for `class_names` that do not fit.
+    has no training images. Raises UserError for fewer than two classes, for a class without a training image and for
+    `class_names` that do not fit.
     """
     known = sorted({key for pairs in found.values() for _, key in pairs}) if classes is None else list(classes)
     if len(known) < 2:
@@ -218,23 +220,13 @@ def assemble(name: str, source: ImageSource, found: Mapping[str, Sequence[tuple[
     if missing := [key for key in known if key not in trained and not test_only]:
         raise UserError(f"{name} has no training image of {len(missing)} classes: {few(missing)}; "
                         "add some to its training set or remove the class")
-    listed = known if classes is not None else _list_order(known, class_names)
+    listed = known if classes is not None else list_order(known, class_names)
     names = dict(zip(listed, name_classes(listed, class_names), strict=True))
     labels = {key: label for label, key in enumerate(known)}
     subsets = {subset: tuple(Item(item_id, labels[key]) for item_id, key in sorted(found.get(subset, ())))
                for subset in SUBSETS}
     dataset = Dataset(name, source, Split(tuple(names[key] for key in known), **subsets))
     return drop_damaged(dataset, workers=min(8, os.cpu_count() or 1)) if skip_damaged else dataset
-
-
-def _list_order(known: Sequence[str], class_names: Any) -> list[str]:
-    """The classes in the order of a list of names; UserError where it is not plain whether 10 is before 2."""
-    counted = sorted(known, key=lambda key: [(text, int(run or 0)) for text, run in re.findall(r"(\D*)(\d*)", key)])
-    a_list = not (class_names is None or isinstance(class_names, Mapping) or str(class_names).endswith(".json"))
-    if a_list and counted != list(known) and not all(key.isdecimal() for key in known):
-        raise UserError(f"{option('data.class_names')} is a list, and the order of the classes is not plain: "
-                        f"{few(counted, 3)} or {few(known, 3)}? Give {{class: name}}, or a .json file of it")
-    return counted
 
 
 def _remembered(name: str, options: Mapping[str, Any]) -> dict[str, Any] | None:

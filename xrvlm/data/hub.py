@@ -15,7 +15,7 @@ from xrvlm.data.dataset import SUBSETS, Dataset, assemble, registered
 from xrvlm.data.folder import subset_of
 from xrvlm.data.table import label_of
 from xrvlm.errors import UserError, option
-from xrvlm.files import damaged_fix, digest, file_bytes, user_path
+from xrvlm.files import damaged_fix, file_bytes, sha256, user_path
 from xrvlm.text.class_text import few
 
 log = logging.getLogger(__name__)
@@ -29,14 +29,14 @@ class HubSource:
 
     splits: Mapping[str, Any]            # datasets.Dataset, images not decoded
     image_column: str
-    fingerprints: Mapping[str, str]      # of each split, as `datasets` keeps it
 
     def read(self, item_id: str, /) -> bytes:
         split, row = item_id.rsplit("/", 1)
         return _encoded(self.splits[split][int(row)][self.image_column], item_id)
 
-    def fingerprint(self, ids: Sequence[str], /) -> str:
-        return digest([dict(self.fingerprints), self.image_column, list(ids)])
+    def sha256(self, item_id: str, /) -> str:
+        # not the fingerprint of the library: a cell may hold the path of a file, which changes without it
+        return sha256(self.read(item_id))
 
 
 @registered("hub")
@@ -72,9 +72,7 @@ def hub_dataset(path: Any, *, config: str | None = None, image_column: str | Non
     for split, subset in subsets.items():
         found.setdefault(subset, []).extend(_labelled(splits[split], split, label))
     classes = _classes(features[label], found, title)
-    # before the casts: the fingerprint of the library, which is the same each time the data set is loaded
-    fingerprints = {split: splits[split]._fingerprint for split in subsets}
-    source = HubSource({split: _encoded_column(splits[split], image) for split in subsets}, image, fingerprints)
+    source = HubSource({split: _encoded_column(splits[split], image) for split in subsets}, image)
     return assemble(title, source, found, classes=classes, class_names=class_names, skip_damaged=skip_damaged)
 
 

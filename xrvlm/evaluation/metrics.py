@@ -16,6 +16,7 @@ from xrvlm import files
 from xrvlm.errors import UserError, option
 
 CALIBRATION_BINS = 15
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 PREDICTIONS, METRICS_FILE = "predictions.csv", "metrics.json"
 
 
@@ -176,10 +177,19 @@ def write_predictions(path: Path, ids: Sequence[str], labels: Tensor | None, pro
     columns = (f"{word}_{rank}" for rank in ranks for word in ("class", "probability"))
     writer.writerow(["image", "label", "prediction", *columns])
     for image, truth, chances, indices in zip(ids, truths, values, order, strict=True):
-        best = [(classes[index], f"{chance:.6f}") for index, chance in zip(indices, chances, strict=True)]
-        writer.writerow([image, truth, best[0][0], *(cell for pair in best for cell in pair)])
+        best = [[as_cell(classes[index]), f"{chance:.6f}"] for index, chance in zip(indices, chances, strict=True)]
+        writer.writerow([as_cell(image), as_cell(truth), best[0][0], *(cell for pair in best for cell in pair)])
     # file names of other encodings reach Python as lone surrogates, which UTF-8 cannot say
     files.write_text(path, text.getvalue().encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def as_cell(text: str) -> str:
+    """`text` so that a spreadsheet does not take it for a formula; `from_cell` reads it back."""
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
+def from_cell(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA) else cell
 
 
 def finite(scores: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ from xrvlm.experiments.recommend import (
 from xrvlm.experiments.record import not_at_default, revisions_of
 from xrvlm.experiments.run import BUSY, Text, fitting_recipe
 from xrvlm.features.source import FeatureSettings
-from xrvlm.files import alone, digest, packaged, read_json, user_path, write_json, write_text
+from xrvlm.files import alone, as_file_name, digest, packaged, read_json, user_path, write_json, write_text
 from xrvlm.inference.classifier import MethodFactory, MethodHeader
 from xrvlm.methods.base import Method, Recipe, probabilities
 from xrvlm.methods.registry import find
@@ -197,12 +197,10 @@ class _Work:
     @cached_property
     def folder(self) -> Path:
         clip, dataset, items = self.banks.clip, self.banks.dataset, self.banks.items
-        ids = [item.id for item in items]
         key = [clip.fingerprint, clip.precision, asdict(self.classes), not_at_default(self.options.features.identity),
                self.options.seed, self.options.folds, [[item.id, item.label] for item in items],
-               dataset.source.fingerprint(ids)]
-        name = f"compare-{dataset.name[:60]}-{digest(key)[:10]}".replace(" ", "_").replace("/", "_")
-        return user_path(self.options.runs) / name
+               [dataset.source.sha256(item.id) for item in items]]
+        return user_path(self.options.runs) / as_file_name(f"compare-{dataset.name[:60]}-{digest(key)[:10]}")
 
     @property
     def left(self) -> float:

@@ -13,7 +13,7 @@ from xrvlm.evaluation.metrics import write_scores
 from xrvlm.experiments.protocols import Among, transfer_record
 from xrvlm.experiments.saved import SavedRun
 from xrvlm.features.source import FeatureSettings, feature_source
-from xrvlm.files import digest, read_json, sha256
+from xrvlm.files import as_file_name, digest, read_json
 from xrvlm.inference.classifier import Classifier, class_order
 from xrvlm.methods.base import probabilities
 
@@ -55,13 +55,14 @@ def evaluate(run: str | Path, dataset: Dataset | None = None, *, among: Among = 
     classifier = saved.classifier(clip, device=device, precision=precision)
     dataset = dataset or saved.dataset(class_names)
     items = dataset.split.test or (() if own else (*dataset.split.train, *dataset.split.val))
-    hashes = {item.id: sha256(dataset.source.read(item.id)) for item in items}
+    hashes = {item.id: dataset.source.sha256(item.id) for item in items}
     tested = digest([hashes[item.id] for item in items])
     if not own:
         items = _without_images_of(saved.folder / "split.json", items, hashes)
     classifier, note, key = _turned(saved, classifier, dataset, among, text or {})
     # other images may have the same names: the folder's name depends on their contents
-    folder = saved.folder / "eval" / f"{dataset.name}-{digest([*(item.id for item in items), tested, *key])[:10]}"
+    name = f"{dataset.name}-{digest([*(item.id for item in items), tested, *key])[:10]}"
+    folder = saved.folder / "eval" / as_file_name(name)
     metrics = score(classifier, dataset, items, folder, features=features, workers=workers, among=among)
     if not own:
         transfer_record(saved.folder, folder, dataset, classifier.header.classes, metrics, among=among, tested=tested)

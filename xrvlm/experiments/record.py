@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from xrvlm import files
-from xrvlm.errors import UserError, check_fields, option
+from xrvlm.errors import UserError, check_fields, fits, option
 from xrvlm.features.bank import FEATURES_REVISION
 from xrvlm.features.source import FeatureSettings
 from xrvlm.inference.classifier import ModelHeader
@@ -131,11 +131,14 @@ class RunRecord:
     revisions: dict = field(default_factory=dict)  # see Identity; empty for runs from before there were any
 
     def __post_init__(self) -> None:
-        wrong = [each.name for each in fields(self) if not isinstance(getattr(self, each.name), each.type)]  # pyright: ignore
+        wrong = [each.name for each in fields(self) if not fits(getattr(self, each.name), each.type)]
         wrong += [f"metrics.{name}" for name in (*METRICS, *self.shown) if "metrics" not in wrong
-                  and not isinstance(self.metrics.get(name), float | int)]
-        if isinstance(self.shots, str) and self.shots != "all":
+                  and not (fits(self.metrics.get(name), float) and 0 <= self.metrics[name] <= 1)]
+        if self.shots != "all" and not (fits(self.shots, int) and int(self.shots) >= 0):
             wrong.append("shots")
+        if "run" not in wrong and files.leads_out(self.run):
+            wrong.append("run")
+        files.plain_text(asdict(self))
         if wrong:
             raise ValueError(f"missing or of the wrong type: {', '.join(dict.fromkeys(wrong))}")
 

@@ -36,7 +36,7 @@ from xrvlm.experiments.record import (
 )
 from xrvlm.features.bank import FeatureBank
 from xrvlm.features.source import FeatureSource, feature_source
-from xrvlm.files import digest, user_path, write_json, write_text
+from xrvlm.files import as_file_name, digest, user_path, write_json, write_text
 from xrvlm.inference.classifier import Classifier, MethodFactory, MethodHeader, ModelHeader
 from xrvlm.methods.base import Method, Recipe, chosen_recipe, probabilities
 from xrvlm.text.class_text import ClassText, class_text, few, saved_text, text_maker
@@ -204,7 +204,7 @@ class _Setup:
         shots = f"{self.shots}shot" if isinstance(self.shots, int) else "all"
         parts = [self.header.method.name, self.dataset.name[:60], *(["base_to_new"] if self.new else []), shots,
                  f"seed{self.seed}", self.identity.key[:10]]
-        return RunFolder(user_path(self.options.runs) / "-".join(parts).replace(" ", "_").replace("/", "_"))
+        return RunFolder(user_path(self.options.runs) / as_file_name("-".join(parts)))
 
     def run(self) -> Run:
         """The run as it was finished before, or done now. In a distributed run, rank 0 writes and the others read."""

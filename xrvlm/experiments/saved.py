@@ -11,7 +11,7 @@ import yaml
 from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
 from xrvlm.data.dataset import Dataset, read_split
 from xrvlm.errors import UserError, option
-from xrvlm.files import digest, folder_of, user_path
+from xrvlm.files import digest, folder_of, plain_text, user_path
 from xrvlm.inference.classifier import Classifier
 from xrvlm.text.class_text import few, name_classes, text_maker
 from xrvlm.views import ImageSource
@@ -76,8 +76,8 @@ class SavedRun:
         if not path.exists():
             return {}
         try:
-            saved = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, OSError, UnicodeDecodeError):
+            saved = plain_text(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except (yaml.YAMLError, OSError, ValueError, RecursionError):
             saved = None
         if not isinstance(saved, dict) or not isinstance(saved.get("data"), dict):
             raise UserError(f"{path} is damaged; delete it, and name the images with {option('data.root')}")

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from xrvlm.backbones.base import Features, FrozenCLIP, Need
 from xrvlm.distributed import active_group, generator
-from xrvlm.files import digest, write_atomically, write_json
+from xrvlm.files import digest, sha256, write_atomically, write_json
 
 log = logging.getLogger(__name__)
 # of features and of their files: raised where a change alters their numbers or how they lie on disk. It is part of
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 FEATURES_REVISION = 2
 SHARD_BYTES = 64e6
 SHARD_IMAGES = 1024                      # at most, so that an interruption never loses hours
+BLOCK = 65536                            # words of 8 bytes in a block of a checksum
 IN_FULL = frozenset({"pooled", "unprojected"})       # one vector a view: always float32 on disk
 # the rows of each shard -> the features (b, v, ...) of each batch, in this order
 Encode = Callable[[Sequence[Sequence[int]]], Iterator[dict[str, Tensor]]]
@@ -133,9 +134,11 @@ class Store:
         for path in sorted(self.folder.glob("shard-*.safetensors")):
             try:
                 held = self._stamps_in(path)
+                if not wanted.isdisjoint(held):
+                    _check_sums(path, tuple(self.row_shapes), _state(path))
             except OSError:                          # such as a shard that another process has just deleted
                 continue
-            except (SafetensorError, ValueError) as error:
+            except (SafetensorError, ValueError, TypeError, AttributeError) as error:
                 if drop:
                     log.warning("damaged feature shard %s (%s): its images are encoded again", path, error)
                     path.unlink(missing_ok=True)
@@ -153,7 +156,7 @@ class Store:
     def _stamps_in(self, path: Path) -> list[str]:
         """The stamps of the images in a shard; none where the shard lacks a feature that is asked for."""
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("xrvlm", "{}"))
+            header = _header(file)
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}    # noqa: SIM118
         stamps = header.get("images", [])
         wanted = {name: (len(stamps), *shape) for name, shape in self.row_shapes.items() if name in shapes}
@@ -241,5 +244,38 @@ def _write_shards(shards: Mapping[Path, Sequence[int]], name: str, stamps: Seque
 
 def _write(path: Path, header: dict[str, Any], chunks: Sequence[Mapping[str, Tensor]]) -> None:
     tensors = {key: torch.cat([chunk[key] for chunk in chunks]) for key in chunks[0]}      # (rows, v, ...)
+    header = header | {"checksums": {key: checksum(values) for key, values in tensors.items()}}
     metadata = {"xrvlm": json.dumps(header)}
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+
+
+def checksum(values: Tensor) -> str:
+    """A hash of the sums of blocks of 512 KiB: as fast as memory is read, and no bit, page or block can change unseen.
+
+    It is against damage, not against someone who would make two contents of one sum.
+    """
+    data = values.contiguous().reshape(-1).view(torch.uint8)                               # (bytes,)
+    words = data[:len(data) // 8 * 8].view(torch.int64)                                    # (bytes / 8,)
+    blocks = words[:len(words) // BLOCK * BLOCK].view(-1, BLOCK)
+    # a few blocks at a time, so that a file is read from its begin to its end
+    parts = *(few.sum(1) for few in blocks.split(8)), words[blocks.numel():], data[8 * len(words):]
+    return sha256(b"".join(part.numpy().tobytes() for part in parts))[:16]
+
+
+def _header(file: Any) -> dict[str, Any]:
+    return json.loads((file.metadata() or {}).get("xrvlm", "{}"))
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+@lru_cache(maxsize=4096)
+def _check_sums(path: Path, names: tuple[str, ...], state: tuple[int, ...]) -> None:
+    """ValueError where the features `names` of a shard are not those that were written. Once a process and `state`."""
+    with safe_open(path, framework="pt") as file:
+        sums = _header(file).get("checksums", {})    # none: of a version that wrote no checksums
+        broken = [name for name in names if sums.get(name) != checksum(file.get_tensor(name))]
+    if broken:
+        raise ValueError(f"the checksum of {', '.join(broken)} is wrong")

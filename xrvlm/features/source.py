@@ -237,7 +237,8 @@ def _lock_name(source: ImageSource) -> str:
 
 
 def _stamps(source: ImageSource, items: Sequence[Item]) -> list[str]:
-    return [source.fingerprint([item.id]) for item in items]
+    # with the id, which decides the augmented views
+    return [digest([item.id, source.sha256(item.id)]) for item in items]
 
 
 def _store(clip: FrozenCLIP, settings: FeatureSettings, needs: Collection[Need], views: int, seed: int) -> Store:

@@ -3,10 +3,10 @@
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from PIL import Image
@@ -17,13 +17,14 @@ from torch import Tensor
 from xrvlm.backbones.base import Features, FrozenCLIP
 from xrvlm.backbones.registry import load_tower
 from xrvlm.backbones.tower import choose_precision
-from xrvlm.errors import UserError, check_options, option, typed, unknown
-from xrvlm.files import user_path, write_atomically
+from xrvlm.errors import UserError, check_options, fits, option, typed, unknown
+from xrvlm.files import plain_text, user_path, write_atomically
 from xrvlm.methods.base import Method
 from xrvlm.text.class_text import ClassText, few
 from xrvlm.views import evaluation_view, read_image
 
 OTHER_FORMATS = (".bin", ".ckpt", ".onnx", ".pkl", ".pt", ".pth")
+LARGEST = 1e12                           # weights beyond this are no result of training
 FORMAT = 2                               # 1: before methods and towers were saved by registry name
 MethodFactory = Callable[[FrozenCLIP, ClassText], Method]    # a Method class, or a partial of one with its options
 
@@ -86,7 +87,7 @@ class ModelHeader:
     @classmethod
     def from_json(cls, text: str, path: Path) -> "ModelHeader":
         """Also of format 1. UserError for another format, ValueError and its like for what is no header."""
-        values = json.loads(text)
+        values = plain_text(json.loads(text))
         found = values.pop("format", None)
         if found not in (1, FORMAT):
             raise UserError(f"{path} has format {found}, this version reads 1 and {FORMAT}: install the version of "
@@ -98,8 +99,9 @@ class ModelHeader:
             method = {"name": FORMER.get(method["target"], method["target"]), "options": method["arguments"]}
             values["precision"] = _former_precision(path.parent / "config.yaml")
         classes = ClassText(**{name: _as_tuples(value) for name, value in values["classes"].items()})
-        return cls(BackboneHeader(**values["backbone"]), MethodHeader(**method), classes, values.get("split", ""),
-                   values.get("precision"), values.get("metrics", {}))
+        return _checked(cls(_checked(BackboneHeader(**values["backbone"])), _checked(MethodHeader(**method)),
+                            _checked(classes), values.get("split", ""), values.get("precision"),
+                            values.get("metrics", {})))
 
 
 class Classifier:
@@ -112,8 +114,11 @@ class Classifier:
             self.class_features = method.class_features(clip)
 
     def from_features(self, x: Features) -> Tensor:
-        """(b, c) probabilities on the CPU."""
-        return self.method.class_probabilities(x, self.class_features).cpu()
+        """(b, c) probabilities on the CPU. UserError where the model's numbers are so large that they are none."""
+        chances = self.method.class_probabilities(x, self.class_features).cpu()
+        if not chances.isfinite().all():
+            raise UserError(f"the model {self.header.method.name} gives numbers that are not finite: {_again()}")
+        return chances
 
     def probabilities(self, images: Tensor) -> Tensor:
         """(b, c) on the CPU, of `images` (b, 3, s, s) as the tower's evaluation transform makes them."""
@@ -180,9 +185,11 @@ class Classifier:
                             f"{clip.name} at {clip.transform.image_size}: load that tower, with the same transform, "
                             "or adapt again")
         method = build_method(header, clip, path)
-        broken = [name for name, value in tensors.items() if not value.isfinite().all()]
+        broken = [name for name, value in tensors.items()
+                  if value.is_floating_point() and not (value.abs() < LARGEST).all()]
         if broken:
-            raise UserError(f"{path} holds numbers that are not finite ({', '.join(broken)}): {_again()}")
+            raise UserError(f"{path} holds numbers that are not finite or beyond {LARGEST:g} ({', '.join(broken)}): "
+                            f"{_again()}")
         try:
             method.load_state_dict(tensors)
         except RuntimeError as error:
@@ -235,6 +242,20 @@ def _former_precision(config: Path) -> str | None:
     return None if found == "auto" else found
 
 
+def _checked(header: Any) -> Any:
+    """`header`, a dataclass; ValueError where a field has another type, or where the texts of classes do not fit."""
+    hints = get_type_hints(type(header))
+    if wrong := [each.name for each in fields(header) if not fits(getattr(header, each.name), hints[each.name])]:
+        raise ValueError(f"{', '.join(wrong)}: of the wrong type")
+    if isinstance(header, ClassText):
+        rows = [header.prompts, *([] if header.parts is None else [header.parts])]
+        if not header.names or any(len(row) != len(header.names) for row in rows):
+            raise ValueError("another number of texts than of classes")
+        if len(set(header.names)) < len(header.names):
+            raise ValueError("two classes of one name")
+    return header
+
+
 def _as_tuples(value: Any) -> Any:
     return tuple(_as_tuples(entry) for entry in value) if isinstance(value, list | tuple) else value
 
@@ -252,7 +273,7 @@ def _read(path: Path) -> tuple[ModelHeader, dict[str, Tensor]]:
             return header, {key: file.get_tensor(key) for key in file.keys()}    # noqa: SIM118 (not a dict)
     except UserError:
         raise
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged or not a model of xrvlm ({type(error).__name__}: {error}): {_again()}"
                         ) from error
 

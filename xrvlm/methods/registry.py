@@ -3,12 +3,13 @@
 Other packages register theirs as entry points of the group `xrvlm.methods`: `name = package.module:Class`.
 """
 
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache, partial
 from importlib.metadata import entry_points
 from typing import Any
 
-from xrvlm.errors import UserError, check_options, imported, unknown
+from xrvlm.errors import UserError, check_options, either, imported, unknown
 from xrvlm.files import shipped, shipped_options
 
 GROUP, TARGET = "method", "_target_"
@@ -84,22 +85,37 @@ def _leads_to(target: str, method: type) -> bool:
 
 
 def class_called(name: str) -> type:
-    """The inverse of `name_of`: the class of a registered name, or of a dotted path outside of xrvlm.
+    """The inverse of `name_of`: the class of a registered name, or of the dotted path of one that is imported already.
 
-    A path that runs were saved with before is looked up in `FORMER`.
+    A file may come from anyone, so nothing is imported because a file names it. A path that runs were saved with before
+    is looked up in `FORMER`.
 
     Raises:
-        UserError: the name is unknown, its package is not installed, or it names something else than a method.
+        UserError: the name is neither registered nor that of an imported method, or it names something else.
     """
     from xrvlm.methods.base import Method
 
     name = FORMER.get(name, name)
-    if name not in targets() and (name.startswith("xrvlm.") or "." not in name):    # a file may come from anyone
-        raise unknown("method", name, targets(), "install the package or the version of xrvlm that has it")
-    found = imported(targets().get(name, name), GROUP)
+    if name not in targets():
+        found = next((each for each in _below(Method) if f"{each.__module__}.{each.__qualname__}" == name), None)
+        if found is None and "." in name and not name.startswith("xrvlm."):
+            fix = either("import its module first", "add --config-dir DIR, the folder with its YAML")
+            raise UserError(f"the file names the method {name}, which is not registered, and nothing is imported "
+                            f"because a file says so: {fix}, or install the package that registers it (by the entry "
+                            "point xrvlm.methods)")
+        if found is None:
+            raise unknown("method", name, targets(), "install the package or the version of xrvlm that has it")
+        return found
+    found = imported(targets()[name], GROUP)
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise UserError(f"{name} is not a method of xrvlm: a method is a subclass of xrvlm.Method")
     return found
+
+
+def _below(method: type) -> Iterator[type]:
+    for each in method.__subclasses__():
+        yield each
+        yield from _below(each)
 
 
 def open_methods() -> list[str]:

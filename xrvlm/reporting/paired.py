@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xrvlm.evaluation.metrics import PREDICTIONS
+from xrvlm.evaluation.metrics import PREDICTIONS, from_cell
 from xrvlm.experiments.record import RunRecord
 from xrvlm.reporting.results import Row
 
@@ -166,5 +166,6 @@ def read_outcomes(path: Path) -> Outcomes:
         rows = list(map(itemgetter(*(header.index(name) for name in COLUMNS)), reader))
     if not rows or not all(label and guess for _, label, guess, _ in rows):
         raise ValueError("images without a label")
-    images, labels, guesses, confidence = (list(column) for column in zip(*rows, strict=True))
+    *texts, confidence = (list(column) for column in zip(*rows, strict=True))
+    images, labels, guesses = (list(map(from_cell, column)) for column in texts)
     return Outcomes(images, labels, guesses, np.array(confidence, dtype=np.float64))

@@ -1,5 +1,6 @@
 """The text of a data set's classes: names, templates, descriptions and part sentences, by shipped name or path."""
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from xrvlm.errors import UserError, option, typed, unknown
-from xrvlm.files import packaged, read_json, user_path
+from xrvlm.files import CONTROL, packaged, read_json, user_path
 
 TEMPLATES = "photo"                      # the list of templates unless another is asked for
 
@@ -117,6 +118,16 @@ def name_classes(folders: Sequence[str], names: str | Sequence[str] | Mapping[st
     return tuple(name.strip() for name in chosen)
 
 
+def list_order(known: Sequence[str], class_names: Any) -> list[str]:
+    """The classes in the order of a list of names; UserError where it is not plain whether 10 is before 2."""
+    counted = sorted(known, key=lambda key: [(text, int(run or 0)) for text, run in re.findall(r"(\D*)(\d*)", key)])
+    a_list = not (class_names is None or isinstance(class_names, Mapping) or str(class_names).endswith(".json"))
+    if a_list and counted != list(known) and not all(key.isdecimal() for key in known):
+        raise UserError(f"{option('data.class_names')} is a list, and the order of the classes is not plain: "
+                        f"{few(counted, 3)} or {few(known, 3)}? Give {{class: name}}, or a .json file of it")
+    return counted
+
+
 def readable(name: str) -> str:
     """A class name for use in a sentence: `_` becomes a space, and accented letters are composed (Unicode NFC)."""
     return unicodedata.normalize("NFC", name).replace("_", " ")
@@ -132,6 +143,8 @@ def check_unique(names: Sequence[str], what: str) -> None:
     """UserError if two of `names` read the same to a tokenizer that lower-cases, joins spaces and reads `&amp;`."""
     seen: dict[str, str] = {}
     for name in names:
+        if CONTROL.search(name):
+            raise UserError(f"{name!r} in the {what} holds a control character; write it without")
         key = " ".join(unescape(unescape(unicodedata.normalize("NFKC", readable(name)))).split()).casefold()
         if key in seen:
             alike = "" if readable(name) == readable(seen[key]) else ", which read the same to a tower"

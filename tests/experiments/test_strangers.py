@@ -1,0 +1,160 @@
+"""A run folder that comes from anyone: what its files say is data, checked before it is used."""
+
+import json
+import shutil
+from dataclasses import asdict
+
+import pytest
+import torch
+import yaml
+from photos import photo_folder
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import xrvlm
+from xrvlm.cli.main import main
+from xrvlm.data.dataset import Split, read_split
+from xrvlm.errors import UserError
+from xrvlm.evaluation.metrics import as_cell, from_cell, write_predictions
+from xrvlm.experiments.record import RunOptions, RunRecord, read_record, read_records
+from xrvlm.files import as_file_name, leads_out
+from xrvlm.inference.classifier import Classifier
+from xrvlm.reporting.paired import read_outcomes
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A finished run of the linear probe on the tiny tower."""
+    home = tmp_path_factory.mktemp("strangers")
+    features = xrvlm.FeatureSettings(views=0, cache=str(home / "cache"))
+    photos = xrvlm.image_folder(photo_folder(home / "photos", images=4))
+    return xrvlm.adapt(xrvlm.load_tiny_clip(device="cpu"), photos, "linear_probe", shots=2,
+                       options=RunOptions(runs=home / "runs", features=features)).folder
+
+
+@pytest.fixture
+def run(made, tmp_path, at_home):
+    """A copy of it, to be changed."""
+    return shutil.copytree(made, tmp_path / "runs" / made.name)
+
+
+def rewritten(run, change=lambda header: header, weights=lambda values: values):
+    """The model with its header and its tensors changed."""
+    with safe_open(run / "model.safetensors", framework="pt") as file:
+        header = json.loads(file.metadata()["xrvlm"])
+        tensors = {name: weights(file.get_tensor(name)) for name in file.keys()}    # noqa: SIM118
+    changed = change(header)
+    text = changed if isinstance(changed, str) else json.dumps(changed)
+    save_file(tensors, run / "model.safetensors", {"xrvlm": text})
+    return run
+
+
+class Trap:
+    """A pickle that writes a file when it is read."""
+
+    def __reduce__(self):
+        return open, ("CODE_RAN", "w")
+
+
+@pytest.mark.parametrize("command", ["report", "eval", "explain", "export", "predict"])
+def test_no_code_that_a_configuration_names_is_called(run, tmp_path, command, capsys):
+    torch.save(Trap(), run / "x.pt")
+    trap = {"_target_": "torch.load", "f": str(run / "x.pt"), "weights_only": False}
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    for key in ("name", "class_names", "root"):
+        config["data"][key] = config["data"]["loader"]["options"][key] = trap
+    config["method"] = config["text"] = config["features"] = trap
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    photo = tmp_path / "photo.png"
+    shutil.copy(next((run.parents[1]).rglob("*.png"), None) or make_photo(tmp_path), photo)
+    arguments = {"report": [f"runs={run.parent}"], "predict": [f"run={run}", f"images={photo}"]}
+    main([command, *arguments.get(command, [f"run={run}"])])
+    assert not list(tmp_path.rglob("CODE_RAN"))
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def make_photo(folder):
+    return next(photo_folder(folder / "more", images=1).rglob("*.png"))
+
+
+def test_a_method_comes_from_where_the_user_says(run, tmp_path, monkeypatch):
+    (tmp_path / "trap.py").write_text("open('CODE_RAN', 'w')\nclass Mine: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    rewritten(run, lambda header: header | {"method": header["method"] | {"name": "trap.Mine"}})
+    with pytest.raises(UserError, match=r"the method trap\.Mine, which is not registered, and nothing is imported"):
+        Classifier.load(run)
+    assert not list(tmp_path.rglob("CODE_RAN"))
+
+
+@pytest.mark.parametrize("change", [
+    lambda header: [], lambda header: 5, lambda header: None, lambda header: "[" * 100_000 + "]" * 100_000,
+    lambda header: header | {"classes": header["classes"] | {"names": ["a"] * 4}},
+    lambda header: header | {"classes": header["classes"] | {"names": ["a", "b", "c", "\x1b[31md"]}},
+    lambda header: header | {"classes": header["classes"] | {"names": "abcd"}},
+    lambda header: header | {"classes": header["classes"] | {"prompts": [["a"]]}},
+    lambda header: header | {"classes": header["classes"] | {"names": [1, 2, 3, 4]}},
+    lambda header: header | {"classes": 7}, lambda header: header | {"method": []},
+    lambda header: header | {"metrics": "top1"}, lambda header: header | {"split": 3},
+    lambda header: header | {"backbone": header["backbone"] | {"fingerprint": 3}},
+    lambda header: header | {"backbone": header["backbone"] | {"loader": {"name": "os.system", "options": {}}}},
+    lambda header: header | {"method": header["method"] | {"options": {"no such": 1}}},
+])
+def test_a_header_that_is_none_is_told(run, change):
+    with pytest.raises(UserError, match=r"model\.safetensors|no loader of xrvlm") as raised:
+        Classifier.load(rewritten(run, change), device="cpu")
+    assert "\x1b" not in str(raised.value)
+
+
+@pytest.mark.parametrize("value", [1e30, -3e38, float("nan"), float("inf")])
+def test_weights_that_give_no_numbers_are_told(run, tmp_path, value):
+    rewritten(run, weights=lambda values: torch.full_like(values, value) if values.is_floating_point() else values)
+    with pytest.raises(UserError, match="not finite.*adapt again"):
+        Classifier.load(run, device="cpu").predict(make_photo(tmp_path))
+
+
+@pytest.mark.parametrize("path", ["../../secret.png", "/etc/hostname", "a/../../b.png", "..\\b.png", "C:\\b.png",
+                                  "a/\x1b[31m.png"])
+def test_a_split_cannot_lead_out_of_its_folder(run, path):
+    record = json.loads((run / "split.json").read_text())
+    record["test"][0]["path"] = path
+    split = Split(tuple(record["classes"]), **{
+        subset: tuple(xrvlm.Item(entry["path"], record["classes"].index(entry["class"])) for entry in record[subset])
+        for subset in ("train", "val", "test")})
+    (run / "split.json").write_text(json.dumps(record | {"fingerprint": split.fingerprint}))
+    with pytest.raises(UserError, match=r"split\.json is not a split: .*(outside of the folder|control character)"):
+        read_split(run / "split.json")
+
+
+@pytest.mark.parametrize(("change", "wrong"), [
+    ({"metrics": {"top1": float("nan")}}, "metrics.top1"), ({"metrics": {"top1": -3}}, "metrics.top1"),
+    ({"metrics": {"top1": True}}, "metrics.top1"), ({"metrics": {"top1": 97.0}}, "metrics.top1"),
+    ({"shots": -1}, "shots"), ({"shots": True}, "shots"), ({"seed": "1"}, "seed"), ({"run": "../../else"}, "run"),
+    ({"run": "/etc"}, "run"), ({"method": "\x1b[2J"}, "control character"), ({"label_budget": None}, "label_budget")])
+def test_a_record_is_checked(run, change, wrong):
+    record = asdict(read_record(run / "record.json"))
+    changed = record | {key: record[key] | value if isinstance(value, dict) else value for key, value in change.items()}
+    (run.parent / "results.jsonl").write_text(json.dumps(changed) + "\n")
+    with pytest.raises(UserError, match=rf"results\.jsonl, line 1 is damaged \(.*{wrong}"):
+        read_records(run.parent)
+    with pytest.raises(ValueError, match=wrong):
+        RunRecord(**changed)
+
+
+def test_a_name_stays_in_its_folder(run, tmp_path):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"]["name"] = config["data"]["loader"]["options"]["name"] = "../../../escaped"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["eval", f"run={run}", "device=cpu"]) == 0
+    assert not [path for path in tmp_path.rglob("escaped*") if run not in path.parents]
+    assert [leads_out(path) for path in ("a/b", "../a", "/a", "a/..", "c:/a", "a..b/c")] == [
+        False, True, True, True, True, False]
+    assert as_file_name("../a b\\c") == "_a_b_c"
+
+
+def test_a_class_is_no_formula(tmp_path):
+    names = ["=cmd|' /C calc'!A0", "@sum", "-1", "plain"]
+    write_predictions(tmp_path / "p.csv", ["=1.png"], torch.tensor([0]), torch.eye(4)[:1], names)
+    assert "\n'=1.png,'=cmd|' /C calc'!A0,'=cmd|" in (tmp_path / "p.csv").read_text()
+    outcomes = read_outcomes(tmp_path / "p.csv")
+    assert (outcomes.images, outcomes.labels) == (["=1.png"], names[:1])
+    assert [from_cell(as_cell(name)) for name in names] == names

@@ -1,0 +1,57 @@
+"""Features on disk are those that were written: a bit that flips is found, and the images are encoded again."""
+
+import pytest
+import torch
+from photos import photo_folder
+from towers import tiny_vit
+
+from xrvlm.data.folder import image_folder
+from xrvlm.features.bank import checksum
+from xrvlm.features.source import FeatureSettings, extract
+
+
+@pytest.mark.parametrize("at", [0, 0.3, 0.7, 1])
+def test_a_flipped_bit_is_found(tmp_path, caplog, at):
+    clip, dataset = tiny_vit(), image_folder(photo_folder(tmp_path / "photos", images=3))
+    settings = FeatureSettings(views=0, cache=tmp_path / "cache")
+
+    def features():
+        bank = extract(clip, dataset.source, dataset.split.train, settings, needs=("pooled", "tokens"))
+        x = bank.select(torch.arange(len(bank.labels)), torch.zeros(len(bank.labels), dtype=torch.long))
+        return torch.cat([x.pooled.flatten(), x.tokens.flatten()])
+
+    before = features()
+    (shard,) = (tmp_path / "cache").rglob("shard-*.safetensors")
+    data = bytearray(shard.read_bytes())
+    begin = 8 + int.from_bytes(data[:8], "little")
+    data[begin + int(at * (len(data) - begin - 1))] ^= 0x10
+    shard.write_bytes(data)
+    assert torch.equal(features(), before)
+    assert any("the checksum of" in record.getMessage() for record in caplog.records)
+    caplog.clear()
+    assert torch.equal(features(), before)
+    assert not [record for record in caplog.records if "damaged" in record.getMessage()]
+
+
+def test_a_shard_is_checked_once_a_process(tmp_path, monkeypatch):
+    clip, dataset = tiny_vit(), image_folder(photo_folder(tmp_path / "photos", images=3))
+    settings, read = FeatureSettings(views=0, cache=tmp_path / "cache"), []
+    extract(clip, dataset.source, dataset.split.train, settings)
+    monkeypatch.setattr("xrvlm.features.bank.checksum", read.append)
+    extract(clip, dataset.source, dataset.split.train, settings)
+    assert read == []
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_checksum_sees_every_bit_and_the_order_of_blocks(kind):
+    values = torch.randn(3, 100_001).to(kind)
+    before = checksum(values)
+    assert checksum(values.clone()) == before
+    for at in (0, 65_536 * 2, 300_001, -1):
+        data = values.clone().reshape(-1).view(torch.uint8)
+        data[at] ^= 1
+        assert checksum(data.view(kind)) != before
+    swapped = values.clone().reshape(-1).view(torch.uint8)
+    swapped[:2**19] = values.reshape(-1).view(torch.uint8)[-2**19 - 2:-2]
+    assert checksum(swapped.view(kind)) != before
+    assert checksum(values[:, 1:]) != before                      # not aligned to eight bytes in memory
