@@ -14,7 +14,7 @@ from common import beside_limits, image_options, parse, random_images, speeds, t
 
 from xrvlm.backbones.base import FrozenCLIP
 from xrvlm.data.dataset import Item
-from xrvlm.experiments.predict import images_of, scores_of
+from xrvlm.experiments.predict import images_of, labelled
 from xrvlm.features.source import evaluation_batches
 from xrvlm.files import FileSource
 from xrvlm.inference.classifier import Classifier, ModelHeader
@@ -69,7 +69,7 @@ def from_files(title, clip, models, options) -> None:
         calls = {
             "tower": lambda: [clip.encode_image(part) for part in batch.split(64)],
             "decoder": lambda: list(evaluation_batches(clip, FileSource(photos), items, workers=options.workers)),
-            "predict": lambda: scores_of(models["xr_vlm"], images_of(photos), options.workers),
+            "predict": lambda: list(labelled(models["xr_vlm"], images_of(photos), options.workers, 5)),
         }
         found = speeds(calls, count, rounds=min(3, options.rounds), device=options.device)
     print(f"{title} from {count} files, xr_vlm, {options.workers} workers: "

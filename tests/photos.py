@@ -23,3 +23,23 @@ def photo_folder(root: Path, images: int = 8, classes=CLASSES) -> Path:
         for key in range(images):
             write_photo(root / name / f"{key}.png", colour % 3, 100 * (colour // 3) + key)
     return root
+
+
+def odd_photos(folder: Path) -> dict[str, Path]:
+    """Photos whose pixels on disk are not what a person sees: turned, cut out, of 16 bits, with a palette, CMYK."""
+    colours = np.random.default_rng(0).integers(0, 256, (12, 9, 3), dtype=np.uint8)
+    image, made = Image.fromarray(colours), {}
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    clear = image.convert("RGBA")
+    clear.putalpha(Image.fromarray(colours[..., 0]))
+    for name, kept, options in (
+            ("turned.jpg", image, {"exif": turned, "quality": 95}), ("turned.tif", image, {"exif": turned}),
+            ("clear.png", clear, {}), ("clear.webp", clear, {"lossless": True}),
+            ("grey16.png", Image.fromarray(colours[..., 0].astype(np.uint16) * 257), {}),
+            ("float.tif", Image.fromarray(colours[..., 0].astype(np.float32) / 255), {}),
+            ("palette.png", image.quantize(8), {"transparency": 1}), ("cmyk.jpg", image.convert("CMYK"), {}),
+            ("grey.png", image.convert("LA"), {}), ("one.png", image.convert("1"), {})):
+        kept.save(folder / name, **options)
+        made[name] = folder / name
+    return made

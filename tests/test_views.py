@@ -1,10 +1,10 @@
 """Decoding: every mode, upright, on white, and an error that names the file for what is no image."""
 
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pytest
+from photos import odd_photos
 from PIL import Image, ImageOps
 
 from xrvlm.errors import UserError
@@ -186,28 +186,8 @@ def test_suffixes():
     assert not {".eps", ".pdf", ".txt", ".csv", ".json", ".db"} & SUFFIXES
 
 
-def some_files(folder: Path) -> dict[str, Path]:
-    """Photos whose pixels on disk are not what a person sees: turned, cut out, of 16 bits, with a palette, CMYK."""
-    colours = np.random.default_rng(0).integers(0, 256, (12, 9, 3), dtype=np.uint8)
-    image, made = Image.fromarray(colours), {}
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    clear = image.convert("RGBA")
-    clear.putalpha(Image.fromarray(colours[..., 0]))
-    for name, kept, options in (
-            ("turned.jpg", image, {"exif": turned, "quality": 95}), ("turned.tif", image, {"exif": turned}),
-            ("clear.png", clear, {}), ("clear.webp", clear, {"lossless": True}),
-            ("grey16.png", Image.fromarray(colours[..., 0].astype(np.uint16) * 257), {}),
-            ("float.tif", Image.fromarray(colours[..., 0].astype(np.float32) / 255), {}),
-            ("palette.png", image.quantize(8), {"transparency": 1}), ("cmyk.jpg", image.convert("CMYK"), {}),
-            ("grey.png", image.convert("LA"), {}), ("one.png", image.convert("1"), {})):
-        kept.save(folder / name, **options)
-        made[name] = folder / name
-    return made
-
-
 def test_an_open_image_is_read_as_its_file(tmp_path):
-    for name, path in some_files(tmp_path).items():
+    for name, path in odd_photos(tmp_path).items():
         with Image.open(path) as image:
             assert np.array_equal(np.asarray(read_image(image)), np.asarray(read_image(path))), name
 

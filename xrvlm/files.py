@@ -137,8 +137,10 @@ def user_path(path: str | Path) -> Path:
 
 
 def cache_folder(cache: str | Path | None = None) -> Path:
-    """`cache`, else $XRVLM_CACHE, else ~/.cache/xrvlm."""
-    return user_path(cache or os.environ.get("XRVLM_CACHE") or "~/.cache/xrvlm")
+    """`cache`, else $XRVLM_CACHE, else the platform's: on Linux $XDG_CACHE_HOME/xrvlm or ~/.cache/xrvlm."""
+    from platformdirs import user_cache_dir
+
+    return user_path(cache or os.environ.get("XRVLM_CACHE") or user_cache_dir("xrvlm", appauthor=False))
 
 
 def files_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:

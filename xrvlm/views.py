@@ -248,27 +248,35 @@ class ImageDataset(Dataset):
 class _Guarded(ImageDataset):
     """Returns a UserError instead of raising it, so that it reaches the main process without a worker's traceback."""
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> tuple[int, Any]:
         try:
             return super().__getitem__(index)
         except UserError as error:
-            return error
+            return index, error
 
 
-def load_images(ids: Sequence[str], source: ImageSource, view: Callable, order: Iterable[Tensor],
-                workers: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (rows, images) of each batch of rows in `order`: (b,) and what `view` makes, stacked, on `device`."""
+def load_images(ids: Sequence[str], source: ImageSource, view: Callable, order: Iterable[Tensor], workers: int,
+                device: torch.device, problems: dict[int, str] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (rows, images) of each batch of rows in `order`: (b,) and what `view` makes, stacked, on `device`.
+
+    An image that cannot be read raises its UserError. With `problems` it is left out of its batch, which may then be
+    empty, and `problems` gets its row and what is wrong.
+    """
     pinned = device.type == "cuda"       # then the copy overlaps with the tower
     # inside a joblib process the start method is joblib's, which torch's workers cannot use
     context = "fork" if workers and get_start_method() not in get_all_start_methods() else None
     loader = DataLoader(_Guarded(ids, source, view), batch_sampler=[batch.tolist() for batch in order],
                         num_workers=workers, collate_fn=_collate, pin_memory=pinned, multiprocessing_context=context)
-    for loaded in loader:
-        if isinstance(loaded, UserError):
-            raise loaded
-        rows, images = loaded
+    for (rows, images), errors in loader:
+        if errors and problems is None:
+            raise errors[0][1]
+        if problems is not None:
+            problems.update((row, str(error)) for row, error in errors)
         yield rows, images.to(device, non_blocking=pinned)
 
 
-def _collate(batch: list[Any]) -> Any:
-    return next((entry for entry in batch if isinstance(entry, UserError)), None) or default_collate(batch)
+def _collate(batch: list[tuple[int, Any]]) -> tuple[Any, list[tuple[int, UserError]]]:
+    """The batch without the images that cannot be read, and these."""
+    errors = [entry for entry in batch if isinstance(entry[1], UserError)]
+    good = [entry for entry in batch if not isinstance(entry[1], UserError)]
+    return default_collate(good) if good else (torch.empty(0, dtype=torch.long), torch.empty(0)), errors

@@ -1,9 +1,16 @@
 """The image files that are labelled: those that are named, and those below a folder."""
 
-import pytest
+import csv
 
+import pytest
+from photos import photo_folder
+
+import xrvlm
 from xrvlm.errors import UserError
-from xrvlm.experiments.predict import image_files
+from xrvlm.evaluation.metrics import from_cell
+from xrvlm.experiments import predict as module
+from xrvlm.experiments.predict import image_files, predict, zero_shot_classifier
+from xrvlm.inference.classifier import Classifier
 
 
 def test_image_files(tmp_path):
@@ -19,3 +26,77 @@ def test_image_files(tmp_path):
     (tmp_path / "texts" / "a.txt").write_text("x")
     with pytest.raises(UserError, match=r"found no image below .*texts, only 1 \.txt files; it must hold"):
         image_files(tmp_path / "texts")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    clip, names = xrvlm.load_tiny_clip(device="cpu"), ["a red bird", "a blue bird", "=1+1"]
+    return zero_shot_classifier(clip, xrvlm.class_text(names)).save(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Twelve photos, one damaged, one empty."""
+    root = photo_folder(tmp_path / "photos", images=4)
+    first, second = sorted(root.rglob("*.png"))[2:4]
+    first.write_bytes(first.read_bytes()[:60])
+    second.write_bytes(b"")
+    return root
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_damaged_files_are_named_and_the_rest_is_labelled_once(model, photos, tmp_path, caplog, monkeypatch):
+    encoded = []
+    kept = Classifier.probabilities
+    monkeypatch.setattr(Classifier, "probabilities",
+                        lambda own, images: encoded.append(len(images)) or kept(own, images))
+    found = predict(model, photos, out=tmp_path / "labels.csv", device="cpu")
+    assert (len(found), encoded) == (10, [10])
+    rows = rows_of(tmp_path / "labels.csv")
+    assert len(rows) == 12
+    assert [row["image"] for row in rows] == sorted(row["image"] for row in rows)
+    broken = [row for row in rows if row["error"]]
+    assert [row["error"].startswith("cannot read the image") for row in broken] == [True, True]
+    assert not any(row["prediction"] or row["class_1"] for row in broken)
+    assert all(f"left out: {row['image']}" in caplog.text for row in broken)
+    good = [row for row in rows if not row["error"]]
+    assert [(row["image"], from_cell(row["class_1"]), float(row["probability_1"])) for row in good] == [
+        (each.image, each.classes[0][0], pytest.approx(each.classes[0][1], abs=1e-6)) for each in found]
+
+
+def test_it_goes_on_where_it_was_stopped(model, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BATCH", 4)
+    straight = predict(model, photos, out=tmp_path / "straight.csv", device="cpu")
+    said = []
+
+    def stop(text):
+        said.append(text)
+        if len(said) == 6:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "labels.csv"
+    with pytest.raises(KeyboardInterrupt):
+        predict(model, photos, out=out, echo=stop, device="cpu")
+    (part,) = tmp_path.glob("labels.csv.*.part")
+    assert not out.exists() and len(rows_of(part)) == 8              # six and the two that cannot be read
+    part.write_text(part.read_text() + "cut in the mid")             # as by a killed process
+    encoded, kept = [], Classifier.probabilities
+    monkeypatch.setattr(Classifier, "probabilities",
+                        lambda own, images: encoded.append(len(images)) or kept(own, images))
+    again = predict(model, photos, out=out, device="cpu")
+    assert sum(encoded) == 4
+    assert sorted((each.image, each.classes[0][0]) for each in again) == [
+        (each.image, each.classes[0][0]) for each in straight]
+    assert sorted(map(str, rows_of(out))) == sorted(map(str, rows_of(tmp_path / "straight.csv")))
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_nothing_that_can_be_read(model, tmp_path):
+    (tmp_path / "1.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot read the image .*1.jpg: the file is empty"):
+        predict(model, tmp_path / "1.jpg", out=tmp_path / "labels.csv", device="cpu")
+    assert not list(tmp_path.glob("labels*"))

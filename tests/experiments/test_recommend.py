@@ -25,15 +25,24 @@ def test_the_best_is_taken_where_it_is_clearly_the_best():
     found = recommend([score("a", 70), score("b", 90, seconds=500, learned=10**6), score("c", 80)])
     assert found.chosen.words == "b"
     assert "b is the most accurate of 3 on held-out images: 90.0%." in found.reasons
-    assert "No other is within one standard error of it." in found.reasons
+    assert "The difference to every other is clear on 100 images." in found.reasons
 
 
-def test_the_fastest_of_those_within_one_standard_error_is_taken():
-    found = recommend([score("bad", 40, learned=0), score("slow", 82, seconds=60, learned=5),
-                       score("quick", 81, seconds=3, shift=1, learned=50)])
+def test_a_second_less_buys_no_four_points():
+    found = recommend([score("quick", 86, seconds=0.1, learned=0, shift=5), score("gda", 90, seconds=1.4),
+                       score("bad", 40)])
+    assert found.chosen.words == "gda"
+    assert "100 images cannot tell it from: quick (-4.0 ± 4.8)." in found.reasons
+
+
+def test_the_cheaper_of_those_within_half_a_point_is_taken():
+    slow, quick = (Score(words, words, tuple(image % 1000 < right for image in range(1000)), seconds, learned)
+                   for words, right, seconds, learned in (("slow", 820, 60, 5), ("quick", 815, 3, 50)))
+    found = recommend([slow, quick])
     assert found.chosen.words == "quick"
-    assert any("within one standard error" in reason.lower() and "quick" in reason for reason in found.reasons)
+    assert any("quick is at most half a point behind it and cheaper: 81.5%" in reason for reason in found.reasons)
     assert any("60.0 s of training and 5 learned parameters" in reason for reason in found.reasons)
+    assert recommend([slow, Score("quick", "q", tuple(image < 814 for image in range(1000)), 3, 0)]).chosen is slow
 
 
 def test_where_the_times_are_alike_fewer_learned_parameters_decide():

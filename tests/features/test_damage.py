@@ -55,3 +55,14 @@ def test_a_checksum_sees_every_bit_and_the_order_of_blocks(kind):
     swapped[:2**19] = values.reshape(-1).view(torch.uint8)[-2**19 - 2:-2]
     assert checksum(swapped.view(kind)) != before
     assert checksum(values[:, 1:]) != before                      # not aligned to eight bytes in memory
+
+
+def test_a_cache_that_cannot_be_written_is_told_and_the_run_goes_on(tmp_path, caplog):
+    clip, dataset = tiny_vit(), image_folder(photo_folder(tmp_path / "photos", images=3))
+    (tmp_path / "file").write_text("")
+    settings = [FeatureSettings(views=1, cache=tmp_path / name) for name in ("file", "cache")]
+    banks = [extract(clip, dataset.source, dataset.split.train, each, views=1) for each in settings]
+    rows, views = torch.arange(len(banks[0].labels)), torch.ones(len(banks[0].labels), dtype=torch.long)
+    assert torch.equal(*(bank.select(rows, views).pooled for bank in banks))
+    assert "file/features cannot be written: the features are computed for this process alone" in caplog.text
+    assert "name another folder with cache or $XRVLM_CACHE" in caplog.text

@@ -1,16 +1,18 @@
 """An exported model says what torch says, whatever the method and the tower; where it does not, nothing is left."""
 
 import json
+import re
 import shutil
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
 from command_line import FAST, told
 from onnxruntime import InferenceSession
-from photos import CLASSES, photo_folder
+from photos import CLASSES, odd_photos, photo_folder
 from torch import Tensor, nn
 from towers import IMAGE_KINDS, VIT, images, openclip
 from zoo import CASES, METHODS, NAMES, classes, factory
@@ -27,7 +29,10 @@ from xrvlm.methods import plot
 from xrvlm.views import evaluation_view, read_image
 
 SHORT = {"xr_vlm": {"context_length": 2}}    # some towers have a short text window
-EXPORTED = sorted({*METHODS, "linear_probe pooled+mid", "xr_vlm diagonal", "xr_vlm alignment",
+# one method of each kind of logits: the others are the same graph with other numbers
+KINDS = {(method.logits, method.needs): name for name in sorted(METHODS, reverse=True)
+         for method in (factory(name).func,)}
+EXPORTED = sorted({*KINDS.values(), "linear_probe pooled+mid", "xr_vlm diagonal", "xr_vlm alignment",
                    "xr_vlm per_class shared text prior"} - {"cocoop", "plot"})    # these two have tests of their own
 
 
@@ -127,6 +132,24 @@ def test_what_a_caller_must_know_stands_in_the_file(clip, exported):
     assert (entry.name, names) == ("images", ["probabilities", "logits"])
     assert entry.type.tensor_type.shape.dim[0].dim_param, "the number of images is free"
     assert [size.dim_value for size in entry.type.tensor_type.shape.dim[1:]] == [3, 32, 32]
+
+
+def test_the_recipe_of_the_docs_reads_photos_as_predict_does(clip, exported, tmp_path, monkeypatch):
+    page = Path(__file__).parents[2] / "docs" / "guides" / "export.md"
+    found = re.search(r"```python\n(import json.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(exported, "birds.onnx")
+    model = classifier(clip, "zero_shot")
+    photos = odd_photos(tmp_path)
+    del photos["float.tif"]              # no camera writes one
+    for name, path in photos.items():
+        recipe: dict = {}
+        exec(found[1].replace("robin.jpg", str(path)), recipe)
+        view = evaluation_view(read_image(path), clip.transform)
+        assert np.abs(recipe["probabilities"][0] - model.probabilities(view[None])[0].numpy()).max() < 2e-4, name
+    stored = InferenceSession(exported).get_modelmeta().custom_metadata_map
+    assert "upright by its EXIF orientation" in json.loads(stored["photo"])
 
 
 def test_only_the_image_side_is_in_the_file(exported):

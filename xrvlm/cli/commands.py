@@ -46,10 +46,9 @@ def predict(config: DictConfig) -> None:
     from xrvlm.experiments.predict import predict as call
 
     zero_shot = config.run is None and config.classes is not None
-    for prediction in call(config.run, _plain(config.images), classes=_plain(config.classes), topk=config.topk,
-                           out=config.out, text=_text(config), workers=config.workers,
-                           clip=_tower(config) if zero_shot else None, **_device(config)):
-        print(prediction)
+    call(config.run, _plain(config.images), classes=_plain(config.classes), topk=config.topk, out=config.out,
+         echo=print, text=_text(config), workers=config.workers, clip=_tower(config) if zero_shot else None,
+         **_device(config))
 
 
 def explain(config: DictConfig) -> None:

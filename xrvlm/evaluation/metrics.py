@@ -170,14 +170,14 @@ def write_predictions(path: Path, ids: Sequence[str], labels: Tensor | None, pro
     """predictions.csv: image, label (empty where unknown), prediction, class_1, probability_1, ... class_k."""
     values, order = (part[:, :topk].tolist() for part in finite(probabilities).float().sort(
         dim=1, descending=True, stable=True))                                # both (n, k)
-    truths = [""] * len(ids) if labels is None else [classes[label] for label in labels.tolist()]
+    truths = [""] * len(ids) if labels is None else [classes[int(label)] for label in labels.tolist()]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     ranks = range(1, min(topk, len(classes)) + 1)
     columns = (f"{word}_{rank}" for rank in ranks for word in ("class", "probability"))
     writer.writerow(["image", "label", "prediction", *columns])
     for image, truth, chances, indices in zip(ids, truths, values, order, strict=True):
-        best = [[as_cell(classes[index]), f"{chance:.6f}"] for index, chance in zip(indices, chances, strict=True)]
+        best = [(as_cell(classes[int(index)]), f"{chance:.6f}") for index, chance in zip(indices, chances, strict=True)]
         writer.writerow([as_cell(image), as_cell(truth), best[0][0], *(cell for pair in best for cell in pair)])
     # file names of other encodings reach Python as lone surrogates, which UTF-8 cannot say
     files.write_text(path, text.getvalue().encode("utf-8", "backslashreplace").decode("utf-8"))

@@ -1,24 +1,26 @@
 """Label image files with a finished run, or with a tower and a list of classes."""
 
+import csv
+import io
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
 from xrvlm.data.folder import counted_suffixes
 from xrvlm.errors import UserError, either, option, typed
-from xrvlm.evaluation.metrics import write_predictions
-from xrvlm.files import FileSource, files_below, user_path
+from xrvlm.evaluation.metrics import as_cell, from_cell
+from xrvlm.files import FileSource, digest, files_below, user_path, write_text
 from xrvlm.inference.classifier import Classifier, ModelHeader
 from xrvlm.text.class_text import class_names, text_maker
-from xrvlm.views import SUFFIXES, EvaluationViews, is_readable, load_images
+from xrvlm.views import SUFFIXES, EvaluationViews, load_images
 
 log = logging.getLogger(__name__)
 BATCH = 64                               # images encoded at once
@@ -30,6 +32,7 @@ class Prediction:
 
     image: str
     classes: tuple[tuple[str, float], ...]
+    problem: str = ""                    # why the image could not be read
 
     def __str__(self) -> str:
         return f"{self.image}: {', '.join(f'{name} {probability:.1%}' for name, probability in self.classes)}"
@@ -38,17 +41,20 @@ class Prediction:
 @typed
 def predict(run: str | Path | None, images: str | Path | Sequence[str | Path], *,
             classes: str | Sequence[str] | None = None, topk: int = 5, out: str | Path | None = None,
-            text: Mapping[str, Any] | None = None, workers: int = 0, clip: FrozenCLIP | None = None,
-            device: DeviceName = "auto", precision: PrecisionName = "auto") -> list[Prediction]:
+            echo: Callable[[str], object] | None = None, text: Mapping[str, Any] | None = None, workers: int = 0,
+            clip: FrozenCLIP | None = None, device: DeviceName = "auto", precision: PrecisionName = "auto",
+            ) -> list[Prediction]:
     """Label `images`: files, and folders with all images below them.
 
-    Files that cannot be read are left out with a warning.
+    Files that cannot be read are left out; a warning names them, and a line of `out` says why. With `out`, the same
+    call goes on where it was stopped: what is labelled so far lies beside it in a file that ends in .part.
 
     Args:
         run: a run's folder, "latest", or None: zero-shot with `clip` and `classes`.
         classes: names, a list in prompts/class_names or a .txt file; None: those of the run.
         topk: how many classes of each image.
-        out: a CSV file for the same: image, prediction, then class_1, probability_1 ... class_k, probability_k.
+        out: a CSV file for the same: image, prediction, then class_1, probability_1 ... class_k, probability_k, error.
+        echo: called with each prediction, as text, as soon as it is made.
         text: options of `class_text` for `classes`; None: as the run's own text was made.
         clip: the tower; None: the one that the run names, on `device` in `precision`.
 
@@ -59,19 +65,75 @@ def predict(run: str | Path | None, images: str | Path | Sequence[str | Path], *
         raise UserError(f"{option('topk')} must be at least 1, found {topk}")
     files = images_of(images)
     classifier = _classifier(run, images, classes, text or {}, clip, device, precision)
-    try:
-        scores = scores_of(classifier, files, workers)
-    except UserError as error:
-        readable = {name: path for name, path in files.items() if is_readable(FileSource(Path("/")), str(path))}
-        if not readable or len(readable) == len(files):
-            raise
-        log.warning("left out %d of %d files, the first because: %s", len(files) - len(readable), len(files), error)
-        files, scores = readable, scores_of(classifier, readable, workers)
-    if out is not None:
-        write_predictions(user_path(out), list(files), None, scores, classifier.names, topk=topk)
-    values, order = scores.topk(min(topk, len(classifier.names)), dim=1)                   # (n, k)
-    return [Prediction(name, tuple(zip([classifier.names[index] for index in row], probabilities, strict=True)))
-            for name, probabilities, row in zip(files, values.tolist(), order.tolist(), strict=True)]
+    topk = min(topk, len(classifier.names))
+    table = None if out is None else _Table(user_path(out), digest([classifier.header.to_json(), topk]), topk)
+    done = {} if table is None else {name: row for name, row in table.begun().items() if name in files}
+    found: list[Prediction] = []
+    for prediction in chain(done.values(), labelled(classifier, files, workers, topk, skip=done)):
+        found.append(prediction)
+        if table is not None and prediction.image not in done:
+            table.add(prediction)
+        if echo is not None and not prediction.problem:
+            echo(str(prediction))
+    return _readable(found, table)
+
+
+def _readable(found: Sequence[Prediction], table: "_Table | None") -> list[Prediction]:
+    """Those of the images that could be read; says which could not, and completes the table."""
+    readable = [prediction for prediction in found if not prediction.problem]
+    unreadable = [prediction for prediction in found if prediction.problem]
+    if not readable:
+        if table is not None:
+            table.part.unlink()
+        raise UserError(unreadable[0].problem)
+    if unreadable:
+        log.warning("left out %d of %d files, the first because: %s\n%s", len(unreadable), len(found),
+                    unreadable[0].problem, "\n".join(f"  left out: {prediction.image}" for prediction in unreadable))
+    if table is not None:
+        table.part.replace(table.path)
+        log.info("labelled %d images: %s", len(readable), table.path)
+    return readable
+
+
+class _Table:
+    """The CSV of `predict`: written as it goes to a file beside it, which becomes it in the end."""
+
+    def __init__(self, path: Path, key: str, topk: int):
+        ranks = [f"{word}_{rank}" for rank in range(1, topk + 1) for word in ("class", "probability")]
+        self.path, self.columns = path, ["image", "label", "prediction", *ranks, "error"]
+        self.part = path.with_name(f"{path.name}.{key[:10]}.part")      # of this model, and no other
+
+    def begun(self) -> dict[str, Prediction]:
+        """What a call that was stopped has labelled. A line that was cut is dropped."""
+        try:
+            lines = self.part.read_bytes().decode("utf-8", "replace").splitlines(keepends=True)
+        except FileNotFoundError:
+            write_text(self.part, ",".join(self.columns) + "\n")
+            return {}
+        except OSError as error:
+            raise UserError(f"cannot read {self.part}: {error.strerror}; delete it") from error
+        rows = [row for row in csv.reader(line for line in lines[1:] if line.endswith("\n"))
+                if len(row) == len(self.columns)]
+        found = [Prediction(from_cell(image), tuple(zip(map(from_cell, cells[::2]), map(float, cells[1::2]),
+                                                        strict=True)))
+                 for image, _, _, *cells, error in rows if not error]      # a file may be readable by now
+        write_text(self.part, ",".join(self.columns) + "\n" + "".join(map(self._line, found)))
+        if found:
+            log.info("going on: %d images are in %s", len(found), self.part)
+        return {prediction.image: prediction for prediction in found}
+
+    def add(self, prediction: Prediction) -> None:
+        with self.part.open("a", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            file.write(self._line(prediction))
+
+    def _line(self, prediction: Prediction) -> str:
+        best = prediction.classes[0][0] if prediction.classes else ""
+        cells = [cell for name, probability in prediction.classes for cell in (as_cell(name), f"{probability:.6f}")]
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerow(
+            [as_cell(prediction.image), "", as_cell(best), *cells, *[""] * (len(self.columns) - 4 - len(cells)),
+             " ".join(prediction.problem.split())])
+        return text.getvalue()
 
 
 def zero_shot_classifier(clip: FrozenCLIP, text: Any) -> Classifier:
@@ -143,11 +205,21 @@ def _classifier(run: str | Path | None, images: str | Path | Sequence[str | Path
     return saved.for_classes(classifier, names or classifier.names, given, beside)
 
 
-def scores_of(classifier: Classifier, files: Mapping[str, Path], workers: int) -> Tensor:
-    """(n, c) probabilities."""
-    ids, clip = [str(path) for path in files.values()], classifier.clip
-    order = torch.arange(len(ids)).split(BATCH)
-    loaded = load_images(ids, FileSource(Path("/")), EvaluationViews(clip.transform), order, workers, clip.device)
-    return torch.cat([classifier.probabilities(images) for _, images in tqdm(
-        loaded, total=len(order), disable=None, leave=False)])
+def labelled(classifier: Classifier, files: Mapping[str, Path], workers: int, topk: int,
+             skip: Collection[str] = ()) -> Iterator[Prediction]:
+    """The prediction of each of `files` that is not in `skip`, batch by batch; without classes where it is unreadable.
+    """
+    names, clip = [name for name in files if name not in skip], classifier.clip
+    ids, problems = [str(files[name]) for name in names], {}
+    order = torch.arange(len(ids)).split(BATCH) if ids else ()
+    loaded = load_images(ids, FileSource(Path("/")), EvaluationViews(clip.transform), order, workers, clip.device,
+                         problems)
+    for batch, (rows, images) in zip(order, tqdm(loaded, total=len(order), disable=None, leave=False), strict=True):
+        best: dict[int, tuple[tuple[str, float], ...]] = {}
+        if len(rows):
+            # of equal probabilities the first class; both (b, k)
+            sorts = classifier.probabilities(images).sort(dim=1, descending=True, stable=True)
+            for row, chances, classes in zip(rows.tolist(), *(each[:, :topk].tolist() for each in sorts), strict=True):
+                best[row] = tuple(zip((classifier.names[index] for index in classes), chances, strict=True))
+        yield from (Prediction(names[row], best.get(row, ()), problems.get(row, "")) for row in batch.tolist())
 

@@ -14,6 +14,8 @@ from xrvlm.evaluation.text_tables import markdown
 from xrvlm.experiments.record import not_at_default
 from xrvlm.text.class_text import class_text
 
+WORTH = 0.005                            # a cheaper method may be so much less accurate: half a point
+SEPARATE = 1.96                          # standard errors of a paired difference that is clear: 95 %
 SIMILAR = 2.0                            # training times within this factor count as equal
 INSTANT = 1.0                            # seconds; shorter times count as equal
 NOT_OF_ADAPT = ("folds", "budget", "candidates")      # options of `compare` that `adapt` does not have
@@ -52,40 +54,44 @@ def standard_error(score: Score) -> float:
 
 
 def recommend(scores: Sequence[Score]) -> Recommendation:
-    """The cheapest of the methods within one standard error of the best.
+    """The most accurate of the methods, or the cheapest of those that are at most half a point less accurate.
 
     The cheapest is, of the methods that train in at most twice the time of the fastest, the one with the fewest learned
-    parameters, and the first of equal ones. Times below a second count as a second.
+    parameters, and the first of equal ones. Times below a second count as a second. The reasons name the methods that
+    the images cannot tell from the recommended one.
     """
     best = max(scores, key=lambda score: score.accuracy)
-    close = [score for score in scores if _within(best, score)]
+    close = [score for score in scores if best.accuracy - score.accuracy <= WORTH + 1e-9]
     fastest = max(INSTANT, min(score.seconds for score in close))
     fast = [score for score in close if score.seconds <= SIMILAR * fastest]
     chosen = min(fast, key=lambda score: score.learned_parameters)
     return Recommendation(chosen, _reasons(scores, best, close, fast, chosen))
 
 
-def _within(best: Score, other: Score) -> bool:
-    mean, error = gap(best, other)
-    return mean <= error
-
-
 def _reasons(scores: Sequence[Score], best: Score, close: Sequence[Score], fast: Sequence[Score],
              chosen: Score) -> tuple[str, ...]:
     reasons = [f"{best.words} is the most accurate of {len(scores)} on held-out images: {best.accuracy:.1%}."]
-    if len(close) == 1:
-        reasons.append("No other is within one standard error of it.")
-    else:
-        others = ", ".join(score.words for score in close if score is not best)
-        reasons.append(f"Within one standard error of it, over the same images: {others}.")
     if chosen is not best:
-        reasons.append(f"Of these {chosen.words} is the cheapest: {chosen.accuracy:.1%} with {_cost(chosen)}, "
-                       f"against {_cost(best)}.")
-    elif len(close) > 1:
-        reasons.append(f"It is also the cheapest of them, with {_cost(chosen)}.")
-    if len(fast) > 1:
+        reasons.append(f"{chosen.words} is at most half a point behind it and cheaper: {chosen.accuracy:.1%} with "
+                       f"{_cost(chosen)}, against {_cost(best)}.")
+    alike = [score for score in scores if score is not chosen and not _separate(chosen, score)]
+    others = ", ".join(f"{score.words} ({_points(score, chosen)})" for score in alike)
+    reasons.append(f"{len(chosen.hits)} images cannot tell it from: {others}." if alike else
+                   f"The difference to every other is clear on {len(chosen.hits)} images.")
+    if chosen is not best and len(fast) > 1:
         reasons.append("Where the time is about the same, fewer learned parameters decide.")
     return tuple(reasons)
+
+
+def _separate(one: Score, other: Score) -> bool:
+    mean, error = gap(one, other)
+    return abs(mean) > SEPARATE * error
+
+
+def _points(score: Score, chosen: Score) -> str:
+    """`+1.2 +- 2.3`: the points that `score` is ahead of `chosen`, and the 95 % margin of that."""
+    mean, error = gap(score, chosen)
+    return f"{100 * mean:+.1f} ± {100 * SEPARATE * error:.1f}"
 
 
 def _cost(score: Score) -> str:

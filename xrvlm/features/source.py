@@ -1,9 +1,13 @@
 """Where the features of a data set come from: a bank on disk (`cached`) or the tower itself, every epoch (`online`)."""
 
+import atexit
 import logging
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal, Protocol
 
 import torch
@@ -35,7 +39,7 @@ class FeatureSettings:
         crop_scale, flip: see `Augmentation`.
         dtype: of positions on disk (one vector a view, as the pooled one, is always float32).
         budget_gb: a bank larger than this is not written: training goes online, evaluation is streamed.
-        cache: folder of the banks; None: $XRVLM_CACHE, or ~/.cache/xrvlm.
+        cache: folder of the banks; None: $XRVLM_CACHE, or the folder of caches of the system.
         gpu_gb: a bank up to this size stays in the memory of the GPU, a larger one is read from disk batch by batch.
             None: a fifth of that memory.
     """
@@ -155,7 +159,11 @@ def extract(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item], settin
     """
     ids = tuple(item.id for item in items)
     view = BankViews(clip.transform, settings.augmentation, ids, seed, views)
-    store = _store(clip, settings, needs, views, seed)
+    store, stamps = _store(clip, settings, needs, views, seed), _stamps(source, items)
+    if active_group().world == 1 and not _can_write(store.root) and len(store.find(stamps)) < len(set(stamps)):
+        log.warning("the cache %s cannot be written: the features are computed for this process alone; name another "
+                    "folder with %s or $XRVLM_CACHE", store.root, option("features.cache"))
+        store = replace(store, root=_of_this_process())
 
     def encode(shards: Sequence[Sequence[int]]) -> Iterator[dict[str, Tensor]]:
         batches = [batch for rows in shards for batch in torch.tensor(rows).split(store.batch)]
@@ -163,7 +171,7 @@ def extract(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item], settin
 
     silent = None if active_group().first else True
     with tqdm(total=len(items), unit="image", desc="features", disable=silent, leave=False) as progress:
-        return open_bank(store, _stamps(source, items), encode, ids=ids,
+        return open_bank(store, stamps, encode, ids=ids,
                          labels=torch.tensor([item.label for item in items]), seed=seed, lock=_lock_name(source),
                          progress=progress.update)
 
@@ -229,6 +237,22 @@ def _row_shapes(clip: FrozenCLIP, needs: Collection[Need], views: int) -> dict[s
     example = clip.encode_image(torch.zeros(1, 3, size, size, device=clip.device), needs)
     return {name: torch.Size((views + 1, *value.shape[1:])) for name, value in vars(example).items()
             if value is not None}
+
+
+def _can_write(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
+@cache
+def _of_this_process() -> Path:
+    """A folder for features that is deleted when the process ends."""
+    folder = TemporaryDirectory(prefix="xrvlm-features-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
 
 
 def _lock_name(source: ImageSource) -> str:

@@ -3,7 +3,8 @@
 The file has one input, `images` (b, 3, s, s) float32, and two outputs, `probabilities` and `logits` (b, c); b is free.
 What else a caller must know stands in the file's metadata, each as JSON:
 
-- `transform`: how a photo becomes the input. `resize` = `shortest` brings the shorter side to `resize_to` pixels and
+- `photo`: how a file becomes RGB, in words: upright by its EXIF tag, 16 bits as 8, transparency on white.
+- `transform`: how RGB becomes the input. `resize` = `shortest` brings the shorter side to `resize_to` pixels and
   cuts the central `image_size` square, `squash` brings both sides to `image_size` at once; by `interpolation`, with
   antialiasing. RGB values in 0..1 then lose `mean` and are divided by `std`, channel by channel.
 - `classes`: their names, in the order of the outputs.
@@ -178,7 +179,8 @@ def _metadata(classifier: Classifier) -> Mapping[str, str]:
     transform = asdict(clip.transform)
     transform["resize_to"] = transform["resize_to"] or clip.transform.image_size
     about = {"backbone": clip.name, "fingerprint": clip.fingerprint, "method": spec}
-    values = {"transform": transform, "classes": classifier.names, "xrvlm": about}
+    photo = "turned upright by its EXIF orientation; 16 bits divided by 257; transparency on white; then RGB"
+    values = {"photo": photo, "transform": transform, "classes": classifier.names, "xrvlm": about}
     return {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
 
 

@@ -120,8 +120,7 @@ def _numbers(row: Row) -> list[str]:
 def _score(row: Row, metric: str) -> str:
     mean, deviation = row.percent(metric)
     with_deviation = metric == row.headline or row.first.protocol == "base_to_new"
-    spread = f" ± {'-' if deviation is None else f'{deviation:.1f}'}" if with_deviation else ""
-    return f"{mean:.1f}{spread}"
+    return f"{mean:.1f}{f' ± {deviation:.1f}' if with_deviation and deviation is not None else ''}"
 
 
 def _shared(rows: list[Row], variants: Sequence[str]) -> list[str]:
