@@ -76,6 +76,15 @@ def file_bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def append_text(path: Path, text: str) -> None:
+    """Add `text` to a file. Raises UserError if the disk is full or the file cannot be written."""
+    try:
+        with path.open("a", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            file.write(text)
+    except OSError as error:
+        raise _write_error(path, error) from error
+
+
 def plain_text(value: Any) -> Any:
     """`value`, of a file that may come from anyone. ValueError where a text in it holds a control character.
 
@@ -165,6 +174,8 @@ def listing(folder: Path) -> tuple[list[Path], list[Path]]:
     for path, _ in found:
         if any("\ud800" <= letter <= "\udfff" for letter in path.name):
             raise UserError(f"the name {path.name!r} in {folder} is not UTF-8; rename it")
+        if CONTROL.search(path.name):
+            raise UserError(f"the name {path.name!r} in {folder} holds a control character; rename it")
     return [path for path, is_folder in found if is_folder], [path for path, is_folder in found if not is_folder]
 
 

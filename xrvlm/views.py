@@ -101,6 +101,8 @@ def read_image(image: Image.Image | str | Path) -> Image.Image:
     if isinstance(image, Image.Image):
         with _naming(getattr(image, "filename", "") or "that was given"):
             image.load()                 # which turns a TIFF upright by itself
+            if 0 in image.size:
+                raise ValueError(f"it has {image.width} x {image.height} pixels")
             return to_rgb(_upright(image))
     try:
         return decode(file_bytes(user_path(image)), str(image))

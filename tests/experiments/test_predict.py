@@ -4,6 +4,7 @@ import csv
 
 import pytest
 from photos import photo_folder
+from PIL import Image
 
 import xrvlm
 from xrvlm.errors import UserError
@@ -100,3 +101,22 @@ def test_nothing_that_can_be_read(model, tmp_path):
     with pytest.raises(UserError, match="cannot read the image .*1.jpg: the file is empty"):
         predict(model, tmp_path / "1.jpg", out=tmp_path / "labels.csv", device="cpu")
     assert not list(tmp_path.glob("labels*"))
+
+
+def test_a_second_predict_of_one_table_is_refused_and_other_photos_are_labelled_anew(model, photos, tmp_path):
+    out = tmp_path / "labels.csv"
+
+    def stop(text):
+        with pytest.raises(UserError, match=r"another predict writes labels\.csv; wait for it, or name another file"):
+            predict(model, photos, out=out, device="cpu")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict(model, photos, out=out, echo=stop, device="cpu")
+    others = photo_folder(tmp_path / "others", images=4)
+    for path in others.rglob("*.png"):
+        Image.new("RGB", (30, 30), "blue").save(path)                # of equal names
+    assert len(predict(model, others, out=out, device="cpu")) == 12
+    assert len({row["class_1"] for row in rows_of(out)}) == 1
+    with pytest.raises(UserError, match=r"others is a folder; name a file with out, such as .*labels\.csv"):
+        predict(model, photos, out=others, device="cpu")

@@ -105,6 +105,12 @@ def test_a_header_that_is_none_is_told(run, change):
     assert "\x1b" not in str(raised.value)
 
 
+def test_a_model_of_other_classes_than_the_split_is_told(run, capsys):
+    rewritten(run, lambda header: header | {"classes": header["classes"] | {"names": header["classes"]["names"][::-1]}})
+    assert main(["eval", f"run={run}", "device=cpu"]) == 2
+    assert "the model and the split.json in" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("value", [1e30, -3e38, float("nan"), float("inf")])
 def test_weights_that_give_no_numbers_are_told(run, tmp_path, value):
     rewritten(run, weights=lambda values: torch.full_like(values, value) if values.is_floating_point() else values)
@@ -129,7 +135,8 @@ def test_a_split_cannot_lead_out_of_its_folder(run, path):
     ({"metrics": {"top1": float("nan")}}, "metrics.top1"), ({"metrics": {"top1": -3}}, "metrics.top1"),
     ({"metrics": {"top1": True}}, "metrics.top1"), ({"metrics": {"top1": 97.0}}, "metrics.top1"),
     ({"shots": -1}, "shots"), ({"shots": True}, "shots"), ({"seed": "1"}, "seed"), ({"run": "../../else"}, "run"),
-    ({"run": "/etc"}, "run"), ({"method": "\x1b[2J"}, "control character"), ({"label_budget": None}, "label_budget")])
+    ({"run": "/etc"}, "run"), ({"method": "\x1b[2J"}, "control character"), ({"label_budget": None}, "label_budget"),
+    ({"train_seconds": -5.0}, "train_seconds"), ({"train_seconds": float("inf")}, "train_seconds")])
 def test_a_record_is_checked(run, change, wrong):
     record = asdict(read_record(run / "record.json"))
     changed = record | {key: record[key] | value if isinstance(value, dict) else value for key, value in change.items()}
@@ -138,6 +145,15 @@ def test_a_record_is_checked(run, change, wrong):
         read_records(run.parent)
     with pytest.raises(ValueError, match=wrong):
         RunRecord(**changed)
+
+
+@pytest.mark.parametrize("change", [{"text": 5}, {"text": {"templates": ["a"]}}, {"data": []}, {"data": {"loader": {}}},
+                                    {"data": {"loader": {"name": [1], "options": {}}}}, 7])
+def test_a_configuration_of_other_types_is_told(run, change, capsys):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump(config | change if isinstance(change, dict) else change))
+    assert main(["eval", f"run={run}", "device=cpu"]) == 2
+    assert "config.yaml is damaged; delete it" in capsys.readouterr().err
 
 
 def test_a_name_stays_in_its_folder(run, tmp_path):

@@ -91,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if command not in NAMES:
                 raise unknown("command", command, (*NAMES, "completion"), "see `xrvlm --help`")
             given = _with_keys(command, arguments[len(command.split()):])
+            given.sort(key=lambda each: each not in SWEEP)         # Hydra wants the flag first
             overrides = [quote(each, sweep=bool(SWEEP & set(given))) for each in given]
             with _group() as group:
                 return _run(group, command, overrides)

@@ -19,8 +19,8 @@ from xrvlm.text.class_text import few
 Row = tuple[int, Mapping[str, Any]]    # the line in the file, counted from 1, and its cells
 # a column with such a word in its name may say which images are for testing
 SPLIT_WORDS = frozenset({"split", "subset", "partition", "phase", "usage", "fold", "set", "train", "training", "test",
-                         "testing", "val", "valid", "validation", "dev", "eval", "holdout"})
-MISSING = frozenset({"", "nan", "<na>", "#n/a"})    # how programs write that a cell is empty
+                         "testing", "val", "valid", "validation", "dev", "eval", "holdout", "stage"})
+MISSING = frozenset({"", "nan", "<na>", "#n/a", "n/a", "null"})    # how programs write that a cell is empty
 
 
 @registered("table")
@@ -68,17 +68,15 @@ def table(root: str | Path, *, file: str | Path = "split.csv", path_column: str 
 def label_of(value: Any, where: str) -> str | None:
     """The class that the cell of a table names; None for an empty cell, NaN too.
 
-    Raises UserError, which says `where`, for what is no name: a list, a fraction, bytes that are not UTF-8.
+    Raises UserError, which says `where`, for what is no name: a list, a fraction, bytes.
     """
     if isinstance(value, float) and not math.isnan(value):
         if not value.is_integer():
             raise UserError(f"{where}: {value} is no class; write a name or a whole number")
         value = int(value)               # a whole number that was stored as a float, since other cells are empty
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
     if value is None or isinstance(value, float):
         return None
-    if isinstance(value, list | tuple | Mapping) or "\ufffd" in str(value):
+    if isinstance(value, bytes | list | tuple | Mapping):
         raise UserError(f"{where}: {value!r} is no class; write one name a row as text (an image has one class here)")
     label = unicodedata.normalize("NFC", str(value).strip())
     return None if label.casefold() in MISSING else label
@@ -181,6 +179,8 @@ def _csv_rows(path: Path) -> tuple[Sequence[str], list[Row]]:
         file.seek(0)
         reader = csv.DictReader(file, delimiter=max(",\t;", key=header.count), strict=True)
         columns = list(reader.fieldnames or ())
+        if twice := sorted({column for column in columns if columns.count(column) > 1}):
+            raise UserError(f"{path} has two columns {few(map(repr, twice))}; rename one of them")
         rows: list[Row] = []
         for row in reader:
             if None in row:

@@ -54,6 +54,9 @@ def evaluate(run: str | Path, dataset: Dataset | None = None, *, among: Among = 
     saved, own = SavedRun(run), dataset is None
     classifier = saved.classifier(clip, device=device, precision=precision)
     dataset = dataset or saved.dataset(class_names)
+    if own and class_names is None and dataset.split.classes != classifier.names:
+        raise UserError(f"the model and the split.json in {saved.folder} name other classes: one of them was changed; "
+                        f"adapt again with {option('force', True)}")
     items = dataset.split.test or (() if own else (*dataset.split.train, *dataset.split.val))
     hashes = {item.id: dataset.source.sha256(item.id) for item in items}
     tested = digest([hashes[item.id] for item in items])

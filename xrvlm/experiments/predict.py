@@ -5,6 +5,7 @@ import io
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -17,7 +18,7 @@ from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
 from xrvlm.data.folder import counted_suffixes
 from xrvlm.errors import UserError, either, option, typed
 from xrvlm.evaluation.metrics import as_cell, from_cell
-from xrvlm.files import FileSource, digest, files_below, user_path, write_text
+from xrvlm.files import FileSource, alone, append_text, digest, files_below, user_path, write_text
 from xrvlm.inference.classifier import Classifier, ModelHeader
 from xrvlm.text.class_text import class_names, text_maker
 from xrvlm.views import SUFFIXES, EvaluationViews, load_images
@@ -53,7 +54,8 @@ def predict(run: str | Path | None, images: str | Path | Sequence[str | Path], *
         run: a run's folder, "latest", or None: zero-shot with `clip` and `classes`.
         classes: names, a list in prompts/class_names or a .txt file; None: those of the run.
         topk: how many classes of each image.
-        out: a CSV file for the same: image, prediction, then class_1, probability_1 ... class_k, probability_k, error.
+        out: a CSV file for the same: image, label (always empty, for the form of a run's predictions.csv), prediction,
+            then class_1, probability_1 ... class_k, probability_k, error.
         echo: called with each prediction, as text, as soon as it is made.
         text: options of `class_text` for `classes`; None: as the run's own text was made.
         clip: the tower; None: the one that the run names, on `device` in `precision`.
@@ -66,7 +68,28 @@ def predict(run: str | Path | None, images: str | Path | Sequence[str | Path], *
     files = images_of(images)
     classifier = _classifier(run, images, classes, text or {}, clip, device, precision)
     topk = min(topk, len(classifier.names))
-    table = None if out is None else _Table(user_path(out), digest([classifier.header.to_json(), topk]), topk)
+    if out is None:
+        return _labelled(classifier, files, workers, topk, echo, None)
+    states = [[name, str(path), *_state(path)] for name, path in files.items()]
+    table = _Table(user_path(out), digest([classifier.header.to_json(), topk, states]), topk)
+    lock = table.path.with_name(f".{table.path.name}.lock")
+    busy = f"another predict writes {table.path.name}; wait for it, or name another file with {option('out')}"
+    with alone(lock, busy):
+        found = _labelled(classifier, files, workers, topk, echo, table)
+        with suppress(OSError):              # Windows keeps a file that is open
+            lock.unlink()
+    return found
+
+
+def _state(path: Path) -> tuple[int, int]:
+    with suppress(OSError):
+        status = path.stat()
+        return status.st_size, status.st_mtime_ns
+    return 0, 0
+
+
+def _labelled(classifier: Classifier, files: Mapping[str, Path], workers: int, topk: int,
+              echo: Callable[[str], object] | None, table: "_Table | None") -> list[Prediction]:
     done = {} if table is None else {name: row for name, row in table.begun().items() if name in files}
     found: list[Prediction] = []
     for prediction in chain(done.values(), labelled(classifier, files, workers, topk, skip=done)):
@@ -100,8 +123,10 @@ class _Table:
 
     def __init__(self, path: Path, key: str, topk: int):
         ranks = [f"{word}_{rank}" for rank in range(1, topk + 1) for word in ("class", "probability")]
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; name a file with {option('out')}, such as {path / 'labels.csv'}")
         self.path, self.columns = path, ["image", "label", "prediction", *ranks, "error"]
-        self.part = path.with_name(f"{path.name}.{key[:10]}.part")      # of this model, and no other
+        self.part = path.with_name(f"{path.name}.{key[:10]}.part")      # of this model and these photos, no others
 
     def begun(self) -> dict[str, Prediction]:
         """What a call that was stopped has labelled. A line that was cut is dropped."""
@@ -123,8 +148,7 @@ class _Table:
         return {prediction.image: prediction for prediction in found}
 
     def add(self, prediction: Prediction) -> None:
-        with self.part.open("a", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            file.write(self._line(prediction))
+        append_text(self.part, self._line(prediction))
 
     def _line(self, prediction: Prediction) -> str:
         best = prediction.classes[0][0] if prediction.classes else ""

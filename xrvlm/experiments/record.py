@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -136,6 +137,8 @@ class RunRecord:
                   and not (fits(self.metrics.get(name), float) and 0 <= self.metrics[name] <= 1)]
         if self.shots != "all" and not (fits(self.shots, int) and int(self.shots) >= 0):
             wrong.append("shots")
+        if "train_seconds" not in wrong and not 0 <= self.train_seconds < math.inf:
+            wrong.append("train_seconds")
         if "run" not in wrong and files.leads_out(self.run):
             wrong.append("run")
         files.plain_text(asdict(self))

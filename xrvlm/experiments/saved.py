@@ -1,5 +1,6 @@
 """A run that was saved: its model, its images and the text of its classes, found from its folder alone."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
@@ -16,6 +17,7 @@ from xrvlm.inference.classifier import Classifier
 from xrvlm.text.class_text import few, name_classes, text_maker
 from xrvlm.views import ImageSource
 
+log = logging.getLogger(__name__)
 LATEST = "latest"
 
 
@@ -28,6 +30,8 @@ class SavedRun:
     def __init__(self, run: str | Path, runs: str | Path = "runs"):
         self.model = newest_run(user_path(runs)) if str(run) == LATEST else user_path(run)
         self.folder = folder_of(self.model)
+        if str(run) == LATEST:
+            log.info("latest: %s", self.folder)
 
     def classifier(self, clip: FrozenCLIP | None = None, *, device: DeviceName = "auto",
                    precision: PrecisionName = "auto") -> Classifier:
@@ -79,7 +83,7 @@ class SavedRun:
             saved = plain_text(yaml.safe_load(path.read_text(encoding="utf-8")))
         except (yaml.YAMLError, OSError, ValueError, RecursionError):
             saved = None
-        if not isinstance(saved, dict) or not isinstance(saved.get("data"), dict):
+        if not isinstance(saved, dict) or not _is_configuration(saved):
             raise UserError(f"{path} is damaged; delete it, and name the images with {option('data.root')}")
         return saved
 
@@ -100,6 +104,16 @@ class SavedRun:
         if data.get("_target_") in FORMER:
             return FORMER[data["_target_"]], {key: value for key, value in data.items() if not key.startswith("_")}
         raise UserError(f"{self.folder} does not say where its images were; name them with {option('data.root')}")
+
+
+def _is_configuration(saved: dict[str, Any]) -> bool:
+    """Whether what is read of a config.yaml has the types that are read here."""
+    if not isinstance(saved.get("data"), dict):
+        return False
+    text, loader = saved.get("text") or {}, saved["data"].get("loader")
+    named = loader is None or (isinstance(loader, dict) and isinstance(loader.get("name"), str)
+                               and isinstance(loader.get("options"), dict))
+    return named and isinstance(text, dict) and all(value is None or isinstance(value, str) for value in text.values())
 
 
 def _below(value: str, folder: Path | None) -> str:

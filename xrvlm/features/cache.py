@@ -70,7 +70,8 @@ def table(found: Iterable[Bank]) -> str:
     rows = [[bank.folder.name, bank.what, bank.state, str(bank.images), f"{bank.size / 1e6:,.1f}",
              time.strftime("%Y-%m-%d", time.localtime(bank.used))] for bank in found]
     total = sum(float(row[4].replace(",", "")) for row in rows)
-    caption = f"{len(rows)} folders, {total:,.1f} MB" + (f" in {next(iter(found)).folder.parent}." if rows else ".")
+    count = "1 folder" if len(rows) == 1 else f"{len(rows)} folders"
+    caption = f"{count}, {total:,.1f} MB" + (f" in {next(iter(found)).folder.parent}." if rows else ".")
     return aligned_table(Table(caption, ["Folder", "Holds", "State", "Images", "MB", "Last used"], 3, [], rows), 120)
 
 

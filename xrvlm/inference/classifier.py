@@ -141,12 +141,13 @@ class Classifier:
         header = replace(self.header, classes=classes, metrics={})       # the metrics are those of other classes
         return Classifier(self.clip, self.method.for_classes(self.clip, classes), header)
 
+    @typed
     def save(self, path: Path | str) -> Path:
         """Write the model to `path` (a file ending in .safetensors, or a folder: model.safetensors inside).
 
         Raises UserError for the name of a file of another format.
         """
-        if Path(path).suffix in OTHER_FORMATS:
+        if not str(path).strip() or Path(path).suffix in OTHER_FORMATS:
             raise UserError(f"{path} must end in .safetensors, or be a folder; `xrvlm.export` writes .onnx")
         path = _model_file(user_path(path))
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.method.state_dict().items()}

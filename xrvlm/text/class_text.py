@@ -122,7 +122,8 @@ def list_order(known: Sequence[str], class_names: Any) -> list[str]:
     """The classes in the order of a list of names; UserError where it is not plain whether 10 is before 2."""
     counted = sorted(known, key=lambda key: [(text, int(run or 0)) for text, run in re.findall(r"(\D*)(\d*)", key)])
     a_list = not (class_names is None or isinstance(class_names, Mapping) or str(class_names).endswith(".json"))
-    if a_list and counted != list(known) and not all(key.isdecimal() for key in known):
+    numbers = all(key.isdecimal() for key in known) and len({int(key) for key in known}) == len(known)
+    if a_list and not numbers and (counted != list(known) or all(key.isdecimal() for key in known)):
         raise UserError(f"{option('data.class_names')} is a list, and the order of the classes is not plain: "
                         f"{few(counted, 3)} or {few(known, 3)}? Give {{class: name}}, or a .json file of it")
     return counted
