@@ -24,10 +24,8 @@ test: $(READY)          ## all tests, one process a core; one test: .venv/bin/py
 
 lint: $(READY)          ## ruff, and pyright for each platform and for the newest Python
 	$(BIN)/ruff check .
-	$(BIN)/pyright
-	$(BIN)/pyright --pythonplatform Darwin
-	$(BIN)/pyright --pythonplatform Windows
-	$(BIN)/pyright --pythonversion 3.13
+	printf '%s\n' '' '--pythonplatform Darwin' '--pythonplatform Windows' '--pythonversion 3.13' \
+		| xargs -P 2 -I {} sh -c '$(BIN)/pyright {}'
 
 docs: $(READY)          ## the pages of docs/ as a site, in site/index.html; a broken link or docstring stops it
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
