@@ -17,6 +17,7 @@ from xrvlm.data.dataset import Split, read_split
 from xrvlm.errors import UserError
 from xrvlm.evaluation.metrics import as_cell, from_cell, write_predictions
 from xrvlm.experiments.record import RunOptions, RunRecord, read_record, read_records
+from xrvlm.experiments.saved import SavedRun
 from xrvlm.files import as_file_name, leads_out
 from xrvlm.inference.classifier import Classifier
 from xrvlm.reporting.paired import read_outcomes
@@ -103,6 +104,15 @@ def test_a_header_that_is_none_is_told(run, change):
     with pytest.raises(UserError, match=r"model\.safetensors|no loader of xrvlm") as raised:
         Classifier.load(rewritten(run, change), device="cpu")
     assert "\x1b" not in str(raised.value)
+
+
+def test_a_list_of_other_names_for_numbered_classes_is_in_the_order_of_the_numbers(tmp_path, at_home):
+    for number in range(1, 12):
+        shutil.copytree(photo_folder(tmp_path / "drawn", images=4) / "wren", tmp_path / "photos" / str(number))
+    folder = xrvlm.adapt(xrvlm.load_tiny_clip(device="cpu"), xrvlm.image_folder(tmp_path / "photos"), "linear_probe",
+                         shots=1, options=RunOptions(features=xrvlm.FeatureSettings(views=0))).folder
+    split = SavedRun(folder).dataset([f"bird {number}" for number in range(1, 12)]).split
+    assert all(split.classes[item.label] == f"bird {item.id.split('/')[0]}" for item in split.train)
 
 
 def test_a_model_of_other_classes_than_the_split_is_told(run, capsys):

@@ -18,7 +18,7 @@ from typing import Any, ParamSpec
 from xrvlm.distributed import seed_of
 from xrvlm.errors import UserError, either, option, typed
 from xrvlm.files import digest, leads_out, plain_text, read_json, user_path, write_json
-from xrvlm.text.class_text import few, list_order, name_classes
+from xrvlm.text.class_text import few, name_classes, names_of_sorted
 from xrvlm.views import ImageSource, unreadable_images
 
 log = logging.getLogger(__name__)
@@ -220,12 +220,11 @@ def assemble(name: str, source: ImageSource, found: Mapping[str, Sequence[tuple[
     if missing := [key for key in known if key not in trained and not test_only]:
         raise UserError(f"{name} has no training image of {len(missing)} classes: {few(missing)}; "
                         "add some to its training set or remove the class")
-    listed = known if classes is not None else list_order(known, class_names)
-    names = dict(zip(listed, name_classes(listed, class_names), strict=True))
+    names = (names_of_sorted if classes is None else name_classes)(known, class_names)
     labels = {key: label for label, key in enumerate(known)}
     subsets = {subset: tuple(Item(item_id, labels[key]) for item_id, key in sorted(found.get(subset, ())))
                for subset in SUBSETS}
-    dataset = Dataset(name, source, Split(tuple(names[key] for key in known), **subsets))
+    dataset = Dataset(name, source, Split(names, **subsets))
     return drop_damaged(dataset, workers=min(8, os.cpu_count() or 1)) if skip_damaged else dataset
 
 

@@ -14,7 +14,7 @@ from xrvlm.data.dataset import Dataset, read_split
 from xrvlm.errors import UserError, option
 from xrvlm.files import digest, folder_of, plain_text, user_path
 from xrvlm.inference.classifier import Classifier
-from xrvlm.text.class_text import few, name_classes, text_maker
+from xrvlm.text.class_text import few, name_classes, names_of_sorted, text_maker
 from xrvlm.views import ImageSource
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,8 @@ class SavedRun:
     def dataset(self, class_names: Any = None) -> Dataset:
         """The run's own images, split as they were; `class_names` are other names for its classes."""
         split = read_split(self.folder / "split.json")
-        return replace(self._data(), split=replace(split, classes=name_classes(split.classes, class_names)))
+        name = names_of_sorted if sorted(split.classes) == list(split.classes) else name_classes
+        return replace(self._data(), split=replace(split, classes=name(split.classes, class_names)))
 
     @property
     def source(self) -> ImageSource:

@@ -118,6 +118,13 @@ def name_classes(folders: Sequence[str], names: str | Sequence[str] | Mapping[st
     return tuple(name.strip() for name in chosen)
 
 
+def names_of_sorted(known: Sequence[str], class_names: Any) -> tuple[str, ...]:
+    """The name of each of `known`, sorted as text; a list of `class_names` is in the order of `list_order`."""
+    listed = list_order(known, class_names)
+    names = dict(zip(listed, name_classes(listed, class_names), strict=True))
+    return tuple(names[key] for key in known)
+
+
 def list_order(known: Sequence[str], class_names: Any) -> list[str]:
     """The classes in the order of a list of names; UserError where it is not plain whether 10 is before 2."""
     counted = sorted(known, key=lambda key: [(text, int(run or 0)) for text, run in re.findall(r"(\D*)(\d*)", key)])
