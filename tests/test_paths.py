@@ -16,7 +16,8 @@ from xrvlm.views import decode
 
 ADAPT = ("adapt", "data.root=photos", "method=xr_vlm", "backbone=tiny", "device=cpu", "workers=0", "shots=2",
          "recipe.epochs=1", "features.views=1", "runs=runs")
-RUN = "import json, sys, torch, paths; from xrvlm.cli.main import main; torch.set_num_threads(1); failed = []; " \
+# libraries are imported before the profile function, under which it takes long
+RUN = "import json, sys, paths, hydra, open_clip; from xrvlm.cli.main import main; failed = []; " \
       "files = paths.files_run(lambda: failed.append(main(sys.argv[2:]))); assert failed == [0]; " \
       "open(sys.argv[1], 'w').write(json.dumps({file: sorted(names) for file, names in files.items()}))"
 

@@ -1,4 +1,4 @@
-"""Each command is one public call in Python: the same guards, the same result."""
+"""Each command is one public call in Python: the same guards, the same result. Export: inference/test_export.py."""
 
 import csv
 import json
@@ -115,15 +115,6 @@ def test_explain(run, capsys):
     called = xrvlm.explain(run.folder, out="called", pictures=False, device="cpu")
     assert typed[:-1] == list(called.lines)[:-1] and typed[-1] == "typed"
     assert Path("typed/explanations.json").read_text() == Path("called/explanations.json").read_text()
-
-
-def test_export(run, capsys):
-    pytest.importorskip("onnxruntime")
-    capsys.readouterr()
-    assert main(["export", str(run.folder), "out=typed.onnx"]) == 0
-    assert capsys.readouterr().out == "typed.onnx\n"
-    assert xrvlm.export(run.folder, "called.onnx") == Path("called.onnx")
-    assert Path("typed.onnx").stat().st_size == Path("called.onnx").stat().st_size
 
 
 def test_compare(tiny, photos, capsys):

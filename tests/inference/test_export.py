@@ -10,13 +10,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from command_line import FAST, told
+from command_line import TINY, told
 from onnxruntime import InferenceSession
 from photos import CLASSES, odd_photos, photo_folder
 from torch import Tensor, nn
 from towers import IMAGE_KINDS, VIT, images, openclip
 from zoo import CASES, METHODS, NAMES, classes, factory
 
+import xrvlm
 from xrvlm import Classifier, UserError, export_onnx
 from xrvlm.backbones.base import FrozenCLIP
 from xrvlm.cli.main import main
@@ -220,9 +221,9 @@ def test_limits_and_packages_are_told(clip, tmp_path, monkeypatch):
         export_onnx(model, tmp_path / "model.onnx")
 
 
-def test_the_command(at_home, tmp_path, capsys):
+def test_typed_or_called_it_writes_one_file(at_home, tmp_path, capsys):
     photos = photo_folder(tmp_path / "photos", images=4)
-    assert main(["adapt", f"data.root={photos}", *FAST]) == 0
+    assert main(["adapt", f"data.root={photos}", *TINY, "method=linear_probe", "shots=2"]) == 0
     (folder,) = (path.parent for path in (tmp_path / "runs").rglob("record.json"))
     capsys.readouterr()
     assert main(["export", f"run={folder}"]) == 0
@@ -236,11 +237,11 @@ def test_the_command(at_home, tmp_path, capsys):
     torch.testing.assert_close(run(folder / "model.onnx", view[None])[0], model.probabilities(view[None]), rtol=0,
                                atol=1e-4)
     shutil.rmtree(photos)
-    assert main(["export", f"run={folder}", "out=other, one.onnx"]) == 0
+    assert xrvlm.export(folder, "other, one.onnx") == Path("other, one.onnx")
     told_of = capsys.readouterr().err
     assert "checked on random images alone: " in told_of
     assert "of 4 images" in told_of
-    assert (tmp_path / "other, one.onnx").exists()
+    assert Path("other, one.onnx").stat().st_size == (folder / "model.onnx").stat().st_size
     assert "leave device= and precision= out" in told(capsys, "export", f"run={folder}", "precision=bf16")
     error = told(capsys, "export", f"run={folder}", "format=pt2")
     assert "unknown format 'pt2'; available: onnx" in error
