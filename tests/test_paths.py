@@ -52,4 +52,4 @@ def test_an_image_goes_through_few_files_from_reading_to_the_loss(photos):
     files = files_of_image(lambda: failed.append(main(list(ADAPT))), sources)
     assert failed == [0]
     assert len(files) <= 8, shown(files)
-    assert {"views.py", "backbones/tower.py", "features/bank.py", "training/fit.py"} <= set(files)
+    assert {"views.py", "backbones/tower.py", "features/bank.py", "features/source.py"} <= set(files)

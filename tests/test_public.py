@@ -39,7 +39,7 @@ def test_every_public_name_is_there_and_known_to_type_checkers():
     (lambda clip, data: xrvlm.FeatureSettings(crop_scale=0.5), "crop_scale must be a list of 2: a number, a number"),
     (lambda clip, data: xrvlm.image_folder(3), "root must be a text or a Path, found 3"),
     (lambda clip, data: xrvlm.load_tiny_clip(devise="cpu"), "unknown argument of load_tiny_clip 'devise'"),
-    (lambda clip, data: xrvlm.load_tiny_clip(device="gpu"), "unknown device 'gpu'; available: auto, cpu, cuda, mps"),
+    (lambda clip, data: xrvlm.load_tiny_clip(device="gpu"), "unknown device 'gpu'"),
     (lambda clip, data: xrvlm.class_text("jay"), "classes must be a list, found 'jay'"),
     (lambda clip, data: xrvlm.export("run", format="pt"), "unknown format 'pt'; available: onnx"),
 ])
@@ -52,5 +52,5 @@ def test_a_wrong_argument_is_told_by_its_name(clip, tmp_path_factory, call, mess
 
 def test_an_option_that_a_method_lacks_is_told(clip, tmp_path):
     data = xrvlm.image_folder(photo_folder(tmp_path, images=2))
-    with pytest.raises(UserError, match="unknown option of CoOp 'context_len'; .* did you mean 'context_length'"):
+    with pytest.raises(UserError, match="unknown option of CoOp 'context_len'; did you mean 'context_length'"):
         xrvlm.adapt(clip, data, partial(xrvlm.CoOp, context_len=4))

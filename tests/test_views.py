@@ -1,14 +1,20 @@
 """Decoding: every mode, upright, on white, and an error that names the file for what is no image."""
 
+import errno
+import os
+import signal
+import sys
 from io import BytesIO
 
 import numpy as np
 import pytest
+import torch
 from photos import odd_photos
 from PIL import Image, ImageOps
 
+from xrvlm import views
 from xrvlm.errors import UserError
-from xrvlm.views import SUFFIXES, decode, read_image, to_rgb
+from xrvlm.views import SUFFIXES, decode, load_images, read_image, to_rgb
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -209,3 +215,27 @@ def test_formats_of_phones(tmp_path, suffix, module):
     found = read_image(tmp_path / f"1{suffix}")
     assert found.size == (32, 24)
     assert np.abs(np.asarray(found).astype(int) - (200, 30, 60)).max() < 12
+
+
+class Deadly:
+    """A source whose reader the system kills."""
+
+    def read(self, _: str) -> bytes:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return b""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the processes that decode are forked on Linux")
+def test_a_decoding_process_that_the_system_kills_is_told():
+    batches = load_images(["a"], Deadly(), lambda image, _: image, [torch.tensor([0])], 1, torch.device("cpu"))
+    with pytest.raises(UserError, match="the system killed a process that decodes images, .*; fewer .* with workers=0"):
+        list(batches)
+
+
+def test_too_few_open_files_are_told():
+    def opened():
+        raise OSError(errno.EMFILE, "Too many open files")
+        yield
+
+    with pytest.raises(UserError, match=r"opens no more files .* \(ulimit -n\), or fewer .* with workers=2"):
+        list(views._surviving(opened(), 4))

@@ -1,4 +1,4 @@
-"""Seeds, and runs over several processes; docs/design/distributed.md shows that they equal a single process.
+"""Seeds, progress, and runs over several processes; docs/design/distributed.md shows that they equal a single process.
 
 Every random draw is seeded with a key such as (seed, "order", epoch); no generator state is carried over. So a resumed
 run equals an uninterrupted one, and results do not depend on the number of processes, of a run or of a loader.
@@ -11,6 +11,7 @@ the chain rule for a parameter that is used in several places.
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -22,12 +23,42 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from xrvlm import files
 from xrvlm.errors import UserError, option
 
 STEP_TIMEOUT = timedelta(minutes=10)     # of one collective in a step; waiting for another rank's stage has no limit
 FROM_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+class Bar(tqdm):
+    """Shows how far a loop is and the time left: a bar on a terminal, elsewhere a line now and then.
+
+    Of several processes the first alone shows it. Nothing is shown of what ends within `EVERY` seconds without a
+    terminal.
+    """
+
+    EVERY = 20.0                         # seconds between two lines
+
+    def __init__(self, *arguments: Any, **options: Any):
+        self.bar, self.told = sys.stderr.isatty(), time.monotonic()
+        super().__init__(*arguments, **options, disable=not processes().first, leave=False, dynamic_ncols=True,
+                         file=sys.stderr, mininterval=0.1 if self.bar else 0, miniters=None if self.bar else 1)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> Any:
+        """Called by tqdm after a step and at the end."""
+        if self.bar:
+            return super().display(msg, pos)
+        numbers = self.format_dict
+        if time.monotonic() - self.told < self.EVERY or not numbers["n"] > numbers["initial"]:
+            return None
+        self.told = time.monotonic()
+        left = numbers["elapsed"] / (numbers["n"] - numbers["initial"]) * ((numbers["total"] or 0) - numbers["n"])
+        what, detail = numbers["prefix"].removesuffix(": "), f", {numbers['postfix']}" if numbers["postfix"] else ""
+        print(f"{what}: {numbers['n']} of {numbers['total']} {numbers['unit']}s{detail}, about "
+              f"{self.format_interval(max(0, left))} left", file=sys.stderr, flush=True)
+        return None
 
 
 def seed_of(*key: object) -> int:

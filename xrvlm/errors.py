@@ -54,13 +54,19 @@ def _as_key_value(value: Any) -> str:
 
 
 def unknown(kind: str, name: str, available: Iterable[str], hint: str = "") -> UserError:
-    """`unknown template list 'phot'; available: fine_grained, photo; did you mean 'photo'?; or pass a path`."""
+    """`unknown template list 'phot'; did you mean 'photo'?; available: birds, photo; or pass a path`.
+
+    Of more than 30 names, the nearest is shown alone.
+    """
     known = sorted(available)
+    group = [each for each in known if each.startswith(f"{name.rpartition('.')[0]}.")]     # recipe.* for recipe.lr
+    known = group or known
     shown = ", ".join(known[:40]) + (f", and {len(known) - 40} more" if len(known) > 40 else "")
-    close = [each for each in known if each.startswith(f"{name} ")] or get_close_matches(name, known, n=1)
-    parts = [f"unknown {kind} {name!r}", f"available: {shown or 'none'}"]
-    if close:
-        parts.append(f"did you mean {close[0]!r}?")
+    close = [each for each in known if each.startswith(f"{name} ") or each.endswith(f".{name}")]
+    close = close or get_close_matches(name, known, n=1)
+    parts = [f"unknown {kind} {name!r}", *(f"did you mean {each!r}?" for each in close[:1])]
+    if not close or len(known) <= 30:
+        parts.append(f"available: {shown or 'none'}")
     if hint:
         parts.append(hint)
     return UserError("; ".join(parts))
@@ -73,7 +79,7 @@ def imported(path: str, what: str) -> Any:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"cannot find the {what} {path}: {error}; install the package that holds it, or put its folder "
-                        "on PYTHONPATH") from error
+                        "on PYTHONPATH, as in PYTHONPATH=. xrvlm ...") from error
 
 
 def seconds_of(name: str, value: Any, example: str, units: str, unit: str = "") -> float:

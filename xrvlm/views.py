@@ -5,6 +5,7 @@ augmented views, `s` pixels of a side.
 """
 
 import contextlib
+import errno
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from tqdm import tqdm
 
 from xrvlm.distributed import seeded
-from xrvlm.errors import UserError
+from xrvlm.errors import UserError, option
 from xrvlm.files import damaged_fix, file_bytes, user_path
 
 ASPECT_RATIOS = [3 / 4, 4 / 3]
@@ -269,12 +270,27 @@ def load_images(ids: Sequence[str], source: ImageSource, view: Callable, order: 
     context = "fork" if workers and get_start_method() not in get_all_start_methods() else None
     loader = DataLoader(_Guarded(ids, source, view), batch_sampler=[batch.tolist() for batch in order],
                         num_workers=workers, collate_fn=_collate, pin_memory=pinned, multiprocessing_context=context)
-    for (rows, images), errors in loader:
+    for (rows, images), errors in _surviving(loader, workers):
         if errors and problems is None:
             raise errors[0][1]
         if problems is not None:
             problems.update((row, str(error)) for row, error in errors)
         yield rows, images.to(device, non_blocking=pinned)
+
+
+def _surviving(loader: DataLoader, workers: int) -> Iterator[Any]:
+    """The batches of `loader`; UserError where the system killed a process of it, or opens no more files."""
+    try:
+        yield from loader
+    except (RuntimeError, OSError) as error:
+        fewer = f"fewer processes decode images with {option('workers', max(0, workers // 2))}"
+        if "DataLoader worker" in str(error):
+            raise UserError(f"the system killed a process that decodes images, perhaps for want of memory; {fewer}"
+                            ) from error
+        if getattr(error, "errno", 0) == errno.EMFILE or "Too many open files" in str(error):
+            raise UserError(f"the system opens no more files for this process: raise the limit (ulimit -n), or {fewer}"
+                            ) from error
+        raise
 
 
 def _collate(batch: list[tuple[int, Any]]) -> tuple[Any, list[tuple[int, UserError]]]:

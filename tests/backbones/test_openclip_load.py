@@ -219,10 +219,10 @@ def test_an_image_size_that_does_not_fit(model, size, step):
 # ---- errors
 
 def test_unknown_names():
-    with pytest.raises(UserError, match=r"unknown model of open_clip 'ViT-B-17'; available: .*did you mean 'ViT-B-1"):
+    with pytest.raises(UserError, match=r"unknown model of open_clip 'ViT-B-17'; did you mean 'ViT-B-1"):
         openclip("ViT-B-17", "openai")
-    with pytest.raises(UserError, match=r"unknown weights of ViT-B-16 'laion2b_s34b'; available: .*openai.*did "
-                                        r"you mean 'laion2b_s34b_b88k'\?; or pass the path of a weights file"):
+    with pytest.raises(UserError, match=r"unknown weights of ViT-B-16 'laion2b_s34b'; did you mean "
+                                        r"'laion2b_s34b_b88k'\?; .*or pass the path of a weights file"):
         openclip("ViT-B-16", "laion2b_s34b")
     with pytest.raises(UserError, match=r"no weights file at .*nothing\.pt; check the path, .*openai"):
         openclip("ViT-B-16", "~/nothing.pt")
@@ -274,7 +274,7 @@ def test_a_failed_download(publish, monkeypatch):
 
 
 def test_devices_and_precisions(monkeypatch):
-    with pytest.raises(UserError, match="unknown device 'gpu'; available: auto, cpu, cuda, mps"):
+    with pytest.raises(UserError, match="unknown device 'gpu'; did you mean 'cpu'.* available: auto, cpu, cuda, mps"):
         in_memory_with(device="gpu")
     with pytest.raises(UserError, match="unknown precision 'half'; available: auto, bf16, fp16, fp32"):
         in_memory_with(precision="half")

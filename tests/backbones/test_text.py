@@ -46,6 +46,9 @@ def test_learned_vectors_that_equal_words_give_the_sentence(text_kind, position,
     found = clip.encode_prompts(words[None, None], clip.layout(["a_bird", "the cat"], 2, position))
     expected = F.normalize(text_kind.text(text_kind.tokenize(sentences)), dim=-1)
     assert_close(found, expected[None])
+    open_ended = clip.encode_prompts(words[None, None], clip.layout(["a_bird", "the cat"], 2, position, False))
+    expected = F.normalize(text_kind.text(text_kind.tokenize([text.rstrip(".") for text in sentences])), dim=-1)
+    assert_close(open_ended, expected[None])
 
 
 def test_gradients_reach_the_context_alone(text_kind):

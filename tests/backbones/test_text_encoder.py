@@ -221,7 +221,7 @@ def test_memory_must_be_some():
 
 
 def test_the_plain_path_is_a_switch(tiny, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("DEBUG", "xrvlm")
     plain = wrapped(text="plain")
     assert isinstance(plain.text, LibraryTextEncoder) and "text side: plain" in caplog.text
     assert isinstance(wrapped().text, CausalTextEncoder) and "text side: fast" in caplog.text

@@ -201,6 +201,23 @@ def adapt_arguments(photos, *more):
     return ["adapt", f"data.root={photos}", *TINY, *more]
 
 
+@pytest.mark.parametrize("mistake", ["shots=0", "shots=four", "recipe.epochs=ten", "features.views=x",
+                                     "method.image_parts=many", "seed=x", "data.root=nowhere"])
+def test_mistakes_are_told_before_a_tower_is_fetched(photos, capsys, monkeypatch, mistake):
+    monkeypatch.setattr("xrvlm.demo.tiny_clip.load_tiny_clip", lambda **_: pytest.fail("the tower was loaded"))
+    monkeypatch.setattr("xrvlm.cli.commands._tower", lambda _: pytest.fail("the tower was loaded"))
+    told(capsys, *adapt_arguments(photos, mistake))
+
+
+def test_what_is_missing_is_named_with_the_short_form(capsys, at_home):
+    assert told(capsys, "adapt", *TINY) == "error: data.root is not given; add data.root=VALUE, as in `xrvlm adapt DIR`"
+    error = told(capsys, "predict", "a.png")
+    Path("photos").mkdir()
+    assert told(capsys, "adapt", "data=photos", *TINY).endswith("for the folder write data.root=photos")
+    assert error.endswith("takes RUN PHOTO_OR_DIR ...: a run (its folder, or latest) before the photos; there is a.png "
+                          "alone")
+
+
 @pytest.mark.parametrize(("name", "classes", "part_prompts", "expected"), [
     ("flowers17", ("daisy", "lily_of_the_valley", "tulip"), "descriptions", "part_descriptions"),
     ("drawn_birds", ("Kelbri's finch", "Maryar's finch"), "learned_from_descriptions", "learned_from_descriptions"),
@@ -213,13 +230,13 @@ def test_shipped_part_descriptions_by_name(tmp_path, name, classes, part_prompts
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (("method=xr_vlmm",), "unknown method 'xr_vlmm'; available: .*did you mean 'xr_vlm'"),
+    (("method=xr_vlmm",), "unknown method 'xr_vlmm'; did you mean 'xr_vlm'.*available: "),
     (("backbone=vit_b99",), "unknown backbone 'vit_b99'; available: .*vit_b16_openai"),
-    (("shotss=3",), "unknown option 'shotss'; .*did you mean 'shots'"),
-    (("method.imagee_parts=3",), "unknown option 'method.imagee_parts'; .*did you mean 'method.image_parts'"),
+    (("shotss=3",), "unknown option 'shotss'; did you mean 'shots'"),
+    (("method.imagee_parts=3",), "unknown option 'method.imagee_parts'; did you mean 'method.image_parts'"),
     (("method.image_parts=many",), "method.image_parts must be a whole number, found 'many'"),
     (("method.image_parts=0",), "method.image_parts must be from 1 to 16"),
-    (("method.head=crosss",), "unknown method.head 'crosss'; available: alignment, cross, .*; did you mean 'cross'"),
+    (("method.head=crosss",), "unknown method.head 'crosss'; did you mean 'cross'.*available: alignment, cross, .*"),
     (("method.head=diagonal", "method.text_parts=3"), "as many of one as of the other, found method.image_parts=4 "),
     (("recipe.optimizer=lion",), "unknown recipe.optimizer 'lion'; available: adamw, sgd"),
     (("recipe.epochs=-3",), "epochs"),
@@ -236,8 +253,14 @@ def test_shipped_part_descriptions_by_name(tmp_path, name, classes, part_prompts
     (("features.crop_scale=[0.5]",), "features.crop_scale must be a list of 2: a number, a number, found"),
     (("method.hidden=0",), "method.hidden must be at least 1"),
     (("method.context_words=''",), "holds no word"),
-    (("shots=few",), "shots must be a number of images a class, or all"),
-    (("shots=0",), "shots=0 must be a whole number"),
+    (("shots=few",), "shots must be a whole number of images a class, at least 1, or all; found 'few'"),
+    (("shots=0",), "shots must be a whole number .*; found 0"),
+    (("recipe.lr=1",), "unknown option 'recipe.lr'; .*available: recipe.average_last, .*recipe.learning_rate"),
+    (("epochs=3",), "unknown option 'epochs'; did you mean 'recipe.epochs'"),
+    (("data.rot=x",), "unknown option 'data.rot'; did you mean 'data.root'"),
+    (("--shots", "4"), "an option has no dashes here: instead of --shots write shots=4"),
+    (("-shots=4",), "an option has no dashes here: instead of -shots=4 write shots=4"),
+    (("--force", "birds"), "instead of --force write force=true"),
     (("selection=best",), "unknown selection 'best'; available: last, val"),
     (("device=tpu",), "unknown device 'tpu'"),
     (("precision=int4",), "unknown precision 'int4'"),
@@ -249,15 +272,15 @@ def test_shipped_part_descriptions_by_name(tmp_path, name, classes, part_prompts
     (("method.part_prompts=descriptions",), "needs a sentence for each part of each class: .*text.parts=FILE.json"),
     (("text.parts=flowers17", "method.part_prompts=descriptions"),
      "no parts for 3 of 3 classes in flowers17: .*; add them, or set data.class_names to its names"),
-    (("text.parts=flowers",), "unknown parts file 'flowers'; available: drawn_birds, flowers17; did you mean"),
+    (("text.parts=flowers",), "unknown parts file 'flowers'; did you mean .*available: drawn_birds, flowers17"),
     (("method.part_prompts=none",), "unknown method.part_prompts 'none'; available: descriptions, learned, "),
     (("method.context=both",), "unknown method.context 'both'; available: shared, shared_then_specific, specific"),
     (("method.shared_length=1",), "shared_length=1 needs method.context=shared_then_specific"),
     (("recipe=null",), "recipe=null names no configuration: leave recipe= out"),
-    (("recipe=adamww",), "unknown recipe 'adamww'; available: adamw"),
+    (("recipe=adamww",), "unknown recipe 'adamww'; did you mean 'adamw'"),
     (("+shot=4",), "nothing reads shot: leave it out; `xrvlm adapt --cfg job` shows what there is"),
     (("+text.template=birds",), "nothing reads text.template: leave it out"),
-    (("+method.clip=x",), "unknown option 'method.clip'; available: method.context, method.context_length"),
+    (("+method.clip=x",), "unknown option 'method.clip'; .*available: method.context, method.context_length"),
     (("method.context_length=90",), "the prompt of class .* shorten the name or the context by"),
     (("backbone=openclip", "backbone.model=ViT-Z", "backbone.pretrained=openai"), "unknown model of open_clip 'ViT-Z'"),
     (("backbone=openclip", "backbone.model=RN50", "backbone.pretrained=nobody"), "unknown weights of RN50 'nobody'"),

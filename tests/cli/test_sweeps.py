@@ -123,7 +123,7 @@ def test_joblib_does_jobs_side_by_side_and_tells_a_mistake_of_one_in_one_line(ph
     assert sweep.returncode == 2, told
     assert table(tmp_path / "runs") == straight
     assert out.count("linear probe: top-1") == 2
-    assert "error: shots=0 must be a whole number of images a class, at least 1, or all" in told
+    assert "error: shots must be a whole number of images a class, at least 1, or all; found 0" in told
     assert "Traceback" not in told
 
 

@@ -3,14 +3,14 @@
 import csv
 
 import pytest
-from photos import photo_folder
+from photos import CLASSES, photo_folder
 from PIL import Image
 
 import xrvlm
 from xrvlm.errors import UserError
 from xrvlm.evaluation.metrics import from_cell
 from xrvlm.experiments import predict as module
-from xrvlm.experiments.predict import image_files, predict, zero_shot_classifier
+from xrvlm.experiments.predict import image_files, images_of, predict, zero_shot_classifier
 from xrvlm.inference.classifier import Classifier
 
 
@@ -27,6 +27,17 @@ def test_image_files(tmp_path):
     (tmp_path / "texts" / "a.txt").write_text("x")
     with pytest.raises(UserError, match=r"found no image below .*texts, only 1 \.txt files; it must hold"):
         image_files(tmp_path / "texts")
+
+
+def test_a_pattern_names_the_files_that_match_it(tmp_path, monkeypatch):
+    photo_folder(tmp_path / "birds", images=2)
+    monkeypatch.chdir(tmp_path)
+    assert list(images_of("birds/*/1.png")) == [f"birds/{name}/1.png" for name in sorted(CLASSES)]
+    assert len(images_of("birds/**/*.png")) == len(images_of("birds")) == 2 * len(CLASSES)
+    (tmp_path / "a[1].png").write_bytes((tmp_path / "birds" / CLASSES[0] / "0.png").read_bytes())
+    assert list(images_of("a[1].png")) == ["a[1].png"], "a file of that very name"
+    with pytest.raises(UserError, match=r"there is no image or folder .*birds/\*\.jpg; check the path"):
+        images_of("birds/*.jpg")
 
 
 @pytest.fixture(scope="module")

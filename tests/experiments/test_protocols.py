@@ -122,7 +122,7 @@ def test_what_cannot_be_halved_is_refused(clip, photos, tmp_path):
     few = photo_folder(tmp_path / "few", classes=BASE)
     with pytest.raises(UserError, match="scores the others: it needs 4 at least, found 3"):
         base_to_new(clip, few, tmp_path)
-    with pytest.raises(UserError, match="unknown protocol 'base2new'; available: base_to_new, few_shot"):
+    with pytest.raises(UserError, match="unknown protocol 'base2new'; did you mean 'base_to_new'"):
         base_to_new(clip, photos, tmp_path, protocol="base2new")
     lonely = photo_folder(tmp_path / "lonely", classes=BIRDS[:4], images=4)
     for name in BIRDS[2:4]:

@@ -32,6 +32,13 @@ def by_hand(clip):
 LOCAL = [[1.0, 1.0], [(1.0 + 0.8) / 2, (0.8 + 0.0) / 2]]
 
 
+def test_its_prompts_start_as_words_without_a_full_stop(clip):
+    method = GalLoP(clip, CLASSES, global_prompts=1, local_prompts=1)
+    for made in (method, method.for_classes(clip, CLASSES)):
+        torch.testing.assert_close(made.class_features(clip)[0],
+                                   clip.encode_text([f"a photo of a {name}" for name in CLASSES.names]))
+
+
 def test_cosines_by_hand(by_hand):
     method, x, prompts = by_hand
     whole, local = method.cosines(x, prompts)

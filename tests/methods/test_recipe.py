@@ -11,7 +11,7 @@ def test_recipes_by_name():
     fast, adamw = recipe_named("fast"), recipe_named("adamw")
     assert fast == Recipe("fast", epochs=50, learning_rate=4e-3, text_every=10, reestimate=True)
     assert adamw == Recipe("adamw", epochs=60, optimizer="adamw", learning_rate=1e-3, weight_decay=0.01)
-    with pytest.raises(UserError, match="unknown recipe 'fats'; available: adamw, fast, own; did you mean 'fast'"):
+    with pytest.raises(UserError, match="unknown recipe 'fats'; did you mean 'fast'.*available: adamw, fast, own"):
         recipe_named("fats")
 
 
@@ -22,7 +22,7 @@ def test_a_changed_recipe_is_marked_once():
     assert (changed.name, changed.epochs, changed.soup) == ("coop (changed)", 3, (0.5, 1.0))
     assert (changed.batch_size, changed.learning_rate) == (OWN.batch_size, OWN.learning_rate)
     assert changed.changed(momentum=0.5).name == "coop (changed)"
-    with pytest.raises(UserError, match="unknown option 'epoch'; available: .*epochs.*; did you mean 'epochs'"):
+    with pytest.raises(UserError, match="unknown option 'epoch'; did you mean 'epochs'.*available: .*epochs.*"):
         OWN.changed(epoch=3)
 
 

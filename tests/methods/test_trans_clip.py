@@ -77,6 +77,44 @@ def test_shares_by_hand(clip):
     torch.testing.assert_close(shares, torch.tensor([[weight / sum(weights) for weight in weights]]))
 
 
+def test_every_update_is_a_stationary_point_of_the_objective(clip):
+    """The gradients are autograd's: nothing of the updates' algebra is used."""
+    method, gamma = prepared(TransCLIP, clip, text_weight=0.5).double(), 0.7
+    near_the_axes(method)
+    test, shots = (bank.shards[0]["pooled"][:, 0].double() for bank in clusters(clip, spread=0.3))
+    labels = F.one_hot(torch.arange(3)).double()
+    method.seen = torch.cat([test, shots])
+    values, near = method._graph()
+    w = torch.zeros(len(method.seen), len(method.seen), dtype=torch.double).scatter_(1, near, values)
+    prior = method.zero_shot.logits(Features(test), method.zero_shot.weights).log_softmax(dim=1)
+
+    def objective(z, centres, variance):
+        gauss = torch.distributions.Independent(torch.distributions.Normal(centres, variance.sqrt()), 1)
+        density = gauss.log_prob(method.seen[:, None])                                     # (n, c)
+        weight = torch.cat([torch.ones(len(test)), torch.full((len(shots),), gamma * len(test) / len(shots))])
+        every = torch.cat([z, labels])
+        return (-(weight[:, None] * every * density).sum() / 50 - (w * (every @ every.T)).sum() / 6
+                + (z * (z.log() - 0.5 * prior)).sum())
+
+    method._fit(test, shots, labels, gamma, (values, near))
+    for _ in range(200):                 # with fixed classes, until the assignments no longer move
+        votes = trans_clip._votes(method.shares, values, near)[:len(test)]
+        z = method._log_shares(0.5 * prior, test, votes).softmax(dim=1)
+        method.shares = torch.cat([z, labels])
+    slope, = torch.autograd.grad(objective(z.requires_grad_(), method.centres, method.variance), z)
+    torch.testing.assert_close(slope, slope.mean(dim=1, keepdim=True).expand_as(slope), rtol=0, atol=1e-9)
+    each = torch.cat([torch.full((len(test),), 1 / len(test)), torch.full((len(shots),), gamma / len(shots))])
+    method.variance = torch.full_like(method.variance, 0.1)          # equal in all directions, as a bound on mu needs
+    method._move_classes(each[:, None].double() * method.shares)
+    centres = method.centres.clone().requires_grad_()
+    slope, = torch.autograd.grad(objective(z.detach(), centres, torch.full_like(method.variance, 0.1)), centres)
+    along = (slope * method.centres).sum(dim=1, keepdim=True) * method.centres
+    torch.testing.assert_close(slope, along, rtol=0, atol=1e-7)      # only across the sphere would it fall
+    variance = method.variance.clone().requires_grad_()
+    slope, = torch.autograd.grad(objective(z.detach(), method.centres, variance), variance)
+    assert slope[variance > 1e-6].abs().max() < 1e-6
+
+
 def test_similarity_is_the_positive_cosine_with_other_images(clip):
     method = prepared(TransCLIP, clip)
     method.seen = wide([[1.0, 0.0], [-1.0, 0.0], [0.6, 0.8]], clip)

@@ -15,7 +15,7 @@ from xrvlm.text.fixed_prompts import (
     PartDescriptions,
     described_parts,
     ensemble,
-    tower_length,
+    raw_means,
 )
 
 PARTS = {"cat": {"wing": "a photo of a cat in the house.", "beak": "red cat."},
@@ -38,14 +38,15 @@ def spread(prompts, clip):
     return (features * torch.randn(features.shape, generator=torch.Generator().manual_seed(0))).sum()
 
 
-def test_a_class_is_as_long_as_its_sentences_are_on_average(clip):
+def test_raw_means_are_of_features_at_the_towers_length(clip):
     """The first class has two sentences, the second one."""
     two = class_text(("cat", "dog"), descriptions={"cat": ["a photo of a cat.", "red cat in the house."],
                                                    "dog": ["the dog with a blue wing."]})
-    lengths = clip.text_lengths(["a photo of a cat.", "red cat in the house.", "the dog with a blue wing."])
-    found = tower_length(clip, two)
-    torch.testing.assert_close(found.norm(dim=-1), torch.stack([lengths[:2].mean(), lengths[2]]))
-    torch.testing.assert_close(normalize(found, dim=-1), ensemble(clip, two))
+    tokens, ends = clip.tokens.sentences([sentence for row in two.prompts for sentence in row])
+    raw = clip.text.encode_tokens(tokens, ends).float()
+    found = raw_means(clip, two)
+    torch.testing.assert_close(found, torch.stack([(raw[0] + raw[1]) / 2, raw[2]]))
+    torch.testing.assert_close(normalize(found[1], dim=-1), ensemble(clip, two)[1])
 
 
 def test_descriptions_are_encoded_once(clip):

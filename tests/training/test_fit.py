@@ -7,12 +7,16 @@ import torch
 from banks import bank_of
 from small_fit import Probe, Source, Tower
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils._python_dispatch import TorchDispatchMode
 from towers import images, tiny_vit
 
+from xrvlm.distributed import Bar
 from xrvlm.errors import UserError
 from xrvlm.methods import XRVLM
 from xrvlm.methods.base import Recipe
+from xrvlm.methods.registry import class_called
+from xrvlm.methods.tip_adapter import FINE_TUNING
 from xrvlm.text.class_text import class_text
 from xrvlm.training.fit import fit
 
@@ -36,6 +40,67 @@ def test_the_rate_warms_up_and_falls_to_zero():
     assert 0 < rates[9] < 0.1
     assert rates[4:] == sorted(rates[4:], reverse=True)
     assert Recipe("x", epochs=1, warmup_epochs=0, learning_rate=1.0).rate(0) == 1.0
+
+
+def torch_rates(make, steps):
+    """The rates of a scheduler of torch, one a step."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 2e-3)
+    scheduler, rates = make(optimizer), []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize("name", ["coop", "plot", "task_res", "clap", "clip_adapter", "cocoop"])
+def test_the_schedule_of_coops_authors(name):
+    recipe = class_called(name).recipe
+    top, count = recipe.learning_rate, recipe.epochs
+    expected = [1e-5] + [top * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / count)) for epoch in range(1, count)]
+    assert [recipe.rate(epoch) for epoch in range(count)] == pytest.approx(expected, rel=1e-12)
+    assert recipe.rate(count - 1) > 0
+
+
+def test_the_schedule_of_xr_vlms_authors():
+    rates = [XRVLM.recipe.rate(epoch) for epoch in range(100)]
+    assert rates[:5] == pytest.approx([4e-4, 8e-4, 1.2e-3, 1.6e-3, 2e-3])
+    assert rates[5:] == pytest.approx(torch_rates(lambda optimizer: CosineAnnealingLR(optimizer, 100), 95))
+    assert rates[-1] == pytest.approx(1.77e-5, rel=1e-3)
+
+
+def test_a_cosine_by_step_is_torchs():
+    """As `fit` takes it: the optimiser's rate at each of its steps."""
+    recipe, rates = replace(FINE_TUNING, epochs=3, batch_size=8, learning_rate=2e-3), []
+    assert recipe.by_step and recipe.eps == 1e-4
+
+    class Seen(Probe):
+        def loss(self, *arguments, **options):
+            rates.append(self.optimizer.param_groups[0]["lr"])
+            return super().loss(*arguments, **options)
+
+    method, make = Seen(), Recipe.make_optimizer
+
+    def kept(self, parameters):
+        method.optimizer = make(self, parameters)
+        assert method.optimizer.defaults["eps"] == 1e-4
+        return method.optimizer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Recipe, "make_optimizer", kept)
+        fit(method, Tower(), Source(), recipe, seed=1)
+    assert len(rates) > 6 and len(rates) % 3 == 0
+    assert rates == pytest.approx(torch_rates(lambda optimizer: CosineAnnealingLR(optimizer, len(rates)), len(rates)))
+
+
+def test_without_a_terminal_training_tells_now_and_then_how_far_it_is(capsys, monkeypatch):
+    straight()
+    assert capsys.readouterr().err == "", "what is soon done needs no line"
+    monkeypatch.setattr(Bar, "EVERY", 0.0)
+    straight()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("probe: 5 of 5 epochs, loss=") and lines[-1].endswith(", about 00:00 left")
+    assert 4 <= len(lines) <= 10
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

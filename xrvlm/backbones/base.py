@@ -111,7 +111,8 @@ class FrozenCLIP(nn.Module, ABC):
         """(n,) norms of the text features before `encode_text` normalises them."""
 
     @abstractmethod
-    def layout(self, names: Sequence[str], length: int, position: NamePosition = "end") -> PromptLayout:
+    def layout(self, names: Sequence[str], length: int, position: NamePosition = "end",
+               full_stop: bool = True) -> PromptLayout:
         """`[SOS] v_1 ... v_length Name . [EOS]` for each name, or with the name in front or in the middle.
 
         `_` in a name becomes a space. UserError if a prompt does not fit the window; it names the class.

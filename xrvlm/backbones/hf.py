@@ -85,8 +85,8 @@ def wrap_hf(model: Any, tokenizer: Any, *, name: str, transform: ImageTransform 
     shortens = clip and text == "fast"
     text_encoder = LibraryTextEncoder(partial(_text_features, model), model.text_model.embeddings.token_embedding,
                                       shortens=shortens, memory_gb=text_memory_gb)
-    log.info("text side: plain, transformers' encoder over %s",
-             "the length of the longest prompt" if shortens else "the full window")
+    log.debug("text side: plain, transformers' encoder over %s",
+              "the length of the longest prompt" if shortens else "the full window")
     # the classes of some tokenizers, such as Gemma's for SigLIP 2, leave this to whoever calls them
     lowers = bool(getattr(tokenizer, "init_kwargs", {}).get("do_lower_case"))
     tokens = Tokens.of_hf(tokenizer, window=model.config.text_config.max_position_embeddings,

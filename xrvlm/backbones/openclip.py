@@ -71,9 +71,9 @@ def _text_encoder(model: Any, path: TextPath, memory_gb: float | None) -> TextEn
     check_text_path(path)
     text: Any = model if isinstance(model, CLIP) else model.text
     if path == "fast" and not isinstance(text, HFTextEncoder) and _is_plain_causal(text):
-        log.info("text side: fast, no padding, the common prefix once, the last block at [EOS] only")
+        log.debug("text side: fast, no padding, the common prefix once, the last block at [EOS] only")
         return CausalTextEncoder(text, memory_gb=memory_gb)
-    log.info("text side: plain, open_clip's encoder over the full window")
+    log.debug("text side: plain, open_clip's encoder over the full window")
     embedding = text.transformer.get_input_embeddings() if isinstance(text, HFTextEncoder) else text.token_embedding
     return LibraryTextEncoder(partial(model.encode_text, normalize=False), embedding, memory_gb=memory_gb)
 

@@ -217,9 +217,10 @@ class Tokens:
                                 f"{self.window}; shorten it by {len(row) - self.window}")
         return self._padded(rows), self._first(rows) + _lengths(rows) - 1
 
-    def layout(self, names: Sequence[str], length: int, position: NamePosition) -> PromptLayout:
+    def layout(self, names: Sequence[str], length: int, position: NamePosition,
+               full_stop: bool = True) -> PromptLayout:
         """See `FrozenCLIP.layout`."""
-        prompts = [self._prompt(name, length, position) for name in names]
+        prompts = [self._prompt(name, length, position, full_stop) for name in names]
         rows = [ids for ids, _ in prompts]
         slots = torch.tensor([positions for _, positions in prompts], dtype=torch.long).reshape(len(prompts), length)
         first = self._first(rows)                                                      # (c,)
@@ -238,16 +239,16 @@ class Tokens:
             slots.append([*range(end - count, end), *range(begin, begin + spare)])
         return PromptLayout(tokens, torch.tensor(slots, dtype=torch.long), ends)
 
-    def _prompt(self, name: str, length: int, position: NamePosition) -> tuple[list[int], list[int]]:
+    def _prompt(self, name: str, length: int, position: NamePosition, full_stop: bool) -> tuple[list[int], list[int]]:
         """Ids of one class prompt and the positions of its `length` learned vectors."""
         text = name.replace("_", " ").strip()
-        named = self.words(text)
+        named, stop = self.words(text), self.words(".") if full_stop else []
         if not named:
             raise UserError(f"class name {name!r} has no word that the tokenizer knows; give the class another name")
         segments: dict[NamePosition, tuple[list[int], int, list[int], int, list[int]]] = {
-            "end": ([], length, self.words(f"{text}."), 0, []),
-            "front": (named, length, self.words("."), 0, []),
-            "middle": ([], length // 2, named, length - length // 2, self.words(".")),
+            "end": ([], length, self.words(f"{text}.") if full_stop else named, 0, []),
+            "front": (named, length, stop, 0, []),
+            "middle": ([], length // 2, named, length - length // 2, stop),
         }
         if position not in segments:
             raise unknown("position of the class name", position, segments)

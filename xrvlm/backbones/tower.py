@@ -217,8 +217,9 @@ class Tower(FrozenCLIP):
         tokens, ends = self.tokens.sentences(texts)
         return self.text.encode_tokens(tokens, ends).float()                                           # (n, d)
 
-    def layout(self, names: Sequence[str], length: int, position: NamePosition = "end") -> PromptLayout:
-        return self.tokens.layout(names, length, position)
+    def layout(self, names: Sequence[str], length: int, position: NamePosition = "end",
+               full_stop: bool = True) -> PromptLayout:
+        return self.tokens.layout(names, length, position, full_stop)
 
     @torch.no_grad()
     def sentence_layout(self, sentences: Sequence[str]) -> tuple[PromptLayout, Tensor]:

@@ -19,10 +19,11 @@ from xrvlm.files import shipped, user_path
 def adapt(config: DictConfig) -> None:
     from xrvlm.experiments.run import adapt as call
 
-    text, shots, dataset = _text(config), _shots(config.shots), _dataset(config)       # before weights are fetched
-    _show(call(_tower(config), dataset, _partial(config.method, "method"), shots=shots,
-               seed=config.seed, val=config.val, recipe=recipe_of(config.recipe), text=text,
-               protocol=config.protocol, options=_run_options(config)))
+    # all that can be wrong before weights are fetched
+    text, shots, recipe = _text(config), _shots(config.shots), recipe_of(config.recipe)
+    dataset, method, options = _dataset(config), _partial(config.method, "method"), _run_options(config)
+    _show(call(_tower(config), dataset, method, shots=shots, seed=config.seed, val=config.val, recipe=recipe,
+               text=text, protocol=config.protocol, options=options))
 
 
 def zeroshot(config: DictConfig) -> None:
@@ -159,7 +160,10 @@ def _text(config: DictConfig) -> dict[str, Any]:
 
 def recipe_of(config: DictConfig) -> Any:
     """What `adapt` takes as recipe: the name of one and changes, or a recipe of a `--config-dir` as a whole."""
+    from xrvlm.methods.base import TRAINING_FREE
+
     given = {name: value for name, value in _plain(config).items() if value is not None and not name.startswith("_")}
+    TRAINING_FREE.changed(**{"epochs": 10**6} | {name: value for name, value in given.items() if name != "name"})
     return given if given.get("name") in ("own", *shipped("recipe")) else _partial(config, "recipe")()
 
 
@@ -173,9 +177,9 @@ def _run_options(config: DictConfig) -> Any:
 def _shots(value: Any) -> int | None:
     if value == "all":
         return None
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
         return value
-    raise UserError(f"shots must be a number of images a class, or all; found {value!r}")
+    raise UserError(f"shots must be a whole number of images a class, at least 1, or all; found {value!r}")
 
 
 def _plain(value: Any) -> Any:

@@ -76,6 +76,8 @@ def of_hydra(error: Exception, command: str, given: Sequence[str]) -> Exception:
     choice = re.search(r"Could not find '(\w+)/([^']+)'", str(error))
     if key:
         return unknown("option", key[1], _keys(command, given))
+    if choice and choice[1] == "data" and Path(choice[2]).expanduser().is_dir():
+        return UserError(f"data= names a kind of data set; for the folder write data.root={choice[2]}")
     if choice and choice[1] in GROUPS:
         return unknown(choice[1], choice[2], shipped(choice[1]))
     return error

@@ -52,6 +52,8 @@ LITERAL = ("data.root", "data.file", "data.path", "data.name", "images", "out", 
 POSITIONAL = {"adapt": ["data.root"], "zeroshot": ["data.root"], "compare": ["data.root"], "data check": ["data.root"],
               "eval": ["run"], "export": ["run"], "predict": ["run", "images"], "explain": ["run", "images"],
               "report": ["runs"]}
+SHOWN = {"data.root": "DIR", "run": "RUN", "images": "PHOTO_OR_DIR ...", "runs": "RUNS"}       # of these, in messages
+FLAGS = ("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m")
 WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c", "--package", "-p",
               "--info", "-i", "--experimental-rerun")
 GROUPS = ("backbone", "data", "features", "method", "recipe", "experiment")
@@ -72,6 +74,8 @@ NAMES = ("adapt", "zeroshot", "eval", "predict", "explain", "export", "compare",
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0, 2 for a mistake of the user's, 130 for an interruption."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # a terminal that cannot show a name ends no command
+    getattr(sys.stdout, "reconfigure", lambda **_: None)(errors="backslashreplace")
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help(), end="")
         return 0
@@ -117,7 +121,11 @@ def _with_keys(command: str, arguments: Sequence[str]) -> list[str]:
     for argument in values:
         if argument in WITH_VALUE:
             found += [argument, next(values, "")]
-        elif argument.startswith("-") or ("=" in argument and not os.path.exists(argument)):    # noqa: PTH110
+        elif argument.startswith("-"):
+            if argument not in FLAGS and argument.partition("=")[0] not in WITH_VALUE:
+                raise _dashed(argument, next(values, ""))
+            found.append(argument)
+        elif "=" in argument and not os.path.exists(argument):    # noqa: PTH110
             found.append(argument)
         elif keys and keys[0] != "images":
             found.append(f"{keys.pop(0)}={argument}")
@@ -126,11 +134,23 @@ def _with_keys(command: str, arguments: Sequence[str]) -> list[str]:
         else:
             raise UserError(f"what is {argument!r}? `xrvlm {command}` takes {_usage(command)} and key=value; see "
                             "`xrvlm --help`")
+    told = several or any(each.startswith(("-", "images=")) for each in found)
+    if command == "predict" and keys == ["images"] and not told:
+        raise UserError(f"`xrvlm predict` takes {_usage(command)}: a run (its folder, or latest) before the photos; "
+                        f"there is {found[0].partition('=')[2]} alone")
     return found + ([f"images={several[0]}"] if len(several) == 1 else [_list("images", several)] if several else [])
 
 
 def _usage(command: str) -> str:
-    return " and ".join(f"{key}" for key in POSITIONAL.get(command, ())) or "no argument"
+    return " ".join(SHOWN[key] for key in POSITIONAL.get(command, ())) or "no argument"
+
+
+def _dashed(argument: str, value: str) -> UserError:
+    """`--shots 4` in the form of other programs."""
+    name, equals, given = argument.lstrip("-").partition("=")
+    if not equals:
+        given = value if value and "=" not in value and value[0] != "-" and SCALARS.get(name) is not bool else "true"
+    return UserError(f"an option has no dashes here: instead of {argument} write {name.replace('-', '_')}={given}")
 
 
 def _list(key: str, values: Sequence[str]) -> str:
@@ -258,7 +278,7 @@ def _task(command: str, main_process: int, mistakes: list[str], config: Any) -> 
             COMMANDS[command](config)
     except (UserError, OmegaConfBaseException) as error:
         if _first_to_fail():
-            _tell(error)
+            _tell(error, command)
         mistakes.append(str(error))
         if os.getpid() != main_process:      # a launcher's process: its engine must see that the job failed
             raise
@@ -271,9 +291,10 @@ def _first_to_fail() -> bool:
     return sys.modules["xrvlm.distributed"].processes().first_to_fail()
 
 
-def _tell(error: Exception) -> None:
+def _tell(error: Exception, command: str = "") -> None:
     message = str(error) or type(error).__name__
     if type(error).__name__ == "MissingMandatoryValue":
         key = getattr(error, "full_key", "")
-        message = f"{key} is not given; add {key}=VALUE"
+        short = f", as in `xrvlm {command} {_usage(command)}`" if key in POSITIONAL.get(command, ()) else ""
+        message = f"{key} is not given; add {key}=VALUE{short}"
     print(f"error: {' '.join(message.split())}", file=sys.stderr)

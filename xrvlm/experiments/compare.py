@@ -13,11 +13,10 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor
-from tqdm import tqdm
 
 from xrvlm.backbones.base import FrozenCLIP
 from xrvlm.data.dataset import Dataset, sample_shots, with_test_set
-from xrvlm.distributed import seeded
+from xrvlm.distributed import Bar, seeded
 from xrvlm.errors import UserError, check_fields, either, option, typed
 from xrvlm.evaluation.metrics import predicted
 from xrvlm.evaluation.text_tables import Table, aligned_table
@@ -212,7 +211,7 @@ class _Work:
         left_out: dict[str, str] = {}
         about = partial(caption, int((self.fold >= 0).sum()), len(self.numbers))
         plans = [self._plan(candidate) for candidate in candidates]
-        with tqdm(total=len(plans) * len(self.numbers), unit="fold", desc="compare", disable=None) as progress:
+        with Bar(total=len(plans) * len(self.numbers), unit="fold", desc="compare") as progress:
             for index, (candidate, plan) in enumerate(zip(candidates, plans, strict=True), start=1):
                 progress.set_description(candidate.words)
                 found = plan if isinstance(plan, str) else self._score(plan, progress.update, must=not scores)

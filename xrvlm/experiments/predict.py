@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from glob import glob
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,7 @@ def zero_shot_classifier(clip: FrozenCLIP, text: Any) -> Classifier:
 
 def images_of(images: str | Path | Sequence[str | Path]) -> dict[str, Path]:
     """{name to show: absolute path}. The name is relative to the folder that was given; of several paths, as given."""
-    given = [images] if isinstance(images, str | Path) else list(images)
+    given = [each for path in ([images] if isinstance(images, str | Path) else images) for each in _matches(path)]
     found: dict[str, Path] = {}
     for path in given:
         root, names = image_files(path)
@@ -181,6 +182,13 @@ def images_of(images: str | Path | Sequence[str | Path]) -> dict[str, Path]:
     if not found:
         raise UserError(f"{option('images')} names no image")
     return found
+
+
+def _matches(path: str | Path) -> list[str | Path]:
+    """What a pattern such as `photos/*.jpg` matches, `**` any folders; of another path, itself."""
+    if not set("*?[") & set(str(path)) or user_path(path).exists():
+        return [path]
+    return [*sorted(glob(str(user_path(path)), recursive=True))] or [path]    # noqa: PTH207 (an absolute pattern)
 
 
 def image_files(path: str | Path) -> tuple[Path, tuple[str, ...]]:

@@ -12,11 +12,10 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from xrvlm.backbones.base import Features, FrozenCLIP, Need
 from xrvlm.data.dataset import Item
-from xrvlm.distributed import active_group, generator
+from xrvlm.distributed import Bar, Group, active_group, generator
 from xrvlm.errors import UserError, check_fields, option
 from xrvlm.features.bank import FEATURES_REVISION, IN_FULL, FeatureBank, Store, encoded, open_bank
 from xrvlm.files import cache_folder, digest
@@ -169,8 +168,7 @@ def extract(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item], settin
         batches = [batch for rows in shards for batch in torch.tensor(rows).split(store.batch)]
         return encoded(clip, needs, store, load_images(ids, source, view, batches, workers, clip.device))
 
-    silent = None if active_group().first else True
-    with tqdm(total=len(items), unit="image", desc="features", disable=silent, leave=False) as progress:
+    with Bar(total=len(items), unit="image", desc="features") as progress:
         return open_bank(store, stamps, encode, ids=ids,
                          labels=torch.tensor([item.label for item in items]), seed=seed, lock=_lock_name(source),
                          progress=progress.update)
@@ -275,3 +273,26 @@ def _store(clip: FrozenCLIP, settings: FeatureSettings, needs: Collection[Need],
     most = EXTRACTION_BATCH if clip.device.type == "cuda" else CPU_BATCH
     return Store(settings.folder, key, _row_shapes(clip, needs, views), getattr(torch, settings.dtype),
                  max(1, most // (views + 1)))
+
+
+def sharded_batches(source: FeatureSource, order: Sequence[Tensor], epoch: int, group: Group,
+               device: torch.device) -> Iterator[tuple[int, Features, Tensor]]:
+    """Of each batch of `order`: its number of rows, and the features and labels of this rank's shard.
+
+    A rank with an empty shard still loads one image, then drops it, so that it takes part in the collectives.
+    """
+    shards = [batch[group.share(len(batch))] for batch in order]
+    read = [shard if len(shard) else batch[:1] for shard, batch in zip(shards, order, strict=True)]
+    for batch, shard, (x, y) in zip(order, shards, source.batches(read, epoch), strict=True):
+        if not len(shard):
+            x, y = x.map(lambda value: value[:0]), y[:0]
+        if x.pooled.device != device:
+            x = x.map(lambda value: _moved(value, device))
+        yield len(batch), x, _moved(y, device)
+
+
+def _moved(value: Tensor, device: torch.device) -> Tensor:
+    """`value` on `device`. A copy to a GPU goes through pinned memory, so that the host does not wait for it."""
+    if value.device == device:
+        return value
+    return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)

@@ -24,7 +24,7 @@ CHANGED = " (changed)"                   # ends the name of a recipe whose value
 
 @dataclass(frozen=True)
 class Recipe:
-    """Epochs, batches and optimiser. Linear warm-up over `warmup_epochs`, then cosine to zero, both per epoch.
+    """Epochs, batches and optimiser. Warm-up over `warmup_epochs`, then half a cosine, per epoch unless `by_step`.
 
     Args:
         name: written to the run's record.
@@ -34,7 +34,12 @@ class Recipe:
         learning_rate: its maximum, reached after the warm-up.
         momentum: of `sgd`.
         weight_decay: of either optimiser.
-        warmup_epochs: epochs of linear warm-up.
+        warmup_epochs: epochs before the cosine.
+        warmup_rate: learning rate of all of them; None: it rises linearly.
+        full_cosine: the cosine would reach zero `epochs` epochs after the warm-up, so that training ends before it
+            does, as in programs that count it from the end of the warm-up; False: it reaches zero as training ends.
+        by_step: the learning rate changes with every step, not with every epoch.
+        eps: of `adamw`.
         grad_clip: maximum norm of the gradient over all parameters; None: no clipping.
         label_smoothing: of the cross-entropy.
         balanced: sample the classes with equal probability (with replacement) instead of each image once an epoch.
@@ -54,6 +59,10 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     warmup_epochs: int = 5
+    warmup_rate: float | None = None
+    full_cosine: bool = False
+    by_step: bool = False
+    eps: float = 1e-8
     grad_clip: float | None = None
     label_smoothing: float = 0.0
     balanced: bool = False
@@ -67,10 +76,11 @@ class Recipe:
         self._check("at least 0", epochs=self.epochs >= 0, warmup_epochs=self.warmup_epochs >= 0)
         self._check("at least 2", batch_size=self.batch_size >= 2)
         self._check("at least 1", text_every=self.text_every >= 1)
-        self._check("above 0", learning_rate=0 < self.learning_rate < math.inf)
+        self._check("above 0", learning_rate=0 < self.learning_rate < math.inf, eps=0 < self.eps < math.inf)
         self._check("at least 0", weight_decay=0 <= self.weight_decay < math.inf)
         self._check("in [0, 1)", label_smoothing=0 <= self.label_smoothing < 1, momentum=0 <= self.momentum < 1)
-        self._check("above 0 or null", grad_clip=self.grad_clip is None or self.grad_clip > 0)
+        self._check("above 0 or null", grad_clip=self.grad_clip is None or self.grad_clip > 0,
+                    warmup_rate=self.warmup_rate is None or 0 < self.warmup_rate < math.inf)
         self._check(f"from 0 to the {self.epochs} epochs", average_last=0 <= self.average_last <= self.epochs)
         self._check("a list of multiples of the learning rate above 0, such as [0.5, 1, 2]",
                     soup=_all_above_0(self.soup))
@@ -95,11 +105,13 @@ class Recipe:
         """How many states of the weights are averaged to the result."""
         return max(1, self.average_last) * max(1, len(self.soup))
 
-    def rate(self, epoch: int) -> float:
-        """The learning rate of `epoch`, counted from 0."""
-        if epoch < self.warmup_epochs:
-            return self.learning_rate * (epoch + 1) / self.warmup_epochs
-        progress = (epoch - self.warmup_epochs) / max(1, self.epochs - self.warmup_epochs)
+    def rate(self, epoch: int, share: float = 0.0) -> float:
+        """The learning rate of `epoch`, counted from 0; with `by_step`, after this `share` of its steps."""
+        time = epoch + share * self.by_step
+        if time < self.warmup_epochs:
+            return self.warmup_rate or self.learning_rate * (epoch + 1) / self.warmup_epochs
+        whole = self.epochs if self.full_cosine else self.epochs - self.warmup_epochs
+        progress = (time - self.warmup_epochs) / max(1, whole)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -109,7 +121,8 @@ class Recipe:
         if self.optimizer == "sgd":
             return torch.optim.SGD(learned, self.learning_rate, momentum=self.momentum,
                                    weight_decay=self.weight_decay, fused=fused)
-        return torch.optim.AdamW(learned, self.learning_rate, weight_decay=self.weight_decay, fused=fused)
+        return torch.optim.AdamW(learned, self.learning_rate, weight_decay=self.weight_decay, eps=self.eps,
+                                 fused=fused)
 
 
 def _all_above_0(rates: Any) -> bool:

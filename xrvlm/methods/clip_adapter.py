@@ -29,7 +29,9 @@ class ClipAdapter(OnZeroShot):
         reduction: d over the width of the bottleneck.
     """
 
-    recipe = Recipe("clip_adapter", epochs=200, batch_size=32, learning_rate=2e-3, weight_decay=5e-4, warmup_epochs=1)
+    recipe = Recipe("clip_adapter", epochs=200, batch_size=32, learning_rate=2e-3, weight_decay=5e-4, warmup_epochs=1,
+                    warmup_rate=1e-5, full_cosine=True)
+    revision = 2                         # the schedule of CoOp's authors
     label = "CLIP-Adapter"
     splits_batches, open_classes = True, True
 

@@ -37,8 +37,7 @@ class BoundPrompts:
 class CoCoOp(Method):
     """Cosine of the pooled feature with prompts whose context depends on it.
 
-    The recipe is the authors' except for the batch, theirs has one image (here the minimum is two), and for their first
-    epoch at 1e-5, which is left out.
+    The recipe is the authors' except for the batch: theirs has one image, here the minimum is two.
 
     Args:
         context_length: number of learned vectors in a prompt. Ignored with `context_words`.
@@ -47,7 +46,9 @@ class CoCoOp(Method):
         name_position: of the class name in the prompt: `end`, `front` or `middle`.
     """
 
-    recipe = Recipe("cocoop", epochs=10, batch_size=2, learning_rate=2e-3, weight_decay=5e-4, warmup_epochs=1)
+    recipe = Recipe("cocoop", epochs=10, batch_size=2, learning_rate=2e-3, weight_decay=5e-4, warmup_epochs=1,
+                    warmup_rate=1e-5, full_cosine=True)
+    revision = 2                         # the authors' schedule
     label = "CoCoOp"
     prompts, open_classes = "learned", True
 

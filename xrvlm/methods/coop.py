@@ -12,6 +12,10 @@ from xrvlm.text.learned_prompts import OWN_PROMPTS, ContextKind, ContextPrompts
 class CoOp(CosineLogits):
     """Cosine of the pooled feature with one learned prompt a class.
 
+    The recipe is the authors' (KaiyangZhou/CoOp, configs/trainers/CoOp): SGD, 2e-3, the first epoch at 1e-5, then half
+    a cosine that is counted over 200 further epochs, in batches of 32. They train in float16; here a GPU takes bfloat16
+    for the frozen towers, and what is learned is float32.
+
     Args:
         context_length: number of learned vectors in a prompt. Ignored with `context_words`.
         context: one for all classes (`shared`, the paper's default), one for each (`specific`), or the first vectors
@@ -21,7 +25,9 @@ class CoOp(CosineLogits):
         name_position: of the class name in the prompt: `end`, `front` or `middle`.
     """
 
-    recipe = Recipe("coop", epochs=200, batch_size=32, learning_rate=2e-3, weight_decay=5e-4, warmup_epochs=1)
+    recipe = Recipe("coop", epochs=200, batch_size=32, learning_rate=2e-3, weight_decay=5e-4, warmup_epochs=1,
+                    warmup_rate=1e-5, full_cosine=True)
+    revision = 2                         # the authors' schedule
     label = "CoOp"
     prompts = "learned"
     splits_batches, opens_with = True, "a shared context"

@@ -7,7 +7,8 @@ and scripts). With n global prompts t and m local ones u, the pooled feature x a
     logit = logit_scale * (mean_j global_j + mean_i local_i) / 2
     loss = CE(logit_scale * mean of the global_j that dropout keeps) + mean_i CE(logit_scale * local_i)
 
-A is a linear layer, initialised with the identity, that aligns positions with text. Prompt dropout keeps some of the
+A is a linear layer, initialised with the identity, that aligns positions with text. A prompt is learned vectors and the
+name, without a full stop. Prompt dropout keeps some of the
 global prompts for each image of a batch. Two things differ, since positions here are the projected states of the last
 block: the authors let each position of a ViT attend to itself only in that block, and they apply A before the
 projection into the joint space. Scores for out-of-distribution detection are not implemented. All their scripts are for
@@ -39,6 +40,7 @@ class GalLoP(Method):
 
     needs = frozenset({"pooled", "tokens"})
     recipe = Recipe("gallop", epochs=200, batch_size=32, learning_rate=2e-3, weight_decay=0.01, warmup_epochs=0)
+    revision = 2                         # no full stop ends a prompt
     label = "GalLoP"
     prompts, open_classes = "learned", True
 
@@ -52,7 +54,7 @@ class GalLoP(Method):
         self.global_prompts, self.top_k = global_prompts, top_k
         self.kept = max(1, global_prompts - int(dropout * global_prompts))
         self.context = ContextPrompts(clip, classes.names, text_parts=global_prompts + local_prompts,
-                                      context="shared", words=context_words)
+                                      context="shared", words=context_words, full_stop=False)
         self.align = nn.Linear(clip.embed_dim, clip.embed_dim, bias=False)
         nn.init.eye_(self.align.weight)
         self.logit_scale, self.logit_bias = clip.logit_scale, clip.logit_bias

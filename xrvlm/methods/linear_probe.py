@@ -18,7 +18,8 @@ STRENGTHS = tuple(10.0 ** power for power in np.arange(-3, 3.5, 0.5))    # C, th
 class LinearProbe(Method):
     """Multinomial logistic regression by L-BFGS on the evaluation view, each feature scaled to unit variance.
 
-    C is the best on the validation images where there are any (the smallest of ties), else 1.
+    C is the best on the validation images where there are any (the smallest of ties), else 1. CLIP's own protocol takes
+    the features as they are and always sweeps C on validation images.
 
     Args:
         inputs: `pooled`, or `pooled+mid`: the pooled feature and the mean over positions of the earlier block.

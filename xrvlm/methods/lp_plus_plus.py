@@ -32,9 +32,10 @@ class LPPlusPlus(OnZeroShot):
     Logits, initial values, 300 steps and 10 are those of the authors' program
     (FereshteShakeri/FewShot-CLIP-Strong-Baseline, methods/linear_probe_p2.py). Its descent differs: steps of
     4n / lambda_max, twice the bound, with momentum 0.9, and of n / (4 max_k ...); a bias; and the epoch that is best on
-    validation images. Here the result is that of the last step, and no validation image is read. (On drawn birds their
-    steps reach a lower loss and the same accuracy within a point.) `residual_probe` is related: zero-shot logits at a
-    fixed scale and a linear layer trained by AdamW on augmented views.
+    validation images. It never clears the gradient of alpha, so that a step of alpha follows the sum of all gradients
+    before it. Here alpha follows its own gradient, the result is that of the last step, and no validation image is
+    read. (On drawn birds their steps reach a lower loss and the same accuracy within a point.) `residual_probe` is
+    related: zero-shot logits at a fixed scale and a linear layer trained by AdamW on augmented views.
 
     Args:
         steps: number of steps of w.

@@ -49,7 +49,9 @@ class PLOT(Method):
     """
 
     needs = frozenset({"pooled", "tokens"})
-    recipe = Recipe("plot", epochs=200, batch_size=32, learning_rate=2e-3, weight_decay=5e-4, warmup_epochs=1)
+    recipe = Recipe("plot", epochs=200, batch_size=32, learning_rate=2e-3, weight_decay=5e-4, warmup_epochs=1,
+                    warmup_rate=1e-5, full_cosine=True)
+    revision = 2                         # the schedule of CoOp's authors
     label = "PLOT"
     prompts = "learned"
     splits_batches, opens_with = True, "a shared context"

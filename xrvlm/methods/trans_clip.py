@@ -1,18 +1,24 @@
 """TransCLIP (Zanella et al., NeurIPS 2024, arXiv:2406.01837): Gaussian classes fitted to the unlabelled test images.
 
-Formulas, constants (1/50, 1/6, 3 neighbours, 10 rounds, lambda, gamma) and initial classes are those of the authors'
-program (MaxZanella/transduction-for-vlms, TransCLIP_solver). f are features of unit norm, Q the test images, S the
-shots, y the zero-shot probabilities and z the class assignments (the labels, for a shot). These steps repeat:
+Derived from the objective of the paper (section 3), not from the authors' program, which is under AGPL. f are features
+of unit norm, Q the test images, S the shots, y the zero-shot probabilities, z the class assignments (of a shot: its
+label) and p_ik = N(f_i; mu_k, Sigma), with one diagonal Sigma for all classes. Minimised over z of Q, mu and Sigma:
 
-    z_i  ~  y_i ** lambda * exp(log N(f_i; mu_k, Sigma) / 50 + sum over j of (w_ij + w_ji) z_j / 6)    test images only
+    L = - a sum over Q of z_i . log p_i - a gamma |Q| / |S| sum over S of z_i . log p_i
+        - b sum over i and j of w_ij z_i . z_j + sum over Q of z_i . (log z_i - lambda log y_i)
+
+w_ij is the cosine of i and j where j is among the 3 nearest neighbours of i in Q and S, else 0. The derivative of L in
+each block is set to zero in turn, the third term linearised at the z before, mu held at the norm of the features:
+
+    z_i  ~  y_i ** lambda * exp(a log p_i + b sum over j of (w_ij + w_ji) z_j)                        test images only
     mu_k ~  mean over Q of z_ik f_i  +  gamma * mean over S of z_ik f_i        normalised
     Sigma = (mean over Q of sum_k z_ik (f_i - mu_k)**2  +  gamma * the same over S) / (1 + gamma)      diagonal, shared
 
-w_ij is the cosine of i and j where j is among the 3 nearest neighbours of i in Q and S, else 0. (In the program shots
-have neighbours but are none, and the rows of w have the shots first where z has them last.) y is that of `zero_shot`,
-the ensemble of a class's sentences; the program takes the first template. The authors choose gamma for each data set
-from four values on validation images, each classified as its nearest test image. Here validation images are assigned as
-new images are; without validation images gamma is 1: the shots together weigh as much as the test images together.
+lambda is the paper's. a = 1/50, b = 1/6 (the mean over both ends of three neighbours), ten rounds, the eight images of
+an initial mean and the four gammas are figures of the authors' experiments. y is that of `zero_shot`, the ensemble of a
+class's sentences. The authors choose gamma for each data set on validation images, each classified as its nearest test
+image. Here validation images are assigned as new images are; without validation images gamma is 1: the shots together
+weigh as much as the test images together.
 """
 
 from collections.abc import Iterator

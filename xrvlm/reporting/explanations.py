@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
 from xrvlm.data.dataset import Dataset
+from xrvlm.distributed import Bar
 from xrvlm.errors import UserError, option, typed
 from xrvlm.experiments.predict import images_of
 from xrvlm.experiments.saved import SavedRun
@@ -106,7 +105,7 @@ def explain_images(classifier: Classifier, photos: Photos, out: Path, *, against
     if pictures:
         _check_nothing_is_replaced(photos, out, files)
     rows, words = [], {}
-    found = tqdm(explained(classifier, photos.images, against), total=len(names), disable=None, leave=False)
+    found = Bar(explained(classifier, photos.images, against), total=len(names), desc="explain", unit="image")
     for name, file, explanation in zip(names, files, found, strict=True):
         called = _Names(part_names(classifier, len(explanation.maps)), prompt_names(classifier, explanation),
                         classifier.names)

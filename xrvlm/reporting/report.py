@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from tqdm import tqdm
-
 from xrvlm import files
+from xrvlm.distributed import Bar
 from xrvlm.errors import typed, unknown
 from xrvlm.evaluation.text_tables import escape, markdown, markdown_table
 from xrvlm.experiments.record import read_records
@@ -94,7 +93,7 @@ def _read_sections(benchmarks: Sequence[Benchmark], root: Path, out: Path, album
     """Give each benchmark its sections; returns how many rows have none."""
     shown = [(benchmark, row) for benchmark in benchmarks
              for row in (benchmark.all_metrics.rows if all_shots else benchmark.shown)]
-    for benchmark, row in tqdm(shown, desc="report", leave=False, disable=None):
+    for benchmark, row in Bar(shown, desc="report", unit="run"):
         name = f"{benchmark.names[row]}, {shots_in_words(row.first.shots)}"
         benchmark.sections.append(read_section(row, name, root, out, album))
     return sum(len(benchmark.names) for benchmark in benchmarks) - len(shown)

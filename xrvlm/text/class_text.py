@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from html import unescape
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 from xrvlm.errors import UserError, option, typed, unknown
 from xrvlm.files import CONTROL, packaged, read_json, user_path
 
+OF_OPEN_CLIP = {"openai": "SIMPLE_IMAGENET_TEMPLATES", "openai_imagenet": "OPENAI_IMAGENET_TEMPLATES"}
 TEMPLATES = "photo"                      # the list of templates unless another is asked for
 
 
@@ -75,7 +77,15 @@ def saved_text(text: Callable) -> dict[str, Any]:
 
 
 def templates(name_or_path: str) -> tuple[str, ...]:
-    """A shipped template list (prompts/templates/<name>.txt) or a .txt file: one sentence per line, with one {}."""
+    """A list of templates, each with one {}: a shipped one (prompts/templates/<name>.txt), or a .txt file, one a line.
+
+    `openai_imagenet` is CLIP's list of 80 templates for ImageNet, `openai` the seven of them that its authors found to
+    do as well; both are read from open_clip.
+    """
+    if name_or_path in OF_OPEN_CLIP:
+        import_module("xrvlm.backbones")     # first: it mends torchvision where its wheel does not fit torch
+        lists = import_module("open_clip.zero_shot_metadata")
+        return tuple(fill("{}") for fill in getattr(lists, OF_OPEN_CLIP[name_or_path]))
     path = _find(name_or_path, "templates", ".txt", "template list")
     found = _lines(path)
     if not found:
@@ -274,5 +284,6 @@ def _find(name_or_path: str, folder: str, suffix: str, kind: str) -> Path:
         return path
     shipped = {path.stem: path for path in (packaged("prompts") / folder).glob(f"*{suffix}")}
     if name_or_path not in shipped:
-        raise unknown(kind, name_or_path, shipped, "or pass a path")
+        known = [*shipped, *(OF_OPEN_CLIP if folder == "templates" else ())]
+        raise unknown(kind, name_or_path, known, "or pass a path")
     return shipped[name_or_path]

@@ -128,11 +128,11 @@ def sentence_means(clip: FrozenCLIP, classes: ClassText) -> Tensor:
     return torch.stack([features.mean(dim=0) for features in clip.encode_text(sentences).split(counts)])
 
 
-def tower_length(clip: FrozenCLIP, classes: ClassText) -> Tensor:
-    """(c, d) `ensemble` scaled to the mean norm of the tower's features of a class's sentences."""
+def raw_means(clip: FrozenCLIP, classes: ClassText) -> Tensor:
+    """(c, d) the mean over the features of a class's sentences, each at the length that the tower gives it."""
     sentences, counts = _flattened(classes)
-    lengths = torch.stack([norms.mean() for norms in clip.text_lengths(sentences).split(counts)])      # (c,)
-    return lengths[:, None] * ensemble(clip, classes)
+    features = clip.text_lengths(sentences)[:, None] * clip.encode_text(sentences)                     # (s, d)
+    return torch.stack([of_class.mean(dim=0) for of_class in features.split(counts)])
 
 
 def _flattened(classes: ClassText) -> tuple[list[str], list[int]]:

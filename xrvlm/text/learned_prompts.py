@@ -46,6 +46,7 @@ class ContextPrompts(ClassPrompts):
         shared_length: with `shared_then_specific`, the number of shared vectors; None: half.
         words: initialise with the token embeddings of these words ("a photo of a") instead of N(0, 0.02).
         position: position of the class name.
+        full_stop: a full stop ends the prompt.
 
     Raises:
         UserError: a prompt does not fit the window of the text tower, there is nothing to learn, or `shared_length`
@@ -56,7 +57,7 @@ class ContextPrompts(ClassPrompts):
 
     def __init__(self, clip: FrozenCLIP, names: tuple[str, ...], *, text_parts: int = 1, length: int = 16,
                  context: ContextKind = "specific", shared_length: int | None = None, words: str | None = None,
-                 position: NamePosition = "end"):
+                 position: NamePosition = "end", full_stop: bool = True):
         super().__init__()
         if length < 1 or text_parts < 1:
             raise UserError("a learned prompt needs at least one vector and one text part, found "
@@ -68,8 +69,9 @@ class ContextPrompts(ClassPrompts):
                             f"other words, or {option('method.context_words', None)}")
         self.text_parts, shared = text_parts, _shared_vectors(context, length, shared_length)
         self.position: NamePosition = position
+        self.full_stop = full_stop
         self.open_classes = shared == length
-        self.layout = replace(clip.layout(names, length, position), shared=shared)
+        self.layout = replace(clip.layout(names, length, position, full_stop), shared=shared)
         self.shared = _vectors(text_parts, 1, shared, clip.text_width)                     # (g, 1, l_s, w)
         self.specific = _vectors(text_parts, len(names), length - shared, clip.text_width)    # (g, c, l_c, w)
         if start is not None:
@@ -87,7 +89,7 @@ class ContextPrompts(ClassPrompts):
     def for_classes(self, clip: FrozenCLIP, classes: ClassText) -> Self:
         assert self.specific is None, "vectors of one class cannot be used for another"
         converted, length = copy(self), self.layout.shared
-        converted.layout = replace(clip.layout(classes.names, length, self.position), shared=length)
+        converted.layout = replace(clip.layout(classes.names, length, self.position, self.full_stop), shared=length)
         return converted
 
     def forward(self, clip: FrozenCLIP) -> Tensor:

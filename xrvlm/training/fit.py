@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -18,13 +18,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from xrvlm.backbones.base import Features, FrozenCLIP
-from xrvlm.distributed import ALONE, Group, processes, seeded
+from xrvlm.backbones.base import FrozenCLIP
+from xrvlm.distributed import ALONE, Bar, Group, processes, seeded
 from xrvlm.errors import UserError, option
 from xrvlm.evaluation.metrics import top1
-from xrvlm.features.source import FeatureSource, training_order, without_labels
+from xrvlm.features.source import FeatureSource, sharded_batches, training_order, without_labels
 from xrvlm.files import write_atomically
 from xrvlm.methods.base import Method, Recipe, probabilities
 from xrvlm.training.averaging import State, add, load_mean, reestimate
@@ -113,8 +112,7 @@ def fit(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe: Recipe,
     progress = run.progress
     group.check_same(progress.epochs, "checkpoints")
     group.level(method)
-    epochs = tqdm(range(progress.epochs, total), initial=progress.epochs, total=total, unit="epoch",
-                  desc=method.label, disable=None if group.first else True, leave=False)
+    epochs = Bar(range(progress.epochs, total), initial=progress.epochs, total=total, unit="epoch", desc=method.label)
     for done in epochs:
         start = time.perf_counter()
         entry = run.epoch(done)
@@ -190,19 +188,18 @@ class _Fit:
 def _train_epoch(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe: Recipe,
                  optimizer: torch.optim.Optimizer, seed: int, epoch: int, group: Group) -> float:
     """The mean loss of the epoch. Each rank of `group` takes its shard of every batch."""
-    for parameters in optimizer.param_groups:
-        parameters["lr"] = recipe.rate(epoch)
     order = training_order(source.labels, seed, epoch, recipe.batch_size, balanced=recipe.balanced)
     stepper = Stepper(method, recipe, optimizer, group)
     total, count = torch.zeros((), device=clip.device), 0
     method.train()
     optimizer.zero_grad(set_to_none=True)
     with seeded(seed, "epoch", epoch), group.together():
-        batches = sharded_batches(source, order, epoch, group, clip.device)
+        batches = enumerate(sharded_batches(source, order, epoch, group, clip.device))
         for _ in range(0, len(order), recipe.text_every):
             shared = shared_class_features(method, clip, stepper.step) if recipe.text_every > 1 else nullcontext([])
             with shared as held:
-                for rows, x, y in islice(batches, recipe.text_every):
+                for done, (rows, x, y) in islice(batches, recipe.text_every):
+                    stepper.set_rate(recipe.rate(epoch, done / len(order)))
                     loss = method.loss(x, y, clip, label_smoothing=recipe.label_smoothing) * (len(y) / rows)
                     loss.backward()
                     stepper.step(held)
@@ -223,6 +220,7 @@ def state_of(method: nn.Module) -> State:
 
 def _save(path: Path, identity: str, method: Method, optimizer: torch.optim.Optimizer, progress: Progress,
           kept: Kept) -> None:
+    """Write all that a stopped run needs to go on; the file appears whole or not at all."""
     tensors = {f"method.{name}": value for name, value in state_of(method).items()}
     tensors |= {f"{group}.{name}": value for group, state in vars(kept).items() for name, value in state.items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -232,8 +230,8 @@ def _save(path: Path, identity: str, method: Method, optimizer: torch.optim.Opti
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
 
 
-def _restore(path: Path, identity: str, method: Method,
-             optimizer: torch.optim.Optimizer) -> tuple[Progress, Kept]:
+def _restore(path: Path, identity: str, method: Method, optimizer: torch.optim.Optimizer) -> tuple[Progress, Kept]:
+    """Give `method` and `optimizer` the state of the checkpoint. UserError: it is damaged, or of another `identity`."""
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["xrvlm"])
@@ -257,34 +255,18 @@ def _restore(path: Path, identity: str, method: Method,
                         ) from error
 
 
-def sharded_batches(source: FeatureSource, order: Sequence[Tensor], epoch: int, group: Group,
-               device: torch.device) -> Iterator[tuple[int, Features, Tensor]]:
-    """Of each batch of `order`: its number of rows, and the features and labels of this rank's shard.
-
-    A rank with an empty shard still loads one image, then drops it, so that it takes part in the collectives.
-    """
-    shards = [batch[group.share(len(batch))] for batch in order]
-    read = [shard if len(shard) else batch[:1] for shard, batch in zip(shards, order, strict=True)]
-    for batch, shard, (x, y) in zip(order, shards, source.batches(read, epoch), strict=True):
-        if not len(shard):
-            x, y = x.map(lambda value: value[:0]), y[:0]
-        if x.pooled.device != device:
-            x = x.map(lambda value: _moved(value, device))
-        yield len(batch), x, _moved(y, device)
-
-
-def _moved(value: Tensor, device: torch.device) -> Tensor:
-    """`value` on `device`. A copy to a GPU goes through pinned memory, so that the host does not wait for it."""
-    if value.device == device:
-        return value
-    return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
-
-
+@dataclass(frozen=True)
 class Stepper:
     """Takes the optimiser's steps. Parameters that are `held` keep their gradients for a later step."""
 
-    def __init__(self, method: nn.Module, recipe: Recipe, optimizer: torch.optim.Optimizer, group: Group):
-        self.method, self.recipe, self.optimizer, self.group = method, recipe, optimizer, group
+    method: nn.Module
+    recipe: Recipe
+    optimizer: torch.optim.Optimizer
+    group: Group
+
+    def set_rate(self, learning_rate: float) -> None:
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = learning_rate
 
     def step(self, held: Sequence[nn.Parameter] = ()) -> None:
         kept = [parameter.grad for parameter in held]

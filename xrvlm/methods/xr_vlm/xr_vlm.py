@@ -103,7 +103,9 @@ class XRVLM(Method):
     """
 
     needs = frozenset({"pooled", "tokens", "mid_tokens"})
-    recipe = Recipe("xr_vlm", epochs=100, batch_size=64, learning_rate=2e-3, weight_decay=1e-4, warmup_epochs=5)
+    recipe = Recipe("xr_vlm", epochs=100, batch_size=64, learning_rate=2e-3, weight_decay=1e-4, warmup_epochs=5,
+                    full_cosine=True)
+    revision = 2                         # the authors count the cosine from the end of the warm-up
     label = "XR-VLM"
     splits_batches = True
     opens_with = "head per_class, per_class_diagonal or alignment and a shared context or part descriptions"
