@@ -14,13 +14,16 @@ PROMPTS := coop,cocoop,plot,gallop,xr_vlm
 ONE_VIEW := features.views=0 method=tip_adapter_f,residual_probe,task_res,clip_adapter,clap,prolip
 PHOTOS ?=
 
-.PHONY: demo test lint docs results methods bench ablation base_to_new setup clean
+.PHONY: demo test fuzz lint docs results methods bench ablation base_to_new setup clean
 
 demo: $(READY)          ## the main job on the embedded default, offline, in a few minutes
 	$(BIN)/xrvlm demo
 
 test: $(READY)          ## all tests, one process a core; one test: .venv/bin/python -m pytest tests/test_files.py
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+fuzz: $(READY)          ## hostile images, tables, headers, configurations, cache bytes and kills: counts and failures
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py
 
 lint: $(READY)          ## ruff, and pyright for each platform and for the newest Python
 	$(BIN)/ruff check .

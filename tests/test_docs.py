@@ -213,6 +213,13 @@ def test_the_check_of_names_can_fail(classes):
     assert not exists("methods/no_such_file.py", classes)
 
 
+@pytest.mark.parametrize("cited", sorted(set(re.findall(
+    r"`(tests/[\w/]+\.py)::(\w+)", (ROOT / "docs/design/reports.md").read_text(encoding="utf-8")))), ids="::".join)
+def test_the_tests_of_the_reports_exist(cited):
+    file, name = cited
+    assert re.search(rf"^def {name}\(", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), f"{file} has no {name}"
+
+
 def test_paths_on_the_pages_exist():
     """`xrvlm/...py` and its like, on every page and in CONTRIBUTING."""
     missing = []

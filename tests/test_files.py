@@ -5,6 +5,7 @@ import pytest
 
 from xrvlm import files
 from xrvlm.errors import UserError
+from xrvlm.files import listing
 
 
 def test_a_write_replaces_the_whole_file(tmp_path):
@@ -67,3 +68,9 @@ def test_permissions_are_those_of_an_ordinary_file(tmp_path):
 
 def test_digest_ignores_the_order_of_keys():
     assert files.digest({"a": 1, "b": 2}) == files.digest({"b": 2, "a": 1}) != files.digest({"a": 2, "b": 1})
+
+
+def test_a_link_to_itself_is_a_file_like_a_broken_link(tmp_path):
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "a").mkdir()
+    assert listing(tmp_path) == ([tmp_path / "a"], [tmp_path / "loop.png"])

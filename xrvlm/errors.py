@@ -4,7 +4,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import wraps
 from importlib import import_module
@@ -70,6 +70,15 @@ def unknown(kind: str, name: str, available: Iterable[str], hint: str = "") -> U
     if hint:
         parts.append(hint)
     return UserError("; ".join(parts))
+
+
+def check_choice(key: str, value: str, groups: Collection[str]) -> None:
+    """UserError where `key` is one of `groups` of configurations and `value`, as typed, can be no name in it."""
+    name = key.lstrip("+").partition("@")[0]
+    words = [word.strip(" '\"") for word in value.strip().removeprefix("[").removesuffix("]").split(",")]
+    no_name = r"|[-+]?(null|true|false|inf|nan|[\d_.]+(e[-+]?\d+)?)|.*[{\[$].*"
+    if name in groups and any(re.fullmatch(no_name, word, re.IGNORECASE) for word in words):
+        raise UserError(f"{key}={value} names no configuration: leave {name}= out for the default")
 
 
 def imported(path: str, what: str) -> Any:

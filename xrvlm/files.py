@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from xrvlm.errors import UserError, option
 
 _SHA256: dict[tuple[object, ...], str] = {}
+MOST_ALIASES = 10_000
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 IGNORED_FOLDERS = frozenset({"__MACOSX", "@eaDir", "__pycache__"})
 
@@ -63,9 +64,17 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, fix: str) -> Any:
     """The parsed file. Raises UserError, which ends in `fix`, if it is damaged."""
     try:
-        return json.loads(file_bytes(path).decode("utf-8"), object_pairs_hook=_without_repetition)
-    except (OSError, ValueError, RecursionError) as error:
+        return parsed(file_bytes(path).decode("utf-8"), object_pairs_hook=_without_repetition)
+    except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}; {fix}") from error
+
+
+def parsed(text: str | bytes, **how: Any) -> Any:
+    """The value of JSON from anyone; a ValueError, too, for levels without end."""
+    try:
+        return json.loads(text, **how)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
 
 
 def file_bytes(path: Path) -> bytes:
@@ -88,11 +97,16 @@ def append_text(path: Path, text: str) -> None:
 def plain_text(value: Any) -> Any:
     """`value`, of a file that may come from anyone. ValueError where a text in it holds a control character.
 
-    A terminal would follow such characters instead of showing them.
+    A terminal would follow such characters. ValueError, too, where YAML's aliases repeat a value without end.
     """
-    waiting = [value]
+    waiting, seen, again = [value], set[int](), 0
     while waiting:
         each = waiting.pop()
+        if isinstance(each, dict | list):
+            again += id(each) in seen
+            seen.add(id(each))
+            if again > MOST_ALIASES:
+                raise ValueError("it refers to itself or repeats itself without end")
         if isinstance(each, dict):
             waiting += [*each, *each.values()]
         elif isinstance(each, list | tuple):
@@ -167,7 +181,7 @@ def listing(folder: Path) -> tuple[list[Path], list[Path]]:
     """The folders and the files in `folder`, sorted, without hidden ones. A broken link counts as a file."""
     try:
         with os.scandir(folder) as entries:      # which knows, without a call for each file, what is a folder
-            found = sorted((folder / entry.name, entry.is_dir()) for entry in entries
+            found = sorted((folder / entry.name, _is_folder(entry)) for entry in entries
                            if not entry.name.startswith(".") and entry.name not in IGNORED_FOLDERS)
     except OSError as error:
         raise UserError(f"cannot list {folder}: {error.strerror}; check that you may read it") from error
@@ -177,6 +191,13 @@ def listing(folder: Path) -> tuple[list[Path], list[Path]]:
         if CONTROL.search(path.name):
             raise UserError(f"the name {path.name!r} in {folder} holds a control character; rename it")
     return [path for path, is_folder in found if is_folder], [path for path, is_folder in found if not is_folder]
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:                      # a link to itself
+        return False
 
 
 @dataclass(frozen=True)

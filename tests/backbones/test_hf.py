@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -163,3 +164,11 @@ def test_a_text_is_read_at_its_end_or_refused():
     found = wrap_hf(model, words, name="x", device="cpu").encode_text(["a photo of the bird"])
     expected = model.get_text_features(words(["a photo of the bird"], return_tensors="pt").input_ids).pooler_output
     assert_close(found, F.normalize(expected, dim=-1))
+
+
+def test_weights_that_are_no_numbers_are_told(tmp_path):
+    model = hf_clip_model()
+    with torch.no_grad():
+        model.vision_model.encoder.layers[0].mlp.fc1.weight[0, 0] = float("nan")
+    with pytest.raises(UserError, match=r"the weights vision_model.*fc1\.weight of the tower hold NaN: .*damaged"):
+        wrap_hf(model, words_tokenizer("<s>"), name="broken", device="cpu")

@@ -114,6 +114,9 @@ def test_explain(run, capsys):
     typed = capsys.readouterr().out.splitlines()
     called = xrvlm.explain(run.folder, out="called", pictures=False, device="cpu")
     assert typed[:-1] == list(called.lines)[:-1] and typed[-1] == "typed"
+    names = {path.name: path for path in Path("birds").iterdir()}
+    assert all(f"(true: {row['true']})" in line and row["true"] in names and row["image"].startswith(row["true"])
+               for row, line in zip(called.rows, typed, strict=False))
     assert Path("typed/explanations.json").read_text() == Path("called/explanations.json").read_text()
 
 

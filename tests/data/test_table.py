@@ -88,7 +88,7 @@ def test_words_for_validation_and_spaces_around_cells(tmp_path, word):
     assert found(table(root)) == EXPECTED
 
 
-ODD_NAMES = ["with space", "a,b", "it's \"quoted\"", "a=b", "(1)", "~tilde", "caf\u00e9", "a\tb;c"]
+ODD_NAMES = ["with space", "a,b", "it's \"quoted\"", "a=b", "(1)", "~tilde", "caf\u00e9", "a;c"]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
@@ -97,6 +97,23 @@ def test_odd_names(tmp_path, suffix):
     root = birds(tmp_path / "~ my, birds", paths)
     write(root / f"t{suffix}", [{"path": path, "class": f"class {path}"} for path in paths])
     assert found(table(root, file=f"t{suffix}")) == [("train", path, f"class {path}") for path in sorted(paths)]
+
+
+@pytest.mark.parametrize(("row", "message"), [
+    ({"path": "1.jpg\0", "class": "jay"}, "the path '1.jpg.x00' holds a control character"),
+    ({"path": "a\tb.jpg", "class": "jay"}, "the path 'a.tb.jpg' holds a control character"),
+    ({"path": "1.jpg", "class": "\x1b[31mred"}, "the class '.x1b.31mred' holds a control character")])
+def test_control_characters_are_refused(tmp_path, row, message):
+    root = birds(tmp_path)
+    write(root / "t.jsonl", [row])
+    with pytest.raises(UserError, match=f"t.jsonl, line 1.*: {message}; write it without"):
+        table(root, file="t.jsonl")
+
+
+def test_levels_without_end_are_refused(tmp_path):
+    (birds(tmp_path) / "t.jsonl").write_text("[" * 100_000 + "\n")
+    with pytest.raises(UserError, match="t.jsonl, line 1: it is nested too deep; write one JSON object a line"):
+        table(tmp_path, file="t.jsonl")
 
 
 def test_absolute_paths_and_dots_become_one_id(tmp_path, monkeypatch):

@@ -126,7 +126,7 @@ def test_scores_that_are_not_finite(value):
     logits, labels = drawn()
     logits[7, 2] = value
     for call in (metrics.top1, metrics.macro_f1, metrics.expected_calibration_error, metrics.confusion_matrix):
-        with pytest.raises(UserError, match=r"1 of 300 images .* learning_rate, or train with precision='fp32'"):
+        with pytest.raises(UserError, match=r"1 of 300 images .* learning_rate .*, or take precision='fp32'"):
             call(logits, labels)
 
 

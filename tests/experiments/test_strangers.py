@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import asdict
+from functools import partial
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from xrvlm.cli.main import main
 from xrvlm.data.dataset import Split, read_split
 from xrvlm.errors import UserError
 from xrvlm.evaluation.metrics import as_cell, from_cell, write_predictions
-from xrvlm.experiments.record import RunOptions, RunRecord, read_record, read_records
+from xrvlm.experiments.record import RunOptions, RunRecord, append_record, read_record, read_records
 from xrvlm.experiments.saved import SavedRun
 from xrvlm.files import as_file_name, leads_out
 from xrvlm.inference.classifier import Classifier
@@ -184,3 +185,61 @@ def test_a_class_is_no_formula(tmp_path):
     outcomes = read_outcomes(tmp_path / "p.csv")
     assert (outcomes.images, outcomes.labels) == (["=1.png"], names[:1])
     assert [from_cell(as_cell(name)) for name in names] == names
+
+
+def test_aliases_without_end_are_told(run, capsys):
+    text = (run / "config.yaml").read_text()
+    for more in ("more: &a [*a]\n", "a0: &a0 [x]\n" + "".join(
+            f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 12))):
+        (run / "config.yaml").write_text(text + more)
+        assert main(["eval", f"run={run}", "device=cpu"]) == 2
+        assert "config.yaml is damaged; delete it" in capsys.readouterr().err
+
+
+def test_a_record_nested_without_end_stops_no_other(run):
+    results = run.parent / "results.jsonl"
+    results.write_text("[" * 100_000 + "\n")
+    with pytest.raises(UserError, match=r"results\.jsonl, line 1 is damaged \(it is nested too deep"):
+        read_records(run.parent)
+    append_record(run.parent, read_record(run / "record.json"))
+    assert results.read_text().count("\n") == 2
+
+
+@pytest.mark.parametrize(("table", "column", "value"), [
+    ("per_class", "class", []), ("per_class", "class", 1.5), ("per_class", "accuracy", float("nan")),
+    ("per_class", "accuracy", "1"), ("most_confused", "true", {}), ("most_confused", "share", -2.0),
+    ("per_class", "class", "\x1b[2J")])
+def test_a_report_of_damaged_figures_says_so(run, table, column, value):
+    figures = json.loads((run / "metrics.json").read_text())
+    rows = {"per_class": figures["per_class"], "most_confused": [{"true": "a", "predicted": "b", "count": 1,
+                                                                 "share": 0.5}]}
+    rows[table][0][column] = value
+    (run / "metrics.json").write_text(json.dumps(figures | rows))
+    append_record(run.parent, read_record(run / "record.json"))
+    made = xrvlm.report(run.parent)
+    text = made.markdown.read_text(encoding="utf-8")
+    assert "`metrics.json` of this run cannot be read (ValueError" in text
+    assert "| nan |" not in text and "\x1b" not in text
+
+
+def test_a_root_that_is_no_path_is_not_looked_into(run, tmp_path, capsys):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"]["loader"]["options"]["root"] = {"a": 1}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    photo = next((run.parents[1] / "photos").rglob("*.png"), None) or next(photo_folder(tmp_path / "p").rglob("*.png"))
+    assert main(["predict", str(run), str(photo), "classes=[a,b]", "device=cpu"]) == 2
+    assert "is bound to the 3 classes" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_shown_from_a_disk_that_cannot_be_written(run, monkeypatch):
+    before = (run.parent / "results.jsonl").exists()
+    (run / "last.safetensors").write_bytes(b"of a run that was killed as it ended")
+    home = SavedRun(run)
+    again = partial(xrvlm.adapt, xrvlm.load_tiny_clip(device="cpu"), home.dataset(), "linear_probe", shots=2,
+                    options=RunOptions(runs=run.parent, features=xrvlm.FeatureSettings(views=0)))
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert again().folder == run
+    assert (run.parent / "results.jsonl").exists() == before and (run / "last.safetensors").exists()
+    monkeypatch.undo()
+    assert again().folder == run
+    assert (run.parent / "results.jsonl").exists() and not (run / "last.safetensors").exists()

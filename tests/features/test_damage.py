@@ -1,5 +1,7 @@
 """Features on disk are those that were written: a bit that flips is found, and the images are encoded again."""
 
+import os
+
 import pytest
 import torch
 from photos import photo_folder
@@ -7,6 +9,7 @@ from towers import tiny_vit
 
 from xrvlm.data.folder import image_folder
 from xrvlm.features.bank import checksum
+from xrvlm.features.cache import banks
 from xrvlm.features.source import FeatureSettings, extract
 
 
@@ -66,3 +69,16 @@ def test_a_cache_that_cannot_be_written_is_told_and_the_run_goes_on(tmp_path, ca
     assert torch.equal(*(bank.select(rows, views).pooled for bank in banks))
     assert "file/features cannot be written: the features are computed for this process alone" in caplog.text
     assert "name another folder with cache or $XRVLM_CACHE" in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
+def test_what_is_no_file_is_no_shard(tmp_path):
+    clip, dataset = tiny_vit(), image_folder(photo_folder(tmp_path / "photos", images=3))
+    settings = FeatureSettings(views=0, cache=tmp_path / "cache")
+    extract(clip, dataset.source, dataset.split.train, settings)
+    (shard,) = (tmp_path / "cache").rglob("shard-*.safetensors")
+    shard.unlink()
+    os.mkfifo(shard)                     # opening it would wait for a writer
+    shard.with_name("shard-a.safetensors").mkdir()
+    assert len(extract(clip, dataset.source, dataset.split.train, settings).labels) == len(dataset.split.train)
+    assert len(banks(tmp_path / "cache")) == 1

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import pytest
@@ -54,6 +55,7 @@ def test_a_folder(photos, run, capsys):
     assert len(lines) == 12 + 2
     assert lines[-1] == str(run / "explain")
     assert "12 images: mean overlap of the part maps" in lines[-2]
+    assert all(re.search(r"png: .+ \d+\.\d%, then .+ \d+\.\d%", line) and "(true: " not in line for line in lines[:-2])
     assert all("strongest: part" in line and "dead parts" in line for line in lines[:-2])
     for line in lines[:-2]:
         assert ("(which is this class)" in line) == (f": {CLASSES[1]} " in line)

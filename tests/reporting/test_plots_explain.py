@@ -16,7 +16,7 @@ def drawn(parts: int, panels: int, prompts: int = 3):
                        prompts=[f"prompt {prompt}" for prompt in range(prompts)], title="wren 90%", note="how")
 
 
-@pytest.mark.parametrize(("parts", "panels"), [(1, 1), (4, 1), (4, 2), (16, 2)])
+@pytest.mark.parametrize(("parts", "panels"), [(1, 1), (4, 1), (5, 2)])
 def test_an_explanation_is_drawn(parts, panels, tmp_path):
     figure = drawn(parts, panels)
     plots.save(figure, tmp_path / "wren.png")
@@ -25,6 +25,20 @@ def test_an_explanation_is_drawn(parts, panels, tmp_path):
     shown = [axes for axes in figure.get_axes() if axes.axison]
     assert [axes.get_title() for axes in shown[:parts + 1]] == ["photo", *(f"part {part}" for part in range(parts))]
     assert len(shown) == parts + 1 + 2 * panels
+
+
+def test_of_many_parts_the_decisive_ones_are_shown_and_the_others_summed():
+    by_part = torch.zeros(2, 17)
+    by_part[0, [1, 4, 9, 12, 16]] = torch.tensor([3.0, -2.0, 1.0, 0.5, 0.25])
+    by_part[1, [2, 3]] = torch.tensor([0.1, 0.001])
+    panel = Panel("wren: +1.00", by_part, [("part 1 x prompt 2, wren", 0.5)], 34, "wren", "others")
+    figure = explanation(Image.new("RGB", (32, 32), "green"), torch.rand(17, 4, 4), [panel],
+                         parts=[f"part {part}" for part in range(17)], prompts=["a", "b"], title="x", note="how")
+    *photos, heat_map, _ = [axes for axes in figure.get_axes() if axes.axison]
+    assert [axes.get_title() for axes in photos] == ["photo", "part 1", "part 4", "part 9", "part 12", "part 16"]
+    assert [label.get_text() for label in heat_map.get_xticklabels()][-2:] == ["part 16", "12 others"]
+    numbers = {text.get_text() for text in heat_map.texts}
+    assert numbers == {"+3.00", "-2.00", "+1.00", "+0.50", "+0.25", "+0.10"}, "and no zeros"
 
 
 def test_bars_and_cells_are_signed():

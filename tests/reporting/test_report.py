@@ -471,3 +471,15 @@ def test_a_grid_has_a_row_an_image(tmp_path):
 def test_part_maps_that_are_not_finite():
     with pytest.raises(ValueError, match="finite"):
         plots.part_maps(Image.new("RGB", (8, 8)), np.full((1, 2, 2), np.nan))
+
+
+def test_the_first_line_is_a_sentence_for_a_reader_of_no_metric(tmp_path):
+    best = {"label": "XR-VLM+", "shots": 16, "images": 1520, "classes": 40}
+    for each in (record("a", top1=0.2, images=1520, classes=40, shots=0, label="CLIP zero-shot"),
+                 record("b", top1=0.687, **best), record("c", top1=0.9, **best | {"label": "T"}, transductive=True)):
+        append_record(tmp_path, each)
+    lines = write_report(tmp_path).markdown.read_text(encoding="utf-8").splitlines()
+    assert lines[2] == ("On cub, XR-VLM+ with 16 labelled images a class is right for 69 of 100 test photos "
+                        "(1,520 photos, 40 classes); a guess would be right for 2.5.")
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert f'<p class="lead">{lines[2]}</p>' in page

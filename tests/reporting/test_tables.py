@@ -99,3 +99,11 @@ def test_markdown_holds_the_same():
 def test_tables_load_no_library_of_pictures_and_pages():
     program = "import sys, xrvlm.reporting.tables; print(*{'torch', 'matplotlib', 'jinja2'} & {*sys.modules})"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+def test_the_caption_says_how_many_images_and_classes_and_what_chance_is():
+    one = [record("a", images=1520, classes=40), record("b", label="CoOp", method="coop", images=1520, classes=40)]
+    assert "1,520 test images in 40 classes; chance 2.5; " in tables(one)[0].caption
+    mixed = [*one, record("c", label="PLOT", method="plot", images=44, classes=4)]
+    assert "44-1,520 test images in 4-40 classes; chance 2.5 to 25.0; " in tables(mixed)[0].caption
+    assert "test images in" not in tables([record("a")])[0].caption, "older records do not say"

@@ -253,6 +253,8 @@ def hash_state(module: nn.Module, also: str = "") -> str:
     for name, tensor in sorted(module.state_dict().items()):
         values = tensor.detach().cpu()
         values = (values.float() if values.is_floating_point() else values).contiguous()
+        if values.is_floating_point() and values.isnan().any():
+            raise UserError(f"the weights {name} of the tower hold NaN: their file is damaged; fetch or save it again")
         digest.update(f"{name} {tuple(values.shape)}".encode())
         digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

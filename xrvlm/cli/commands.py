@@ -40,7 +40,8 @@ def evaluate(config: DictConfig) -> None:
     found = call(str(config.run), None if own else _dataset(config), among=config.among,
                  class_names=config.data.get("class_names") if own else None, text=_text(config),
                  features=_partial(config.features, "features")(), workers=config.workers, **_device(config))
-    print(f"{found.data}: {_figures(found.metrics)}{f'; {found.note}' if found.note else ''}\n{found.folder}")
+    figures = _figures(found.metrics, int(found.metrics["images"]), found.classes)
+    print(f"{found.data}: {figures}{f'; {found.note}' if found.note else ''}\n{found.folder}")
 
 
 def predict(config: DictConfig) -> None:
@@ -199,14 +200,16 @@ def _partial(config: DictConfig, group: str) -> partial:
 def _show(run: Any) -> None:
     if processes().first:
         protocol = ", base to new" if run.record.protocol == "base_to_new" else ""
-        print(f"{run.record.label}{protocol}: {_figures(run.record.metrics)}\n{run.folder}")
+        figures = _figures(run.record.metrics, run.record.images, run.record.classes)
+        print(f"{run.record.label}{protocol}: {figures}\n{run.folder}")
 
 
-def _figures(metrics: dict[str, float]) -> str:
+def _figures(metrics: dict[str, float], images: int, classes: int) -> str:
+    tested = f" of {images:,} test images in {classes:,} classes (chance {1 / classes:.1%})" if images else ""
     if "harmonic_mean" in metrics:
-        return (f"base {metrics['top1']:.1%}, new {metrics['new_top1']:.1%}, harmonic mean "
+        return (f"base {metrics['top1']:.1%}{tested}, new {metrics['new_top1']:.1%}, harmonic mean "
                 f"{metrics['harmonic_mean']:.1%}; all classes {metrics['all_top1']:.1%}")
-    return (f"top-1 {metrics['top1']:.1%}, top-5 {metrics['top5']:.1%}, mean per class "
+    return (f"top-1 {metrics['top1']:.1%}{tested}, top-5 {metrics['top5']:.1%}, mean per class "
             f"{metrics['mean_per_class']:.1%}, macro-F1 {metrics['macro_f1']:.1%}, calibration error "
             f"{metrics['ece']:.1%}")
 

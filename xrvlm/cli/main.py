@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
-from xrvlm.errors import SPEAKS_KEYS, UserError, unknown
+from xrvlm.errors import SPEAKS_KEYS, UserError, check_choice, unknown
 
 HELP = """\
 xrvlm adapts a frozen CLIP to fine-grained recognition.
@@ -74,8 +74,7 @@ NAMES = ("adapt", "zeroshot", "eval", "predict", "explain", "export", "compare",
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0, 2 for a mistake of the user's, 130 for an interruption."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    # a terminal that cannot show a name ends no command
-    getattr(sys.stdout, "reconfigure", lambda **_: None)(errors="backslashreplace")
+    getattr(sys.stdout, "reconfigure", lambda **_: None)(errors="backslashreplace")      # an ASCII terminal is no error
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help(), end="")
         return 0
@@ -197,9 +196,9 @@ def _run(group: Any, command: str, overrides: list[str]) -> int:
         if group is not None and (command not in TOGETHER or SWEEP & set(overrides)):
             raise UserError(f"several processes do one run of {' or '.join(TOGETHER)} together: start other commands, "
                             "and a sweep, without torchrun")
-        for name in GROUPS:
-            if f"{name}=null" in overrides:
-                raise UserError(f"{name}=null names no configuration: leave {name}= out for the default")
+        for override in overrides:
+            key, _, value = override.partition("=")
+            check_choice(key, value, (*GROUPS, "hydra"))
         return 2 if _run_hydra(command, overrides) else 0
     except mistakes as error:
         if _speaks(group):
@@ -297,4 +296,5 @@ def _tell(error: Exception, command: str = "") -> None:
         key = getattr(error, "full_key", "")
         short = f", as in `xrvlm {command} {_usage(command)}`" if key in POSITIONAL.get(command, ()) else ""
         message = f"{key} is not given; add {key}=VALUE{short}"
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    shown = re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: ascii(found[0])[1:-1], " ".join(message.split()))
+    print(f"error: {shown}", file=sys.stderr)

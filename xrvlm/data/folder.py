@@ -1,6 +1,7 @@
 """A data set as class folders: root/<class>/*.jpg, or root/{train,val,test}/<class>/*.jpg. Also words for subsets."""
 
 import logging
+import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -172,8 +173,8 @@ def _check_nesting(below: Mapping[Path, Sequence[Path]]) -> None:
 def _outside(root: Path, images: Sequence[Path]) -> list[Path]:
     folders = {folder: folder.resolve() for folder in {path.parent for path in images}}
     real = root.resolve()
-    return [path for path in images
-            if not (path.resolve() if path.is_symlink() else folders[path.parent]).is_relative_to(real)]
+    return [path for path in images      # realpath: a link to itself is no error
+            if not (Path(os.path.realpath(path)) if path.is_symlink() else folders[path.parent]).is_relative_to(real)]
 
 
 def _is_image(path: Path) -> bool:

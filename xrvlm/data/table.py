@@ -1,7 +1,6 @@
 """A data set as a table of paths and classes beside the images: CSV, JSON Lines or Parquet."""
 
 import csv
-import json
 import math
 import os
 import re
@@ -13,7 +12,7 @@ from typing import Any
 from xrvlm.data.dataset import SUBSETS, Dataset, assemble, registered
 from xrvlm.data.folder import existing_folder, subset_of
 from xrvlm.errors import UserError, option
-from xrvlm.files import FileSource, files_below, user_path
+from xrvlm.files import CONTROL, FileSource, files_below, parsed, user_path
 from xrvlm.text.class_text import few
 
 Row = tuple[int, Mapping[str, Any]]    # the line in the file, counted from 1, and its cells
@@ -79,6 +78,8 @@ def label_of(value: Any, where: str) -> str | None:
     if isinstance(value, bytes | list | tuple | Mapping):
         raise UserError(f"{where}: {value!r} is no class; write one name a row as text (an image has one class here)")
     label = unicodedata.normalize("NFC", str(value).strip())
+    if CONTROL.search(label):
+        raise UserError(f"{where}: the class {label!r} holds a control character; write it without")
     return None if label.casefold() in MISSING else label
 
 
@@ -196,8 +197,8 @@ def _json_rows(path: Path) -> tuple[Sequence[str], list[Row]]:
         if not text.strip():
             continue
         try:
-            row = json.loads(text)
-        except json.JSONDecodeError as error:
+            row = parsed(text)
+        except ValueError as error:
             raise UserError(f"{path}, line {line}: {error}; write one JSON object a line") from error
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {line}: not a JSON object; write one a line")
@@ -239,8 +240,10 @@ def _subset(word: str, where: str) -> str:
 
 def _relative(root: Path, name: str, where: str) -> str:
     """`name` relative to `root` and without `..`, so that an image has only one id."""
+    if CONTROL.search(name):
+        raise UserError(f"{where}: the path {name!r} holds a control character; write it without")
     path = Path(os.path.normpath(root / name))
-    for base, candidate in ((root, path), (root, path.resolve())):    # an absolute path may contain a link
+    for base, candidate in ((root, path), (root, Path(os.path.realpath(path)))):    # a path may contain a link
         if candidate.is_relative_to(base) and candidate != base:
             return candidate.relative_to(base).as_posix()
     raise UserError(f"{where}: {name} is not inside {root}; set {option('data.root')} to a folder that holds all "

@@ -197,8 +197,9 @@ def finite(scores: Tensor) -> Tensor:
     scores = scores.detach().cpu()
     broken = int((~scores.isfinite()).any(1).sum())
     if broken:
-        raise UserError(f"the scores of {broken} of {len(scores)} images are NaN or infinite: the training diverged; "
-                        f"lower the {option('recipe.learning_rate')}, or train with {option('precision', 'fp32')}")
+        raise UserError(f"the scores of {broken} of {len(scores)} images are NaN or infinite: the training "
+                        f"diverged or the tower's numbers are too large; lower the {option('recipe.learning_rate')} of "
+                        f"a method that is trained by steps, or take {option('precision', 'fp32')}")
     return scores
 
 

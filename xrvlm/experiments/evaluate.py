@@ -27,6 +27,7 @@ class Evaluation:
     folder: Path
     data: str
     metrics: dict[str, float]            # as in metrics.json; fractions of 1
+    classes: int                         # that the images were scored among
     note: str                            # which of the classes were new or masked; "" where all are the run's
 
 
@@ -69,7 +70,8 @@ def evaluate(run: str | Path, dataset: Dataset | None = None, *, among: Among = 
     metrics = score(classifier, dataset, items, folder, features=features, workers=workers, among=among)
     if not own:
         transfer_record(saved.folder, folder, dataset, classifier.header.classes, metrics, among=among, tested=tested)
-    return Evaluation(folder, dataset.name, metrics, note)
+    scored = len(dataset.split.classes if among == "data" else classifier.names)
+    return Evaluation(folder, dataset.name, metrics, scored, note)
 
 
 def _turned(saved: SavedRun, classifier: Classifier, dataset: Dataset, among: Among,

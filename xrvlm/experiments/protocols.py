@@ -109,7 +109,8 @@ def transfer_record(run: Path, folder: Path, data: Dataset, text: ClassText, sum
     scored = [data.name, data.split.classes, asdict(text), more, tested]
     record = replace(
         own, data=data.name, world=data.world, protocol="transfer", run=folder.name, split=data.split.fingerprint,
-        tested=tested[:16], trained_on=f"{own.data}, among all its {known} classes" if more else own.data,
+        tested=tested[:16], images=int(summary["images"]), classes=known if more else len(data.split.classes),
+        trained_on=f"{own.data}, among all its {known} classes" if more else own.data,
         metrics={name: value for name, value in summary.items() if name != "images"},
         setting=digest([own.setting, scored])[:16], series=digest([own.series, scored])[:16])
     write_json(folder / "record.json", asdict(record))

@@ -129,6 +129,8 @@ class RunRecord:
     protocol: str = "few_shot"
     tested: str = ""            # hash of the test images
     trained_on: str = ""        # of a transfer: the data set that the run learned from
+    images: int = 0             # test images, 0 in lines of older versions; with new classes, those of the base classes
+    classes: int = 0            # that they were scored among
     revisions: dict = field(default_factory=dict)  # see Identity; empty for runs from before there were any
 
     def __post_init__(self) -> None:
@@ -247,7 +249,7 @@ def read_records(path: Path) -> list[RunRecord]:
 
 def _parse(line: bytes, where: str) -> RunRecord:
     try:
-        value = json.loads(line.decode("utf-8"))
+        value = files.parsed(line.decode("utf-8"))
         if not isinstance(value, dict):
             raise ValueError("not a JSON object")
         # a field with a default is missing in older lines; one without must be there
@@ -262,7 +264,7 @@ def _parse(line: bytes, where: str) -> RunRecord:
 
 def _run_of(line: str, path: Path) -> str | None:
     try:
-        return json.loads(line)["run"]
+        return files.parsed(line)["run"]
     except (ValueError, TypeError, KeyError):
         log.warning("%s holds a damaged line, which is kept as it is: %s", path, ascii(line)[:60])
         return None

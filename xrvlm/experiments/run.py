@@ -1,6 +1,7 @@
 """A whole run in one call: split -> text -> method -> features -> fit -> scores -> record."""
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -219,7 +220,9 @@ class _Setup:
         if (record := folder.finished()) is None:
             raise UserError(f"one of the processes cannot see {folder.path}: use a folder on a disk that they share")
         if group.first:
-            append_record(folder.path.parent, record)      # in case it was stopped just before it wrote its line
+            if os.access(folder.path.parent, os.W_OK):     # in case it was stopped just before it wrote its line
+                folder.checkpoint.unlink(missing_ok=True)
+                append_record(folder.path.parent, record)
             log.info("already finished: %s (%s starts again)", folder.path, option("force", True))
         return Run(folder.path, record, Classifier.load(folder.path, self.clip))
 
@@ -286,7 +289,8 @@ class _Setup:
             world=self.dataset.world, label_budget=label_budget(self.split), selection=self.options.selection,
             metrics={name: value for name, value in summary.items() if name != "images"},
             train_seconds=progress.seconds, features="cached" if isinstance(train or test, FeatureBank) else "online",
-            run=folder.name, tested=self.tested[:16], protocol=self.protocol)
+            run=folder.name, tested=self.tested[:16], protocol=self.protocol, images=len(test.ids),
+            classes=len(self.split.classes))
         write_json(folder / "record.json", asdict(record))
         append_record(folder.parent, record)
         return Run(folder, record, classifier)

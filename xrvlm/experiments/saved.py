@@ -57,7 +57,7 @@ class SavedRun:
         """
         given = {name: value for name, value in text.items() if value is not None}
         own = self._loader()[1].get("root") if self.options else None
-        home = None if own is None else user_path(own).resolve()
+        home = user_path(own).resolve() if isinstance(own, str) else None
         before = {name: _below(value, home) for name, value in (self.options.get("text") or {}).items()
                   if value is not None}
         if "parts" in given and not classifier.header.classes.parts:

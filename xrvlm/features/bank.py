@@ -20,7 +20,7 @@ from torch import Tensor
 
 from xrvlm.backbones.base import Features, FrozenCLIP, Need
 from xrvlm.distributed import active_group, generator
-from xrvlm.files import digest, sha256, write_atomically, write_json
+from xrvlm.files import digest, parsed, sha256, write_atomically, write_json
 
 log = logging.getLogger(__name__)
 # of features and of their files: raised where a change alters their numbers or how they lie on disk. It is part of
@@ -132,6 +132,8 @@ class Store:
         """{stamp: (shard file, row)} of those of `stamps` that the store holds. `drop` deletes damaged shards."""
         wanted, found = set(stamps), {}
         for path in sorted(self.folder.glob("shard-*.safetensors")):
+            if not path.is_file():                   # no shard of ours: opening a pipe would wait
+                continue
             try:
                 held = self._stamps_in(path)
                 if not wanted.isdisjoint(held):
@@ -263,7 +265,7 @@ def checksum(values: Tensor) -> str:
 
 
 def _header(file: Any) -> dict[str, Any]:
-    return json.loads((file.metadata() or {}).get("xrvlm", "{}"))
+    return parsed((file.metadata() or {}).get("xrvlm", "{}"))
 
 
 def _state(path: Path) -> tuple[int, ...]:

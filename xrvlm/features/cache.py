@@ -1,6 +1,5 @@
 """What lies in the cache: banks of features and drawn worlds, also those of older versions, and what may be deleted."""
 
-import json
 import logging
 import os
 import re
@@ -14,7 +13,7 @@ from pathlib import Path
 from xrvlm.errors import UserError, option, seconds_of
 from xrvlm.evaluation.text_tables import Table, aligned_table
 from xrvlm.features.bank import FEATURES_REVISION
-from xrvlm.files import alone, cache_folder
+from xrvlm.files import alone, cache_folder, parsed
 
 log = logging.getLogger(__name__)
 CURRENT, STALE, UNREADABLE = "current", "older version", "unreadable"
@@ -85,7 +84,7 @@ def _bank(folder: Path) -> Bank:
     headers = [_header(path) for path in shards]
     images = sum(len(header.get("images", ())) for header in headers if header)
     try:
-        key = json.loads((folder / "key.json").read_text(encoding="utf-8"))
+        key = parsed((folder / "key.json").read_text(encoding="utf-8"))
         what = f"{key['backbone'][:8]}, {key['precision']}, {key['views'] + 1} views, {key['dtype']}"
         # revision 1 kept a bank for each list of images, revision 2 wrote no number
         state = CURRENT if key.get("format", 2) == FEATURES_REVISION and "ids" not in key else STALE
@@ -100,12 +99,14 @@ def _bank(folder: Path) -> Bank:
 def _header(path: Path) -> dict | None:
     """The header of a shard; None where it cannot be read. The file's times stay: this is no use of the bank."""
     try:
+        if not path.is_file():
+            return None
         status = path.stat()
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if length < 10**8 else {}
+            header = parsed(file.read(length)) if length < 10**8 else {}
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-        return json.loads(header["__metadata__"]["xrvlm"])
+        return parsed(header["__metadata__"]["xrvlm"])
     except (OSError, ValueError, LookupError, TypeError):
         return None
 

@@ -18,7 +18,7 @@ from xrvlm.backbones.base import Features, FrozenCLIP
 from xrvlm.backbones.registry import load_tower
 from xrvlm.backbones.tower import choose_precision
 from xrvlm.errors import UserError, check_options, fits, option, typed, unknown
-from xrvlm.files import plain_text, user_path, write_atomically
+from xrvlm.files import parsed, plain_text, user_path, write_atomically
 from xrvlm.methods.base import Method
 from xrvlm.text.class_text import ClassText, few
 from xrvlm.views import evaluation_view, read_image
@@ -87,7 +87,7 @@ class ModelHeader:
     @classmethod
     def from_json(cls, text: str, path: Path) -> "ModelHeader":
         """Also of format 1. UserError for another format, ValueError and its like for what is no header."""
-        values = plain_text(json.loads(text))
+        values = plain_text(parsed(text))
         found = values.pop("format", None)
         if found not in (1, FORMAT):
             raise UserError(f"{path} has format {found}, this version reads 1 and {FORMAT}: install the version of "

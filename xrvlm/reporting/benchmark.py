@@ -39,6 +39,20 @@ class Benchmark:
         return self.all_metrics.rows[0].benchmark
 
     @property
+    def sentence(self) -> str:
+        """What the best method comes to, for a reader who knows no metric; a transductive one does not count."""
+        rows = self.all_metrics.rows
+        best = max([row for row in rows if not row.first.transductive] or rows,
+                   key=lambda row: row.percent(row.headline)[0])
+        record, right = best.first, best.percent("top1")[0]
+        labels = {0: "without a labelled image", "all": "with all labelled images"}.get(
+            record.shots, f"with {record.shots} labelled image{'s' * (record.shots != 1)} a class")
+        known = " of the classes that it was trained on" if record.protocol == "base_to_new" else ""
+        tested = f" ({record.images:,} photos{known}, {record.classes:,} classes)" if record.images else ""
+        guess = f"; a guess would be right for {100 / record.classes:.1f}" if record.classes else ""
+        return f"On {record.data}, {record.label} {labels} is right for {right:.0f} of 100 test photos{tested}{guess}."
+
+    @property
     def tables(self) -> list[Table]:
         return [*([self.over_shots] if self.over_shots else []), self.all_metrics]
 
@@ -58,6 +72,13 @@ class Contents:
     left_out: int                        # rows without a section
     pictures: Sequence[Picture]          # for the end
     folder: Path                         # of the report
+
+    @property
+    def first_line(self) -> str:
+        """One sentence of up to three benchmarks."""
+        told = [benchmark.sentence.removesuffix(".") for benchmark in self.benchmarks]
+        more = [f"and so on for {len(told) - 3} more"] if len(told) > 3 else []
+        return f"{'; '.join(told[:3] + more)}."
 
 
 def read_benchmark(table: Table, wanted: str | None, root: Path, out: Path) -> Benchmark:

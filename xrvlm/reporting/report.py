@@ -102,7 +102,7 @@ def _read_sections(benchmarks: Sequence[Benchmark], root: Path, out: Path, album
 def _markdown(contents: Contents) -> str:
     out, left_out = contents.folder, contents.left_out
     means = ["\n\n".join([f"## {escape(one.title)}", *map(markdown_table, one.tables)]) for one in contents.across]
-    blocks = [f"# Results\n\n{contents.runs} runs.", *means,
+    blocks = [f"# Results\n\n{escape(contents.first_line)}\n\n{contents.runs} runs.", *means,
               *(_overview(benchmark, out) for benchmark in contents.benchmarks), "## Each method"]
     if left_out:
         blocks.append(f"Each method with the most shots that it was run with; {left_out} row{'s' * (left_out > 1)} "

@@ -3,19 +3,19 @@
 import base64
 import contextlib
 import csv
-import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from xrvlm import files
 from xrvlm.data.dataset import split_fix
-from xrvlm.errors import UserError, option
+from xrvlm.errors import UserError, fits, option
 from xrvlm.evaluation import metrics
 from xrvlm.evaluation.metrics import METRICS_FILE, PREDICTIONS
 from xrvlm.experiments.record import LOSSES
@@ -27,6 +27,8 @@ from xrvlm.reporting.results import Row
 from xrvlm.views import ImageSource, decode
 
 LISTED = 10                     # confused pairs, and worst classes, in the Markdown tables
+PER_CLASS = {"class": str, "images": int, "accuracy": float | None, "precision": float | None}      # of metrics.json
+CONFUSED = {"true": str, "predicted": str, "count": int, "share": float}
 PICTURED = 6                    # confused pairs with photos
 PHOTOS = 3                      # photos of each of these
 SIDE = 128                      # pixels of a photo's longer side
@@ -164,8 +166,7 @@ def _draw_outcomes(section: Section, out: Path, slug: str, path: Path) -> None:
     section.outcomes = outcomes = read_outcomes(path)
     known: list[str] = []        # in the order of the data set, with those that have no test image
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        content = json.loads((section.folder / METRICS_FILE).read_text(encoding="utf-8"))
-        known = [row["class"] for row in content["per_class"]]
+        known = [row["class"] for row in _of_metrics(section.folder / METRICS_FILE, "per_class", PER_CLASS)]
     classes = [*known, *sorted({*outcomes.labels, *outcomes.predictions} - set(known))]
     index = {word: i for i, word in enumerate(classes)}
     cells = torch.tensor([index[label] * len(classes) + index[guess]
@@ -185,12 +186,21 @@ def _draw_losses(section: Section, out: Path, slug: str, path: Path) -> None:
 
 
 def _read_classes(section: Section, path: Path) -> None:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    rows = [{key: row[key] for key in ("class", "images", "accuracy", "precision")} for row in content["per_class"]]
-    confused = [{key: row[key] for key in ("true", "predicted", "count", "share")}
-                for row in content["most_confused"][:LISTED]]
+    rows = _of_metrics(path, "per_class", PER_CLASS)
+    confused = _of_metrics(path, "most_confused", CONFUSED)[:LISTED]
     section.classes = sorted((row for row in rows if row["images"]), key=lambda row: row["accuracy"])
     section.confused = confused
+
+
+def _of_metrics(path: Path, table: str, columns: Mapping[str, Any]) -> list[dict]:
+    """The rows of a table of metrics.json. ValueError where a value is of another type, or no share of 1."""
+    rows = [{key: row[key] for key in columns} for row in files.parsed(path.read_bytes())[table]]
+    for row in rows:
+        for key, value in files.plain_text(row).items():
+            share = isinstance(value, float) and not 0 <= value <= 1
+            if share or not fits(value, columns[key]):
+                raise ValueError(f"{table}: {key} is {value!r}")
+    return rows
 
 
 def _photograph(section: Section, outcomes: Outcomes, album: Album) -> None:

@@ -126,7 +126,18 @@ def _score(row: Row, metric: str) -> str:
 def _shared(rows: list[Row], variants: Sequence[str]) -> list[str]:
     """The benchmark, and what else all rows have in common."""
     shared = {name: {variant(row.first, name) for row in rows} - {"-"} for name in VARIANTS if name not in variants}
-    return [rows[0].benchmark, *(f"{VARIANTS[name].lower()}: {value}" for name in shared for value in shared[name])]
+    same = [f"{VARIANTS[name].lower()}: {value}" for name in shared for value in shared[name]]
+    return [rows[0].benchmark, *tested(rows), *same]
+
+
+def tested(rows: Iterable[Row]) -> list[str]:
+    """How many images the rows were scored on, among how many classes; empty where an older record does not say."""
+    found = sorted({(run.images, run.classes) for row in rows for run in row.runs if run.images and run.classes})
+    if not found:
+        return []
+    images, classes = (_span(numbers) for numbers in zip(*found, strict=True))
+    chances = sorted({f"{100 / count:.1f}" for _, count in found}, key=float)
+    return [f"{images} test images in {classes} classes", f"chance {' to '.join(chances[:1] + chances[1:][-1:])}"]
 
 
 def _notes(rows: list[Row]) -> list[str]:

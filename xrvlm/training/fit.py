@@ -24,7 +24,7 @@ from xrvlm.distributed import ALONE, Bar, Group, processes, seeded
 from xrvlm.errors import UserError, option
 from xrvlm.evaluation.metrics import top1
 from xrvlm.features.source import FeatureSource, sharded_batches, training_order, without_labels
-from xrvlm.files import write_atomically
+from xrvlm.files import parsed, write_atomically
 from xrvlm.methods.base import Method, Recipe, probabilities
 from xrvlm.training.averaging import State, add, load_mean, reestimate
 from xrvlm.training.text_pass import shared_class_features
@@ -234,7 +234,7 @@ def _restore(path: Path, identity: str, method: Method, optimizer: torch.optim.O
     """Give `method` and `optimizer` the state of the checkpoint. UserError: it is damaged, or of another `identity`."""
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads(file.metadata()["xrvlm"])
+            header = parsed(file.metadata()["xrvlm"])
             groups: dict[str, State] = {"method": {}, "optimizer": {}, "best": {}, "total": {}}
             for key in file.keys():      # noqa: SIM118 (not a dict)
                 group, name = key.split(".", 1)

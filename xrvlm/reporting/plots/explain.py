@@ -1,9 +1,10 @@
 """The picture of one explained image: the part maps, and the relations that contribute most."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure, SubFigure
@@ -15,6 +16,7 @@ from xrvlm.reporting.plots.figures import COLOURS, draw_photos, shortened, stret
 FOR, AGAINST = COLOURS[:2]               # blue and vermilion
 SIGNED = LinearSegmentedColormap.from_list("signed", [AGAINST, "white", FOR])
 PHOTOS_A_ROW = 6
+SHOWN_PARTS = 5                          # of more parts, those that move the logits most
 COUNTED_CELLS = 64                       # up to so many cells a heat map shows their numbers
 PHOTO_PIXELS = 240
 
@@ -35,18 +37,38 @@ def explanation(photo: Image.Image, maps: Tensor, panels: Sequence[Panel], *, pa
                 prompts: Sequence[str], title: str, note: str) -> Figure:
     """The photo, each part's map (m, h, w) over it, and for each panel a heat map of parts and prompts beside bars.
 
-    Each map is stretched to its own range. `note`, below the title, says how the numbers were computed.
+    Of more than `SHOWN_PARTS` parts, those with the largest contributions are shown, and the others in one column. Each
+    map is stretched to its own range. `note`, below the title, says how the numbers were computed.
     """
+    chosen = _decisive(panels, len(parts))
+    if others := len(parts) - len(chosen):
+        panels, maps = [_gathered(panel, chosen) for panel in panels], maps[chosen]
+        parts = [*(parts[part] for part in chosen), f"{others} others"]
     rows = -(-(len(maps) + 1) // PHOTOS_A_ROW)
     heights = [1.75 * rows + 0.1, *(max(2.3, 0.33 * len(panel.by_part) + 1.2) for panel in panels)]
     figure = Figure(figsize=(9.5, sum(heights) + 0.6), layout="constrained")
     figure.suptitle(f"{shortened(title, 90)}\n", fontsize=12)
     figure.text(0.5, 1 - 0.36 / figure.get_figheight(), note, ha="center", va="center", fontsize=8, color="0.35")
     bands = figure.subfigures(1 + len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
-    _maps(bands[0], photo, maps, parts)
+    _maps(bands[0], photo, maps, parts[:len(maps)])
     for band, panel in zip(bands[1:], panels, strict=True):
         _panel(band, panel, parts, prompts)
     return figure
+
+
+def _decisive(panels: Sequence[Panel], parts: int) -> list[int]:
+    """The parts with the largest contributions, all panels together, in their order."""
+    if parts <= SHOWN_PARTS:
+        return list(range(parts))
+    weights = torch.stack([panel.by_part.abs().sum(dim=0) for panel in panels]).sum(dim=0)     # (m,)
+    return sorted(weights.topk(SHOWN_PARTS).indices.tolist())
+
+
+def _gathered(panel: Panel, chosen: list[int]) -> Panel:
+    """The panel with the columns of the `chosen` parts, and the sum of all others as its last."""
+    kept = panel.by_part[:, chosen]                                                            # (g, k)
+    others = panel.by_part.sum(dim=1, keepdim=True) - kept.sum(dim=1, keepdim=True)            # (g, 1)
+    return replace(panel, by_part=torch.cat([kept, others], dim=1))
 
 
 def _maps(band: SubFigure, photo: Image.Image, maps: Tensor, parts: Sequence[str]) -> None:
@@ -84,5 +106,7 @@ def _heat_map(axes: Axes, values: np.ndarray, parts: Sequence[str], prompts: Seq
     axes.set_title("parts x prompts, all classes summed", fontsize=9)
     if values.size <= COUNTED_CELLS:
         for (row, column), value in np.ndenumerate(values):
+            if abs(value) < 0.005:       # it would read as zero
+                continue
             axes.text(column, row, f"{value:+.2f}", ha="center", va="center", fontsize=8,
                       color="white" if abs(value) > 0.75 * reach else "black")

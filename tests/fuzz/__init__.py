@@ -1,0 +1,1 @@
+"""Hostile inputs, drawn from a seed, each with an oracle: `python tests/fuzz/fuzz.py`."""
