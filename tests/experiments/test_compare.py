@@ -271,3 +271,13 @@ def test_the_call_that_is_recommended_in_python_has_all_options_of_the_compariso
     assert (run.folder.parent, run.record.shots, run.record.seed) == (tmp_path / "mine", 4, 3)
     saved = yaml.safe_load((run.folder / "config.yaml").read_text())
     assert (saved["recipe"]["epochs"], saved["features"]["views"], saved["text"]) == (2, 1, text)
+
+
+def test_a_training_that_outlasts_the_budget_is_stopped(clip, photos, tmp_path, monkeypatch):
+    """The estimate was too low, as on a machine that others use."""
+    monkeypatch.setattr(compare, "training_seconds", lambda *_: 0.0)
+    terms = CompareOptions(folds=3, runs=tmp_path, budget="2s", features=FeatureSettings(views=1))
+    long = Candidate("coop", CoOp, Recipe("long", epochs=10**6, batch_size=8))
+    found = compare_methods(clip, image_folder(photos), [CANDIDATES[0], long], options=terms)
+    assert re.fullmatch(r"its time was over after \d+ of 1000000 epochs|the budget was spent before it",
+                        found.left_out["coop"])

@@ -136,8 +136,8 @@ def _no_file(path: Path, draw: Random, place: Path) -> None:
     elif kind == 5:
         path.symlink_to(path.parent.parent, target_is_directory=True)
     elif kind == 6:
-        path.symlink_to(path.with_name("y.png"))
-        path.with_name("y.png").symlink_to(path)
+        path.symlink_to(path.with_name("y"))
+        path.with_name("y").symlink_to(path)
     else:
         path.symlink_to(path.with_name("0.png"))
 

@@ -1,4 +1,5 @@
 import math
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -272,3 +273,10 @@ def test_the_optimizer_is_fused_where_all_parameters_are_on_a_gpu(monkeypatch):
     parameters[0].is_cuda = False
     RECIPE.make_optimizer(parameters)
     assert asked == [True, None]
+
+
+def test_a_training_is_given_up_when_its_time_is_over():
+    with pytest.raises(UserError, match="its time was over after 1 of 5 epochs"):
+        straight(until=time.monotonic())
+    assert straight(until=time.monotonic() + 1000)[1].epochs == 5
+    assert straight(replace(RECIPE, epochs=1, warmup_epochs=0), until=0.0)[1].epochs == 1, "nothing would follow"

@@ -131,8 +131,8 @@ def _with_keys(command: str, arguments: Sequence[str]) -> list[str]:
         elif keys:
             several.append(argument)
         else:
-            raise UserError(f"what is {argument!r}? `xrvlm {command}` takes {_usage(command)} and key=value; see "
-                            "`xrvlm --help`")
+            keyed = "data.root=DIR" if command == "eval" else "key=value"
+            raise UserError(f"what is {argument!r}? `xrvlm {command}` takes {_usage(command)} and {keyed}; see --help")
     told = several or any(each.startswith(("-", "images=")) for each in found)
     if command == "predict" and keys == ["images"] and not told:
         raise UserError(f"`xrvlm predict` takes {_usage(command)}: a run (its folder, or latest) before the photos; "

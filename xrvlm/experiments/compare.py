@@ -249,7 +249,7 @@ class _Work:
             for number in self.numbers[len(finished):]:
                 if reason:
                     return reason
-                finished.append(self._fold(plan, number))
+                finished.append(self._fold(plan, number, None if must else self.deadline))
                 write_json(path, finished)
                 reason = None if must else rest_too_long([entry["seconds"] for entry in finished], folds, self.left)
                 progress(1)
@@ -264,12 +264,13 @@ class _Work:
         return Score(plan.candidate.words, plan.method.label, tuple(hits[self.fold >= 0].tolist()), seconds,
                      finished[0]["learned_parameters"])
 
-    def _fold(self, plan: _Plan, number: int) -> dict[str, Any]:
+    def _fold(self, plan: _Plan, number: int, until: float | None) -> dict[str, Any]:
         clip, method = self.banks.clip, self._fresh(plan.candidate)
         bank = self.banks.bank(self._views(plan), method.needs)
         support = bank.take((self.fold != number).nonzero().flatten())
         held_out = bank.take((self.fold == number).nonzero().flatten())      # in place of the test images
-        progress = learn(method, clip, plan.recipe, seed=self.options.seed, train=support, test=held_out)
+        progress = learn(method, clip, plan.recipe, seed=self.options.seed, train=support, test=held_out,
+                         until=until)
         hits = predicted(probabilities(method, clip, held_out)) == held_out.labels         # (k,)
         return {"fold": number, "hits": hits.int().tolist(), "seconds": progress.seconds,
                 "learned_parameters": method.learned_parameters}

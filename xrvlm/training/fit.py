@@ -64,7 +64,7 @@ def check_selection(recipe: Recipe, selection: Selection) -> None:
 
 def learn(method: Method, clip: FrozenCLIP, recipe: Recipe, *, seed: int, train: FeatureSource | None,
           val: FeatureSource | None = None, test: FeatureSource | None = None, selection: Selection = "last",
-          checkpoint: Path | None = None, identity: str = "") -> Progress:
+          checkpoint: Path | None = None, identity: str = "", until: float | None = None) -> Progress:
     """The lifecycle of a method: prepare, fit where the recipe has epochs, transduce where the method is transductive.
 
     Of `test`, a transductive method gets the features without labels and in a random order; no other method gets any.
@@ -78,7 +78,7 @@ def learn(method: Method, clip: FrozenCLIP, recipe: Recipe, *, seed: int, train:
     prepared = time.perf_counter() - start
     if train is not None and recipe.epochs:
         progress = fit(method, clip, train, recipe, seed=seed, val=val, selection=selection, checkpoint=checkpoint,
-                       identity=identity)
+                       identity=identity, until=until)
     start = time.perf_counter()
     if method.transductive and group.first:
         assert test is not None, "a transductive method reads the test images"
@@ -89,12 +89,13 @@ def learn(method: Method, clip: FrozenCLIP, recipe: Recipe, *, seed: int, train:
 
 def fit(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe: Recipe, *, seed: int,
         val: FeatureSource | None = None, selection: Selection = "last", checkpoint: Path | None = None,
-        identity: str = "") -> Progress:
+        identity: str = "", until: float | None = None) -> Progress:
     """Train `method` in place. A method without trainable parameters returns at once.
 
     With `checkpoint`, the state is written after every epoch and a run that was stopped goes on from there; a
     checkpoint of another `identity` is refused. `selection="val"` keeps the epoch with the best top-1 on `val` (the
-    first of equals), one for each learning rate of a soup.
+    first of equals), one for each learning rate of a soup. With `until`, UserError where an epoch ends after that time
+    of `time.monotonic` and others would follow.
 
     In a distributed run every rank calls this with the same arguments and ends with the same weights; where the method
     does not split its batches, rank 0 alone calls it.
@@ -118,6 +119,8 @@ def fit(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe: Recipe,
         entry = run.epoch(done)
         progress.epochs, progress.seconds = done + 1, progress.seconds + time.perf_counter() - start
         progress.losses.append(entry)
+        if until is not None and time.monotonic() > until and done + 1 < total:
+            raise UserError(f"its time was over after {done + 1} of {total} epochs")
         epochs.set_postfix(loss=f"{entry['loss']:.3f}")
         if checkpoint is not None and group.first:
             _save(checkpoint, identity, method, run.optimizer, progress, run.kept)
