@@ -33,9 +33,11 @@ def blocks(path: Path, *languages: str) -> list[str]:
 def commands(path: Path) -> list[list[str]]:
     """The words of each `xrvlm` command in the fenced blocks of a page, without comments."""
     found = []
-    for block in blocks(path, "sh", "console"):
+    typed = [*blocks(path, "sh"), *("\n".join(line[2:] for line in block.splitlines() if line.startswith("$ "))
+                                   for block in blocks(path, "console"))]
+    for block in typed:
         for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line.removeprefix("$ "), comments=True)
+            words = shlex.split(line, comments=True)
             while words and "=" in words[0]:
                 words.pop(0)                     # PYTHONPATH=.
             if words[:1] == ["xrvlm"]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 
-from xrvlm.errors import SPEAKS_KEYS, UserError, check_options, fits, option, seconds_of, typed, unknown
+from xrvlm.errors import SPEAKS_KEYS, UserError, check_choice, check_options, fits, option, seconds_of, typed, unknown
 
 
 def takes(*, parts: int = 4, rate: float = 1.0, words: str | None = None, kind: Literal["a", "b"] = "a",
@@ -89,3 +89,16 @@ def test_times():
     for wrong in ("10", "5m", "h", "0d", None):
         with pytest.raises(UserError, match="^older_than must be a time such as 12h or 8w; found "):
             seconds_of("older_than", wrong, "12h or 8w", "hdw")
+
+
+@pytest.mark.parametrize("value", ["coop", "coop,clap", "[a,b],[c]", "glob([coop*,xr*])", "glob(*,exclude=[a,b])", "[]",
+                                   "'2024'", "{epochs: 5}", "2stage", "my-own/method"])
+def test_names_of_configurations_pass(value):
+    check_choice("recipe", value, ("recipe", "experiment"))
+
+
+@pytest.mark.parametrize("value", ["1", "null", "0.5", "1e-5", "nan", "[1]", "coop,1", "true", "[{a: 1}]", "1_000"])
+def test_what_can_be_no_name_of_a_configuration_is_refused(value):
+    with pytest.raises(UserError, match="names no configuration: leave recipe= out for the default"):
+        check_choice("recipe", value, ("recipe",))
+    check_choice("seed", value, ("recipe",))

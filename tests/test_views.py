@@ -228,7 +228,7 @@ class Deadly:
 @pytest.mark.skipif(sys.platform != "linux", reason="the processes that decode are forked on Linux")
 def test_a_decoding_process_that_the_system_kills_is_told():
     batches = load_images(["a"], Deadly(), lambda image, _: image, [torch.tensor([0])], 1, torch.device("cpu"))
-    with pytest.raises(UserError, match="the system killed a process that decodes images, .*; fewer .* with workers=0"):
+    with pytest.raises(UserError, match="the system ended a process that decodes images, .*; fewer .* with workers=0"):
         list(batches)
 
 
@@ -237,5 +237,20 @@ def test_too_few_open_files_are_told():
         raise OSError(errno.EMFILE, "Too many open files")
         yield
 
-    with pytest.raises(UserError, match=r"opens no more files .* \(ulimit -n\), or fewer .* with workers=2"):
+    with pytest.raises(UserError, match=r"opens no more files .* \(ulimit -n\); fewer .* with workers=2"):
         list(views._surviving(opened(), 4))
+    with pytest.raises(UserError, match=r"\(ulimit -n\)$"):
+        list(views._surviving(opened(), 0))
+
+
+class Broken:
+    """A source with a mistake in it."""
+
+    def read(self, _: str) -> bytes:
+        raise RuntimeError("shapes do not match")
+
+
+def test_another_mistake_in_a_decoding_process_stays_what_it_is():
+    batches = load_images(["a"], Broken(), lambda image, _: image, [torch.tensor([0])], 1, torch.device("cpu"))
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        list(batches)

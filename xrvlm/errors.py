@@ -58,11 +58,11 @@ def unknown(kind: str, name: str, available: Iterable[str], hint: str = "") -> U
 
     Of more than 30 names, the nearest is shown alone.
     """
-    known = sorted(available)
+    known, word = sorted(available), name.rpartition(".")[2]
+    close = [each for each in known if each.startswith(f"{name} ") or each.rpartition(".")[2] == word]
     group = [each for each in known if each.startswith(f"{name.rpartition('.')[0]}.")]     # recipe.* for recipe.lr
     known = group or known
     shown = ", ".join(known[:40]) + (f", and {len(known) - 40} more" if len(known) > 40 else "")
-    close = [each for each in known if each.startswith(f"{name} ") or each.endswith(f".{name}")]
     close = close or get_close_matches(name, known, n=1)
     parts = [f"unknown {kind} {name!r}", *(f"did you mean {each!r}?" for each in close[:1])]
     if not close or len(known) <= 30:
@@ -75,9 +75,10 @@ def unknown(kind: str, name: str, available: Iterable[str], hint: str = "") -> U
 def check_choice(key: str, value: str, groups: Collection[str]) -> None:
     """UserError where `key` is one of `groups` of configurations and `value`, as typed, can be no name in it."""
     name = key.lstrip("+").partition("@")[0]
-    words = [word.strip(" '\"") for word in value.strip().removeprefix("[").removesuffix("]").split(",")]
-    no_name = r"|[-+]?(null|true|false|inf|nan|[\d_.]+(e[-+]?\d+)?)|.*[{\[$].*"
-    if name in groups and any(re.fullmatch(no_name, word, re.IGNORECASE) for word in words):
+    words = [word.strip() for word in re.split(r"[,\[\]]", value)]
+    no_name = r"[-+]?(null|true|false|inf|nan|[\d_.]+(e[-+]?\d+)?)"
+    if name in groups and (any(re.fullmatch(no_name, word, re.IGNORECASE) for word in words)
+                           or re.match(r"\s*\[.*[{]", value)):
         raise UserError(f"{key}={value} names no configuration: leave {name}= out for the default")
 
 

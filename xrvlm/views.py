@@ -24,9 +24,8 @@ from PIL import Image, ImageCms
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
-from tqdm import tqdm
 
-from xrvlm.distributed import seeded
+from xrvlm.distributed import Bar, seeded
 from xrvlm.errors import UserError, option
 from xrvlm.files import damaged_fix, file_bytes, user_path
 
@@ -115,7 +114,7 @@ def unreadable_images(ids: Sequence[str], source: ImageSource, workers: int) -> 
     """The ids of the images that cannot be decoded. Decodes every image once, in `workers` threads."""
     with ThreadPoolExecutor(max(1, workers)) as pool:
         checks = pool.map(lambda item_id: is_readable(source, item_id), ids)
-        good = list(tqdm(checks, total=len(ids), desc="checking images", unit="image", disable=None))
+        good = list(Bar(checks, total=len(ids), desc="checking images", unit="image"))
     return {item_id for item_id, readable in zip(ids, good, strict=True) if not readable}
 
 
@@ -280,15 +279,15 @@ def load_images(ids: Sequence[str], source: ImageSource, view: Callable, order: 
 
 def _surviving(loader: DataLoader, workers: int) -> Iterator[Any]:
     """The batches of `loader`; UserError where the system killed a process of it, or opens no more files."""
+    fewer = f"; fewer processes decode images with {option('workers', workers // 2)}" if workers else ""
     try:
         yield from loader
     except (RuntimeError, OSError) as error:
-        fewer = f"fewer processes decode images with {option('workers', max(0, workers // 2))}"
-        if "DataLoader worker" in str(error):
-            raise UserError(f"the system killed a process that decodes images, perhaps for want of memory; {fewer}"
-                            ) from error
         if getattr(error, "errno", 0) == errno.EMFILE or "Too many open files" in str(error):
-            raise UserError(f"the system opens no more files for this process: raise the limit (ulimit -n), or {fewer}"
+            raise UserError(f"the system opens no more files for this process: raise the limit (ulimit -n){fewer}"
+                            ) from error
+        if "DataLoader worker (pid" in str(error):       # torch's words for a process that ended by a signal
+            raise UserError(f"the system ended a process that decodes images, perhaps for want of memory{fewer}"
                             ) from error
         raise
 

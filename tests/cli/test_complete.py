@@ -12,7 +12,7 @@ from xrvlm.methods import registry
     (["ad"], ["adapt"]), (["data", ""], ["check"]), (["cache", "p"], ["prune"]), (["adapt", "shots"], ["shots="]),
     (["adapt", "method=xr"], ["method=xr_vlm", "method=xr_vlm_plus"]), (["adapt", "val="], ["val=true", "val=false"]),
     (["eval", "among=d"], ["among=data"]), (["adapt", "method=tip_adapter", "method.b"], ["method.beta="]),
-    (["adapt", "recipe.ep"], ["recipe.epochs="]), (["adapt", "text.de"], ["text.descriptions="]),
+    (["adapt", "recipe.epo"], ["recipe.epochs="]), (["adapt", "text.de"], ["text.descriptions="]),
     (["adapt", "--mul"], ["--multirun"]), (["adapt", "nothing="], []),
 ])
 def test_what_a_word_may_become(words, expected, tmp_path, monkeypatch):

@@ -215,7 +215,7 @@ def test_what_is_missing_is_named_with_the_short_form(capsys, at_home):
     Path("photos").mkdir()
     assert told(capsys, "adapt", "data=photos", *TINY).endswith("for the folder write data.root=photos")
     assert error.endswith("takes RUN PHOTO_OR_DIR ...: a run (its folder, or latest) before the photos; there is a.png "
-                          "alone")
+                          "alone. Without a run: classes=names.txt images=PHOTO_OR_DIR")
 
 
 @pytest.mark.parametrize(("name", "classes", "part_prompts", "expected"), [

@@ -1,10 +1,15 @@
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
 from banks import features_of, made_bank
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from xrvlm.backbones.base import Features
 from xrvlm.errors import UserError
+from xrvlm.inference.classifier import Classifier, ModelHeader
 from xrvlm.methods import GalLoP
 from xrvlm.text.class_text import class_text
 
@@ -123,3 +128,18 @@ def test_the_recipe_is_its_own(clip):
 def test_bad_options_are_told(clip, options):
     with pytest.raises(UserError, match=r"must be at least 1 and dropout in \[0, 1\), found "):
         GalLoP(clip, CLASSES, **options)
+
+
+def test_a_model_of_revision_1_keeps_its_full_stop(clip, tmp_path):
+    """It was trained with one; models of today have none."""
+    model = Classifier(clip, GalLoP(clip, CLASSES), ModelHeader.of(clip, GalLoP, CLASSES, "split"))
+    model.save(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        header = json.loads(file.metadata()["xrvlm"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}    # noqa: SIM118
+    del header["method"]["options"]["full_stop"]
+    header["method"]["revision"] = 1
+    save_file(tensors, tmp_path / "model.safetensors", {"xrvlm": json.dumps(header)})
+    for path, ending in ((tmp_path, "."), (model.save(tmp_path / "new"), "")):
+        found = Classifier.load(path, clip).method.class_features(clip)[0]
+        torch.testing.assert_close(found, clip.encode_text([f"a photo of a {name}{ending}" for name in CLASSES.names]))

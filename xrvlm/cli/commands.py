@@ -1,6 +1,7 @@
 """The commands: each composes its objects from the configuration and makes one public call of the library."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -164,8 +165,12 @@ def recipe_of(config: DictConfig) -> Any:
     from xrvlm.methods.base import TRAINING_FREE
 
     given = {name: value for name, value in _plain(config).items() if value is not None and not name.startswith("_")}
-    TRAINING_FREE.changed(**{"epochs": 10**6} | {name: value for name, value in given.items() if name != "name"})
-    return given if given.get("name") in ("own", *shipped("recipe")) else _partial(config, "recipe")()
+    if given.get("name") not in ("own", *shipped("recipe")):
+        return _partial(config, "recipe")()
+    # the types, before a tower is loaded; the recipe itself may depend on the method
+    replace(TRAINING_FREE, name=given["name"], epochs=10**6).changed(
+        **{name: value for name, value in given.items() if name != "name"})
+    return given
 
 
 def _run_options(config: DictConfig) -> Any:

@@ -80,7 +80,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if arguments[0] == "--version":
         from importlib.metadata import version
-
         print(f"xrvlm {version('xrvlm')}")
         return 0
     of_two = any(name.startswith(f"{arguments[0]} ") for name in NAMES)
@@ -135,8 +134,9 @@ def _with_keys(command: str, arguments: Sequence[str]) -> list[str]:
             raise UserError(f"what is {argument!r}? `xrvlm {command}` takes {_usage(command)} and {keyed}; see --help")
     told = several or any(each.startswith(("-", "images=")) for each in found)
     if command == "predict" and keys == ["images"] and not told:
+        alone = next(each[4:] for each in found if each.startswith("run="))
         raise UserError(f"`xrvlm predict` takes {_usage(command)}: a run (its folder, or latest) before the photos; "
-                        f"there is {found[0].partition('=')[2]} alone")
+                        f"there is {alone} alone. Without a run: classes=names.txt images=PHOTO_OR_DIR")
     return found + ([f"images={several[0]}"] if len(several) == 1 else [_list("images", several)] if several else [])
 
 

@@ -68,9 +68,9 @@ def evaluate(run: str | Path, dataset: Dataset | None = None, *, among: Among = 
     name = f"{dataset.name}-{digest([*(item.id for item in items), tested, *key])[:10]}"
     folder = saved.folder / "eval" / as_file_name(name)
     metrics = score(classifier, dataset, items, folder, features=features, workers=workers, among=among)
-    if not own:
-        transfer_record(saved.folder, folder, dataset, classifier.header.classes, metrics, among=among, tested=tested)
     scored = len(dataset.split.classes if among == "data" else classifier.names)
+    if not own:
+        transfer_record(saved.folder, folder, dataset, classifier.header.classes, metrics, among, scored, tested)
     return Evaluation(folder, dataset.name, metrics, scored, note)
 
 

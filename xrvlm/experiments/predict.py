@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from glob import glob
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -185,10 +184,13 @@ def images_of(images: str | Path | Sequence[str | Path]) -> dict[str, Path]:
 
 
 def _matches(path: str | Path) -> list[str | Path]:
-    """What a pattern such as `photos/*.jpg` matches, `**` any folders; of another path, itself."""
+    """The images and folders that a pattern such as `photos/*.jpg` matches, `**` any folders; of a path, itself."""
     if not set("*?[") & set(str(path)) or user_path(path).exists():
         return [path]
-    return [*sorted(glob(str(user_path(path)), recursive=True))] or [path]    # noqa: PTH207 (an absolute pattern)
+    pattern = user_path(path)
+    there = next(parent for parent in pattern.parents if parent.exists())        # its name may hold a bracket
+    found = sorted(there.glob(pattern.relative_to(there).as_posix()))
+    return [each for each in found if each.is_dir() or each.suffix.lower() in SUFFIXES] or [path]
 
 
 def image_files(path: str | Path) -> tuple[Path, tuple[str, ...]]:

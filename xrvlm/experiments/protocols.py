@@ -94,12 +94,12 @@ def check_protocol(protocol: str, classes: Sequence[str]) -> None:
                         f"{FEWEST_CLASSES} at least, found {len(classes)}")
 
 
-def transfer_record(run: Path, folder: Path, data: Dataset, text: ClassText, summary: Mapping[str, float], *,
-                    among: Among, tested: str) -> None:
+def transfer_record(run: Path, folder: Path, data: Dataset, text: ClassText, summary: Mapping[str, float],
+                    among: Among, classes: int, tested: str) -> None:
     """Write the report's line for the finished run in `run`, scored on `data`; the files of the scores are in `folder`.
 
-    `text` is the ClassText of the scored model, `tested` a hash of the images. Writes nothing where `run` is a model
-    without a record.
+    `text` is the ClassText of the scored model, `classes` the number that the images were scored among, `tested` a hash
+    of the images. Writes nothing where `run` is a model without a record.
     """
     if not (run / "record.json").exists():
         return
@@ -109,7 +109,7 @@ def transfer_record(run: Path, folder: Path, data: Dataset, text: ClassText, sum
     scored = [data.name, data.split.classes, asdict(text), more, tested]
     record = replace(
         own, data=data.name, world=data.world, protocol="transfer", run=folder.name, split=data.split.fingerprint,
-        tested=tested[:16], images=int(summary["images"]), classes=known if more else len(data.split.classes),
+        tested=tested[:16], images=int(summary["images"]), classes=classes,
         trained_on=f"{own.data}, among all its {known} classes" if more else own.data,
         metrics={name: value for name, value in summary.items() if name != "images"},
         setting=digest([own.setting, scored])[:16], series=digest([own.series, scored])[:16])

@@ -216,7 +216,7 @@ def build_method(header: ModelHeader, clip: FrozenCLIP, path: Path) -> Method:
     if gone and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         raise UserError(f"{path} has options that {header.method.name} does not know ({', '.join(gone)}), it was "
                         f"written by another version of xrvlm: install that version, or {_again()}")
-    return method(clip, header.classes, **header.method.options)
+    return method(clip, header.classes, **method.options_of(header.method.revision, header.method.options))
 
 
 def class_order(wanted: Sequence[str], known: Sequence[str]) -> list[int]:

@@ -35,10 +35,11 @@ class Recipe:
         momentum: of `sgd`.
         weight_decay: of either optimiser.
         warmup_epochs: epochs before the cosine.
-        warmup_rate: learning rate of all of them; None: it rises linearly.
+        warmup_rate: learning rate of all of them, in a soup too; 0: it rises linearly.
         full_cosine: the cosine would reach zero `epochs` epochs after the warm-up, so that training ends before it
-            does, as in programs that count it from the end of the warm-up; False: it reaches zero as training ends.
-        by_step: the learning rate changes with every step, not with every epoch.
+            does, as in programs that count it from the end of the warm-up: with few epochs well before. False: it
+            reaches zero as training ends.
+        by_step: after the warm-up the learning rate changes with every step, not with every epoch.
         eps: of `adamw`.
         grad_clip: maximum norm of the gradient over all parameters; None: no clipping.
         label_smoothing: of the cross-entropy.
@@ -59,7 +60,7 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     warmup_epochs: int = 5
-    warmup_rate: float | None = None
+    warmup_rate: float = 0.0
     full_cosine: bool = False
     by_step: bool = False
     eps: float = 1e-8
@@ -77,10 +78,10 @@ class Recipe:
         self._check("at least 2", batch_size=self.batch_size >= 2)
         self._check("at least 1", text_every=self.text_every >= 1)
         self._check("above 0", learning_rate=0 < self.learning_rate < math.inf, eps=0 < self.eps < math.inf)
-        self._check("at least 0", weight_decay=0 <= self.weight_decay < math.inf)
+        self._check("at least 0", weight_decay=0 <= self.weight_decay < math.inf,
+                    warmup_rate=0 <= self.warmup_rate < math.inf)
         self._check("in [0, 1)", label_smoothing=0 <= self.label_smoothing < 1, momentum=0 <= self.momentum < 1)
-        self._check("above 0 or null", grad_clip=self.grad_clip is None or self.grad_clip > 0,
-                    warmup_rate=self.warmup_rate is None or 0 < self.warmup_rate < math.inf)
+        self._check("above 0 or null", grad_clip=self.grad_clip is None or self.grad_clip > 0)
         self._check(f"from 0 to the {self.epochs} epochs", average_last=0 <= self.average_last <= self.epochs)
         self._check("a list of multiples of the learning rate above 0, such as [0.5, 1, 2]",
                     soup=_all_above_0(self.soup))
@@ -197,6 +198,11 @@ class Method(nn.Module, ABC):
         from xrvlm.methods.registry import name_of
 
         return name_of(cls)
+
+    @classmethod
+    def options_of(cls, revision: int, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of a model that was saved at `revision`, where a later one fixed something as an option."""
+        return dict(options)
 
     def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None) -> None:
         """Compute closed forms and data-dependent starts, encode text. Called once before training, not after loading.

@@ -15,6 +15,9 @@ projection into the joint space. Scores for out-of-distribution detection are no
 16 shots (ImageNet: 50 epochs, batches of 128; EuroSAT: batches of 10); how long they train with fewer is not released.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,6 +39,7 @@ class GalLoP(Method):
         top_k: k; local prompt i of 1 to m reads i * k positions, or all where there are fewer.
         dropout: share of the global prompts dropped for a training image, rounded down; at least one is kept.
         context_words: all prompts are initialised with the token embeddings of these words.
+        full_stop: a full stop ends each prompt, as in models of revision 1; the authors have none.
     """
 
     needs = frozenset({"pooled", "tokens"})
@@ -45,7 +49,8 @@ class GalLoP(Method):
     prompts, open_classes = "learned", True
 
     def __init__(self, clip: FrozenCLIP, classes: ClassText, *, global_prompts: int = 4, local_prompts: int = 4,
-                 top_k: int = 5, dropout: float = 0.75, context_words: str = "a photo of a"):
+                 top_k: int = 5, dropout: float = 0.75, context_words: str = "a photo of a",
+                 full_stop: bool = False):
         super().__init__(clip, classes)
         if global_prompts < 1 or local_prompts < 1 or top_k < 1 or not 0 <= dropout < 1:
             raise UserError(f"{option('method.global_prompts')}, {option('method.local_prompts')} and "
@@ -54,10 +59,14 @@ class GalLoP(Method):
         self.global_prompts, self.top_k = global_prompts, top_k
         self.kept = max(1, global_prompts - int(dropout * global_prompts))
         self.context = ContextPrompts(clip, classes.names, text_parts=global_prompts + local_prompts,
-                                      context="shared", words=context_words, full_stop=False)
+                                      context="shared", words=context_words, full_stop=full_stop)
         self.align = nn.Linear(clip.embed_dim, clip.embed_dim, bias=False)
         nn.init.eye_(self.align.weight)
         self.logit_scale, self.logit_bias = clip.logit_scale, clip.logit_bias
+
+    @classmethod
+    def options_of(cls, revision: int, options: Mapping[str, Any]) -> dict[str, Any]:
+        return {"full_stop": revision == 1, **options}
 
     def turn(self, clip: FrozenCLIP, classes: ClassText) -> None:
         self.context = self.context.for_classes(clip, classes)

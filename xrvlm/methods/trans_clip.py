@@ -1,8 +1,9 @@
 """TransCLIP (Zanella et al., NeurIPS 2024, arXiv:2406.01837): Gaussian classes fitted to the unlabelled test images.
 
-Derived from the objective of the paper (section 3), not from the authors' program, which is under AGPL. f are features
-of unit norm, Q the test images, S the shots, y the zero-shot probabilities, z the class assignments (of a shot: its
-label) and p_ik = N(f_i; mu_k, Sigma), with one diagonal Sigma for all classes. Minimised over z of Q, mu and Sigma:
+The updates were derived again from the objective of the paper (section 3), and a test compares them with its gradients;
+no code of the authors' program, which is under AGPL, is in this file. f are features of unit norm, Q the test images,
+S the shots, y the zero-shot probabilities, z the class assignments (of a shot: its label) and p_ik = N(f_i; mu_k,
+Sigma), with one diagonal Sigma for all classes. Minimised over z of Q, mu and Sigma:
 
     L = - a sum over Q of z_i . log p_i - a gamma |Q| / |S| sum over S of z_i . log p_i
         - b sum over i and j of w_ij z_i . z_j + sum over Q of z_i . (log z_i - lambda log y_i)

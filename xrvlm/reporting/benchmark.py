@@ -38,8 +38,7 @@ class Benchmark:
     def title(self) -> str:
         return self.all_metrics.rows[0].benchmark
 
-    @property
-    def sentence(self) -> str:
+    def sentence(self, where: str) -> str:
         """What the best method comes to, for a reader who knows no metric; a transductive one does not count."""
         rows = self.all_metrics.rows
         best = max([row for row in rows if not row.first.transductive] or rows,
@@ -47,10 +46,15 @@ class Benchmark:
         record, right = best.first, best.percent("top1")[0]
         labels = {0: "without a labelled image", "all": "with all labelled images"}.get(
             record.shots, f"with {record.shots} labelled image{'s' * (record.shots != 1)} a class")
-        known = " of the classes that it was trained on" if record.protocol == "base_to_new" else ""
-        tested = f" ({record.images:,} photos{known}, {record.classes:,} classes)" if record.images else ""
-        guess = f"; a guess would be right for {100 / record.classes:.1f}" if record.classes else ""
-        return f"On {record.data}, {record.label} {labels} is right for {right:.0f} of 100 test photos{tested}{guess}."
+        trained = f", trained on {record.trained_on}" if record.trained_on else ""
+        kind, new = "", ""
+        if record.protocol == "base_to_new":
+            kind = " of the classes that it was trained on"
+            new = f", and for {best.percent('new_top1')[0]:.0f} of others"
+        tested = f" ({record.images:,} photos, {record.classes:,} classes)" if record.images else ""
+        guess = f"; a guess would be right for {100 / record.classes:.2g}" if record.classes else ""
+        return (f"On {where}, {record.label} {labels}{trained} is right for {right:.0f} of 100 test photos{kind}"
+                f"{tested}{new}{guess}.")
 
     @property
     def tables(self) -> list[Table]:
@@ -76,7 +80,9 @@ class Contents:
     @property
     def first_line(self) -> str:
         """One sentence of up to three benchmarks."""
-        told = [benchmark.sentence.removesuffix(".") for benchmark in self.benchmarks]
+        data = [benchmark.all_metrics.rows[0].first.data for benchmark in self.benchmarks]
+        told = [benchmark.sentence(name if data.count(name) == 1 else benchmark.title).removesuffix(".")
+                for benchmark, name in zip(self.benchmarks, data, strict=True)]
         more = [f"and so on for {len(told) - 3} more"] if len(told) > 3 else []
         return f"{'; '.join(told[:3] + more)}."
 

@@ -216,7 +216,7 @@ def _picture(explanation: Explanation, called: _Names, name: str, true: str | No
            f"integrated gradients from the mean relations of training, {STEPS} steps")
     return plots_explain.explanation(
         explanation.photo, explanation.maps, panels, parts=parts, prompts=called.prompts,
-        title=f"{name[-40:]}: {_verdict(explanation, called, true)}",
+        title=f"{name if len(name) <= 40 else '…' + name[-39:]}: {_verdict(explanation, called, true)}",
         note=f"contributions: {how}  ·  overlap of the part maps {overlap}  ·  each map stretched to its own range")
 
 

@@ -78,7 +78,10 @@ class Row:
 def rows_of(records: Sequence[RunRecord]) -> list[Row]:
     """The rows by data set, world, backbone and protocol, then by shots, then by the headline metric."""
     # a copied run folder is not another seed: records that differ only in folder, time and versions count once
-    unique = {repr(replace(record, run="", train_seconds=0, versions={})): record for record in reversed(records)}
+    # of those the first, or one that says how many images there were
+    later = sorted(enumerate(records), key=lambda pair: (pair[1].images, -pair[0]))
+    unique = {repr(replace(record, run="", train_seconds=0, versions={}, images=0, classes=0)): record
+              for _, record in later}
     ordered = sorted(unique.values(), key=lambda record: (record.seed, record.run))
     found = [Row(tuple(runs)) for runs in grouped(
         ordered, lambda run: (_fields(run, IDENTITY), run.setting or sorted(run.options.items())))]

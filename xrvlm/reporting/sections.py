@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import csv
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -197,8 +198,9 @@ def _of_metrics(path: Path, table: str, columns: Mapping[str, Any]) -> list[dict
     rows = [{key: row[key] for key in columns} for row in files.parsed(path.read_bytes())[table]]
     for row in rows:
         for key, value in files.plain_text(row).items():
-            share = isinstance(value, float) and not 0 <= value <= 1
-            if share or not fits(value, columns[key]):
+            most = math.inf if columns[key] is int else 1
+            beyond = isinstance(value, int | float) and not 0 <= value <= most
+            if beyond or not fits(value, columns[key]):
                 raise ValueError(f"{table}: {key} is {value!r}")
     return rows
 

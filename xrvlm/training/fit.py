@@ -94,8 +94,7 @@ def fit(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe: Recipe,
 
     With `checkpoint`, the state is written after every epoch and a run that was stopped goes on from there; a
     checkpoint of another `identity` is refused. `selection="val"` keeps the epoch with the best top-1 on `val` (the
-    first of equals), one for each learning rate of a soup. With `until`, UserError where an epoch ends after that time
-    of `time.monotonic` and others would follow.
+    first of equals), one for each learning rate of a soup. UserError once it is later than `until` (time.monotonic).
 
     In a distributed run every rank calls this with the same arguments and ends with the same weights; where the method
     does not split its batches, rank 0 alone calls it.
@@ -119,11 +118,11 @@ def fit(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe: Recipe,
         entry = run.epoch(done)
         progress.epochs, progress.seconds = done + 1, progress.seconds + time.perf_counter() - start
         progress.losses.append(entry)
-        if until is not None and time.monotonic() > until and done + 1 < total:
-            raise UserError(f"its time was over after {done + 1} of {total} epochs")
         epochs.set_postfix(loss=f"{entry['loss']:.3f}")
         if checkpoint is not None and group.first:
             _save(checkpoint, identity, method, run.optimizer, progress, run.kept)
+        if until is not None and time.monotonic() > until and done + 1 < total:
+            raise UserError(f"its time was over after {done + 1} of {total} epochs")
     start = time.perf_counter()
     run.conclude()
     progress.seconds += time.perf_counter() - start

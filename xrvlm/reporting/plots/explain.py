@@ -43,7 +43,7 @@ def explanation(photo: Image.Image, maps: Tensor, panels: Sequence[Panel], *, pa
     chosen = _decisive(panels, len(parts))
     if others := len(parts) - len(chosen):
         panels, maps = [_gathered(panel, chosen) for panel in panels], maps[chosen]
-        parts = [*(parts[part] for part in chosen), f"{others} others"]
+        parts = [*(parts[part] for part in chosen), f"{others} other{'s' * (others > 1)}"]
     rows = -(-(len(maps) + 1) // PHOTOS_A_ROW)
     heights = [1.75 * rows + 0.1, *(max(2.3, 0.33 * len(panel.by_part) + 1.2) for panel in panels)]
     figure = Figure(figsize=(9.5, sum(heights) + 0.6), layout="constrained")
