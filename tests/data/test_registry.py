@@ -97,11 +97,11 @@ def test_a_table_remembers_its_file(tmp_path, monkeypatch, file):
 @pytest.mark.parametrize("root", [None, "birds"])
 def test_a_world_of_drawn_birds_remembers_its_number_instead_of_its_folder(tmp_path, monkeypatch, root):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(drawn_birds, "write", lambda folder, world: photo_folder(folder))
+    monkeypatch.setattr(drawn_birds, "write", lambda folder, *_: photo_folder(folder))
     monkeypatch.setenv("XRVLM_CACHE", str(tmp_path))
     dataset = load_dataset("drawn_birds", world=3, root=root)
     assert dataset.loader == {"name": "drawn_birds", "options": {
-        "world": 3, "root": None if root is None else str(tmp_path / "birds")}}
+        "world": 3, "root": None if root is None else str(tmp_path / "birds"), "train_images": 32, "test_images": 38}}
     assert again(dataset) == dataset
 
 

@@ -246,7 +246,7 @@ def assert_same_end(run, straight):
 WRITES = 16
 
 
-@pytest.mark.parametrize("at", [1, 8, 13, 15])
+@pytest.mark.parametrize("at", [8, 15])
 def test_a_run_that_is_killed_ends_with_the_same_numbers(clip, photos, tmp_path, straight, at):
     killed = child(photos, tmp_path, at)
     assert killed.returncode == -signal.SIGKILL, killed.stderr

@@ -33,7 +33,7 @@ SHORT = {"xr_vlm": {"context_length": 2}}    # some towers have a short text win
 # one method of each kind of logits: the others are the same graph with other numbers
 KINDS = {(method.logits, method.needs): name for name in sorted(METHODS, reverse=True)
          for method in (factory(name).func,)}
-EXPORTED = sorted({*KINDS.values(), "linear_probe pooled+mid", "xr_vlm diagonal", "xr_vlm alignment",
+EXPORTED = sorted({*KINDS.values(), "linear_probe pooled+mid", "xr_vlm alignment",
                    "xr_vlm per_class shared text prior"} - {"cocoop", "plot"})    # these two have tests of their own
 
 

@@ -39,10 +39,9 @@ def run_demo(runs: Path, *, small: bool = False, device: DeviceName = "auto", pr
         The path of report.md.
     """
     start = time.monotonic()
-    clip, dataset = load_tiny_clip(device=device, precision=precision), load_world()
+    clip = load_tiny_clip(device=device, precision=precision)
+    dataset = load_world(train_images=3, test_images=2) if small else load_world()
     shots, epochs, views = (2, 1, 1) if small else (16, EPOCHS, 8)
-    if small:
-        dataset = replace(dataset, split=replace(dataset.split, test=dataset.split.test[::19]))
     options = RunOptions(runs=runs, features=FeatureSettings(views=views), workers=workers)
     described = partial(class_text, descriptions={kind.name: description(kind) for kind in species(0)})
     parts = {kind.name: part_descriptions(kind) for kind in species(0)}

@@ -220,13 +220,15 @@ def _joined(phrases: list[str]) -> str:
 
 
 @registered("drawn_birds")
-def load_world(*, world: int = 0, root: str | Path | None = None) -> Dataset:
-    """World 0 to 7 of the drawn birds: 40 species with 32 training and 38 test images each, drawn on first use.
+def load_world(*, world: int = 0, root: str | Path | None = None, train_images: int = 32,
+               test_images: int = 38) -> Dataset:
+    """World 0 to 7 of the drawn birds: 40 species with so many training and test images each, drawn on first use.
 
     The folder also has `descriptions.json` and `parts.json`. `root=None`: a folder in the cache.
     """
-    folder = user_path(root) if root is not None else cache_folder() / f"drawn_birds-{VERSION}" / f"world{world}"
-    return replace(image_folder(write(folder, world), name="drawn_birds"), world=world)
+    name = f"world{world}" if (train_images, test_images) == (32, 38) else f"world{world}-{train_images}-{test_images}"
+    folder = user_path(root) if root is not None else cache_folder() / f"drawn_birds-{VERSION}" / name
+    return replace(image_folder(write(folder, world, train_images, test_images), name="drawn_birds"), world=world)
 
 
 if __name__ == "__main__":
