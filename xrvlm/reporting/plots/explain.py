@@ -16,6 +16,7 @@ from xrvlm.reporting.plots.figures import COLOURS, draw_photos, shortened, stret
 FOR, AGAINST = COLOURS[:2]               # blue and vermilion
 SIGNED = LinearSegmentedColormap.from_list("signed", [AGAINST, "white", FOR])
 PHOTOS_A_ROW = 6
+UPRIGHT = 4                              # names of more columns are turned
 SHOWN_PARTS = 5                          # of more parts, those that move the logits most
 COUNTED_CELLS = 64                       # up to so many cells a heat map shows their numbers
 PHOTO_PIXELS = 240
@@ -101,7 +102,7 @@ def _heat_map(axes: Axes, values: np.ndarray, parts: Sequence[str], prompts: Seq
     reach = max(float(np.abs(values).max()), 1e-12)
     axes.imshow(values, cmap=SIGNED, vmin=-reach, vmax=reach, aspect="auto")
     axes.set_xticks(range(len(parts)), [shortened(part, 14) for part in parts], fontsize=8,
-                    rotation=90 if len(parts) > PHOTOS_A_ROW else 0)
+                    rotation=30 if len(parts) > UPRIGHT else 0, ha="right" if len(parts) > UPRIGHT else "center")
     axes.set_yticks(range(len(prompts)), [shortened(prompt, 24) for prompt in prompts], fontsize=8)
     axes.set_title("parts x prompts, all classes summed", fontsize=9)
     if values.size <= COUNTED_CELLS:
