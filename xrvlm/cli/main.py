@@ -296,5 +296,5 @@ def _tell(error: Exception, command: str = "") -> None:
         key = getattr(error, "full_key", "")
         short = f", as in `xrvlm {command} {_usage(command)}`" if key in POSITIONAL.get(command, ()) else ""
         message = f"{key} is not given; add {key}=VALUE{short}"
-    shown = re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: ascii(found[0])[1:-1], " ".join(message.split()))
-    print(f"error: {shown}", file=sys.stderr)
+    from xrvlm.files import CONTROL
+    print(f"error: {CONTROL.sub(lambda found: ascii(found[0])[1:-1], ' '.join(message.split()))}", file=sys.stderr)

@@ -276,7 +276,7 @@ def _store(clip: FrozenCLIP, settings: FeatureSettings, needs: Collection[Need],
 
 
 def sharded_batches(source: FeatureSource, order: Sequence[Tensor], epoch: int, group: Group,
-               device: torch.device) -> Iterator[tuple[int, Features, Tensor]]:
+                    device: torch.device) -> Iterator[tuple[int, Features, Tensor]]:
     """Of each batch of `order`: its number of rows, and the features and labels of this rank's shard.
 
     A rank with an empty shard still loads one image, then drops it, so that it takes part in the collectives.
