@@ -15,7 +15,8 @@ from xrvlm.features.bank import Store
 from xrvlm.views import decode
 
 ADAPT = ("adapt", "data.root=photos", "method=xr_vlm", "backbone=tiny", "device=cpu", "workers=0", "shots=2",
-         "recipe.epochs=1", "features.views=1", "runs=runs")
+         "recipe.epochs=1", "features.views=1", "runs=runs", "method.image_parts=2", "method.text_parts=2",
+         "method.context_length=2", "method.hidden=8")
 # libraries are imported before the profile function, under which it takes long
 RUN = "import json, sys, paths, hydra, open_clip; from xrvlm.cli.main import main; failed = []; " \
       "files = paths.files_run(lambda: failed.append(main(sys.argv[2:]))); assert failed == [0]; " \

@@ -50,15 +50,16 @@ def test_help_imports_no_library():
 
 
 def test_a_method_imports_no_library_of_another():
-    found = modules_after("import xrvlm.methods.coop")
+    found = modules_after("import xrvlm.methods.coop, xrvlm.methods.linear_probe, xrvlm.methods.xr_vlm.xr_vlm_plus")
     assert "xrvlm.methods.coop" in found
-    assert not libraries(of({"sklearn", "matplotlib", "scipy"}, found))
+    assert not libraries(of({"sklearn", "matplotlib", "scipy", "open_clip", "transformers", "hydra"}, found))
 
 
 def test_predict_imports_little_beyond_torch_and_open_clip(tmp_path):
     photos = photo_folder(tmp_path / "photos", images=4)
     assert main(["adapt", f"data.root={photos}", "backbone=tiny", "device=cpu", "workers=0", "shots=2",
-                 "recipe.epochs=1", "features.views=0", "runs=runs"]) == 0
+                 "recipe.epochs=1", "features.views=0", "runs=runs", "method.image_parts=2", "method.text_parts=2",
+                 "method.context_length=2", "method.hidden=8"]) == 0
     run, photo = next(Path("runs").glob("xr_vlm-*")), next(photos.rglob("*.png"))
     code = "import sys; from xrvlm.cli.main import main; assert main(sys.argv[1:]) == 0"
     found = modules_after(code, "predict", f"run={run}", f"images={photo}", "device=cpu")

@@ -164,6 +164,8 @@ def test_base_to_new_as_a_user_types_it(others, tmp_path, capsys, method):
     stamp = (folder / "model.safetensors").stat().st_mtime_ns
     assert main(arguments) == 0
     assert (folder / "model.safetensors").stat().st_mtime_ns == stamp
+    if method[0] != "method=coop":           # what follows reads records, whatever method wrote them
+        return
     assert main([*arguments, "protocol=few_shot"]) == 0
     assert main(["report", "runs=runs"]) == 0
     out = capsys.readouterr().out

@@ -138,13 +138,6 @@ def test_a_method_is_one_file_and_one_yaml(tmp_path):
             "test_an_open_method_scores_new_classes_and_stays_as_it_is"} <= set(passed), tested.stdout
 
 
-def test_importing_one_method_does_not_import_the_libraries_of_others():
-    code = ("import sys, xrvlm.methods.coop, xrvlm.methods.linear_probe, xrvlm.methods.xr_vlm.xr_vlm_plus\n"
-            "print({'sklearn', 'matplotlib', 'scipy', 'open_clip', 'transformers', 'hydra'} & set(sys.modules))")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
-
-
 @pytest.mark.parametrize("name", registry.targets())
 def test_a_module_says_in_its_first_line_what_paper_it_is(name):
     """The table of the methods in the docs is made of these lines."""

@@ -5,6 +5,7 @@ rows are pseudo-random by a fixed rule, so that an unseen word, such as a specie
 """
 
 import json
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from xrvlm.backbones.base import DeviceName, FrozenCLIP, ImageTransform, Interpolation, PrecisionName
 from xrvlm.backbones.openclip import wrap_openclip
@@ -47,6 +48,7 @@ def load_tiny_clip(*, resize_to: int | None = None, interpolation: Interpolation
                          device=device, precision=precision)
 
 
+@cache
 def tokenizer() -> SimpleTokenizer:
     """CLIP's tokenizer, which ships with open_clip."""
     return SimpleTokenizer()
@@ -54,18 +56,29 @@ def tokenizer() -> SimpleTokenizer:
 
 def build() -> Any:
     """The architecture with random weights; the token embedding follows `token_rule`."""
-    config = json.loads((FOLDER / "tiny_clip.json").read_text(encoding="utf-8"))
-    model: Any = CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
+    model = _architecture(**_config())
     model.token_embedding.weight.data.copy_(token_rule(*model.token_embedding.weight.shape))
     return model
+
+
+def _config() -> dict[str, Any]:
+    return json.loads((FOLDER / "tiny_clip.json").read_text(encoding="utf-8"))
+
+
+def _architecture(embed_dim: int, vision_cfg: Any, text_cfg: Any) -> Any:
+    return CLIP(embed_dim, vision_cfg, text_cfg)
 
 
 def token_rule(rows: int, width: int) -> Tensor:
     """(rows, width) almost normal, standard deviation 0.02: sums of four 16-bit integers, exact on every machine."""
     raw = np.random.Philox(key=20250310).random_raw(rows * width)
-    words = raw.view(np.uint16).reshape(rows, width, 4).astype(np.int64).sum(axis=-1)    # (rows, width)
-    centred = words - 2 * 65535                                       # variance of each: (65536**2 - 1) / 12
-    return torch.from_numpy((centred / (65536 / 3**0.5) * 0.02).astype(np.float32))
+    low = np.uint64(0x0000FFFF0000FFFF)                               # two of the four 16-bit integers of a draw
+    pairs = (raw & low) + (raw >> np.uint64(16) & low)
+    words = ((pairs & np.uint64(0xFFFFFFFF)) + (pairs >> np.uint64(32))).astype(np.float64)
+    words -= 2 * 65535                                                # variance of each: (65536**2 - 1) / 12
+    words /= 65536 / 3**0.5
+    words *= 0.02
+    return torch.from_numpy(words.astype(np.float32).reshape(rows, width))
 
 
 def save(model: Any, path: Path, token_ids: Tensor, metadata: dict[str, str]) -> None:
@@ -77,14 +90,18 @@ def save(model: Any, path: Path, token_ids: Tensor, metadata: dict[str, str]) ->
 
 def load(path: Path = CHECKPOINT) -> Any:
     """The model in fp32 and eval mode; UserError if the file is missing or damaged."""
-    model = build()
+    config = _config()
+    rows, width = config["text_cfg"]["vocab_size"], config["text_cfg"]["width"]
+    table = token_rule(rows, width)
+    config["text_cfg"]["vocab_size"] = 1                              # no random table only to be replaced
+    model = _architecture(**config)
+    model.vocab_size, model.token_embedding = rows, nn.Embedding.from_pretrained(table, freeze=False)
     fix = "install xrvlm again, or make the file with `python -m xrvlm.demo.pretrain`"
     if not path.exists():
         raise UserError(f"there is no {path}; {fix}")
     try:
         with safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}    # noqa: SIM118 (not a dict)
-        table = model.token_embedding.weight.data
         table[state.pop(IDS).long()] = state.pop(ROWS).float()
         model.load_state_dict({name: value.float() for name, value in state.items()} | {TABLE: table})
     except (SafetensorError, OSError, KeyError, RuntimeError) as error:
