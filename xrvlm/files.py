@@ -1,6 +1,4 @@
-"""Files are written atomically: to a temporary name in the same folder, flushed, then renamed. Also JSON, hashes,
-the cache folder, and the files that the package ships (conf/ and prompts/).
-"""
+"""Files are written atomically, by a temporary name. Also JSON, hashes, the cache folder, and the shipped files."""
 
 import contextlib
 import errno
@@ -153,10 +151,11 @@ def alone(lock_file: Path, busy: str | None = None) -> Iterator[None]:
 
 def user_path(path: str | Path) -> Path:
     """`path` with `~` expanded; `~photos` is a file name if there is no such user."""
-    try:
+    if path == "":
+        raise UserError("a path is empty, as of a variable that is not set; give the file or folder (. is this one)")
+    with contextlib.suppress(RuntimeError):    # there is no such user
         return Path(path).expanduser()
-    except RuntimeError:    # there is no such user
-        return Path(path)
+    return Path(path)
 
 
 def cache_folder(cache: str | Path | None = None) -> Path:

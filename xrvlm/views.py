@@ -20,7 +20,7 @@ from xrvlm.backbones.base import ImageTransform    # isort: skip (the package me
 import numpy as np
 import torch
 import torchvision.transforms.functional as TF
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageFile
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
@@ -98,6 +98,9 @@ def read_image(image: Image.Image | str | Path) -> Image.Image:
 
     Raises UserError, which names the file, if it cannot be read.
     """
+    if isinstance(image, ImageFile.ImageFile) and image.format == "TIFF" and image.tile and not image.tell() \
+            and Path(str(image.filename)).is_file():    # not yet read: Pillow does not turn all of them as it reads
+        image = Path(str(image.filename))
     if isinstance(image, Image.Image):
         with _naming(getattr(image, "filename", "") or "that was given"):
             image.load()                 # which turns a TIFF upright by itself
@@ -112,18 +115,16 @@ def read_image(image: Image.Image | str | Path) -> Image.Image:
 
 def unreadable_images(ids: Sequence[str], source: ImageSource, workers: int) -> set[str]:
     """The ids of the images that cannot be decoded. Decodes every image once, in `workers` threads."""
+    def is_readable(item_id: str) -> bool:
+        with contextlib.suppress(UserError):
+            decode(source.read(item_id), item_id)
+            return True
+        return False
+
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        checks = pool.map(lambda item_id: is_readable(source, item_id), ids)
+        checks = pool.map(is_readable, ids)
         good = list(Bar(checks, total=len(ids), desc="checking images", unit="image"))
     return {item_id for item_id, readable in zip(ids, good, strict=True) if not readable}
-
-
-def is_readable(source: ImageSource, item_id: str) -> bool:
-    try:
-        decode(source.read(item_id), item_id)
-    except UserError:
-        return False
-    return True
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

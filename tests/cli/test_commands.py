@@ -121,17 +121,36 @@ def test_new_classes_without_their_words_are_told(runs, photos, tmp_path, capsys
 
 
 def test_the_runs_own_images_by_other_names(runs, tmp_path, capsys):
-    (tmp_path / "names.txt").write_text("Mésange bleue\nPinson\nTroglodyte\n")
-    line, found = scored(capsys, f"run={runs['coop']}", "data.class_names=names.txt")
+    names = dict(zip(sorted(BIRDS), ("Mésange bleue", "Pinson", "Troglodyte"), strict=True))
+    (tmp_path / "names.json").write_text(json.dumps(names))
+    line, found = scored(capsys, f"run={runs['coop']}", "data.class_names=names.json")
     assert line.endswith("; 3 of 3 classes were not trained on")
     before = rows(runs["coop"] / "predictions.csv")
     assert {row["image"] for row in found} == {row["image"] for row in before}
-    names = dict(zip(sorted(BIRDS), ("Mésange bleue", "Pinson", "Troglodyte"), strict=True))
     own = {row["image"]: row["label"] for row in before}
     assert all(row["label"] == names[own[row["image"]]] for row in found)
-    (tmp_path / "names.txt").write_text("one\ntwo\n")
+    (tmp_path / "names.txt").write_text("one\ntwo\nthree\n")
     error = told(capsys, "eval", f"run={runs['coop']}", "data.class_names=names.txt", "device=cpu", "workers=0")
-    assert "names.txt holds 2 names for 3 classes" in error
+    assert "order of the classes is not plain: blue tit, Sarkel's finch, wren or Sarkel's finch, blue tit" in error
+
+
+def test_a_list_of_names_is_read_as_adapt_read_it(tmp_path, capsys):
+    photos = photo_folder(tmp_path / "numbered", images=3, classes=[str(number) for number in range(1, 12)])
+    (tmp_path / "names.txt").write_text("\n".join("kagu jay ibis heron gull finch emu dove crow bulbul auk".split()))
+    assert main(["adapt", f"data.root={photos}", "method=zero_shot", "data.class_names=names.txt", *TINY]) == 0
+    (run,) = (path.parent for path in (tmp_path / "runs").rglob("record.json"))
+    before = {row["image"]: row["label"] for row in rows(run / "predictions.csv")}
+    assert {label for image, label in before.items() if image.startswith("10/")} == {"bulbul"}
+    line, found = scored(capsys, f"run={run}", "data.class_names=names.txt")
+    assert {row["image"]: row["label"] for row in found} == before
+    assert "not trained on" not in line
+    (tmp_path / "other.txt").write_text("\n".join("abcdefghijk"))
+    found = scored(capsys, f"run={run}", "data.class_names=other.txt")[1]
+    assert {row["image"].split("/")[0]: row["label"] for row in found} == {
+        str(number): "abcdefghijk"[number - 1] for number in range(1, 12)}
+    (tmp_path / "turned.txt").write_text("\n".join("jay kagu ibis heron gull finch emu dove crow bulbul auk".split()))
+    error = told(capsys, "eval", f"run={run}", "data.class_names=turned.txt", "device=cpu", "workers=0")
+    assert "calls 'kagu' 'jay', which is another class: it is in another order than the classes" in error
 
 
 @pytest.mark.parametrize("name", ["zero_shot", "parts"])

@@ -365,17 +365,18 @@ def test_predict_leaves_out_what_it_cannot_read(tmp_path, capsys, caplog):
 
 
 def test_eval_keeps_the_classes_of_the_run_and_leaves_out_what_it_learned_from(photos, tmp_path, capsys, caplog):
-    (tmp_path / "names.txt").write_text("finch\ntit\nwren\n")
-    arguments = ["data.class_names=names.txt", "method=linear_probe", "shots=2"]
+    names = {"Sarkel's finch": "finch", "blue tit": "tit", "wren": "wren"}
+    (tmp_path / "names.json").write_text(json.dumps(names))
+    arguments = ["data.class_names=names.json", "method=linear_probe", "shots=2"]
     assert main(adapt_arguments(photos, *arguments)) == 0
     record = json.loads((tmp_path / "runs" / "results.jsonl").read_text())
-    (tmp_path / "names.txt").write_text("wren\ntit\nfinch\n")
+    (tmp_path / "names.json").write_text(json.dumps(names | {"wren": "finch", "Sarkel's finch": "wren"}))
     run = f"run=runs/{record['run']}"
     assert main(["eval", run, "device=cpu", "workers=0"]) == 0
     (metrics,) = (tmp_path / "runs").rglob("eval/*/metrics.json")
     assert json.loads(metrics.read_text())["summary"]["top1"] == record["metrics"]["top1"]
-    (tmp_path / "names.txt").write_text("finch\ntit\nwren\n")
-    assert main(["eval", run, f"data.root={photos}", "data.class_names=names.txt", "device=cpu", "workers=0"]) == 0
+    (tmp_path / "names.json").write_text(json.dumps(names))
+    assert main(["eval", run, f"data.root={photos}", "data.class_names=names.json", "device=cpu", "workers=0"]) == 0
     assert "left out 6 of 15 images" in capsys.readouterr().err + caplog.text
 
 

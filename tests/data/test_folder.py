@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from photos import photo_folder
 from PIL import Image
 
 from xrvlm import files
@@ -91,6 +92,30 @@ def test_accents_written_in_two_ways_are_one_class(tmp_path):
     if sys.platform != "darwin":         # where these are one folder
         with pytest.raises(UserError, match="accents as separate characters"):
             image_folder(birds(tmp_path / "2", f"{one}/1.jpg", f"{two}/1.jpg"))
+
+
+@pytest.mark.parametrize("classes", [("Daisy", "bluebell", "Crocus", "iris"), ("zebra", "Äffin", "ant"),
+                                     ("blue_jay", "bluebird", "wren")])
+def test_a_list_of_names_is_refused_where_sorting_is_a_matter_of_taste(tmp_path, classes):
+    """With capitals, accents or signs a file manager shows another order than ours."""
+    photo_folder(tmp_path, classes=classes)
+    with pytest.raises(UserError, match="class_names is a list, and the order of the classes is not plain: "):
+        image_folder(tmp_path, class_names=["one", "two", "three", "four"][:len(classes)])
+    named = image_folder(tmp_path, class_names={name: name.upper() for name in classes})
+    assert set(named.split.classes) == {name.upper() for name in classes}
+
+
+@pytest.mark.parametrize("names", [["wasp", "ant", "bee"], ["Bee", "fly", "wasp"], {"wasp", "ant", "bee"}])
+def test_a_list_that_calls_a_class_by_the_name_of_another_is_refused(tmp_path, names):
+    photo_folder(tmp_path, classes=("ant", "bee", "wasp"))
+    with pytest.raises(UserError, match="which is another class: it is in another order|must be a text or a list"):
+        image_folder(tmp_path, class_names=names)
+
+
+def test_a_list_may_repeat_the_names_in_place(tmp_path):
+    photo_folder(tmp_path, classes=("ant", "bee", "wasp"))
+    found = image_folder(tmp_path, class_names=["Ant", "honey bee", "wasp"])
+    assert found.split.classes == ("Ant", "honey bee", "wasp")
 
 
 def test_a_list_of_names_is_in_the_order_of_the_numbers(tmp_path):

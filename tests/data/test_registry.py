@@ -54,7 +54,7 @@ def required(name: str) -> dict[str, str]:
 
 
 def test_class_folders_load_again_from_anywhere(tmp_path, monkeypatch):
-    photo_folder(tmp_path / "birds")
+    photo_folder(tmp_path / "birds", classes=("blue tit", "finch", "wren"))
     (tmp_path / "names.txt").write_text("Tit\nFinch\nWren\n")
     monkeypatch.chdir(tmp_path)
     dataset = image_folder("birds", class_names="names.txt", name="birds")    # the name is no path

@@ -219,7 +219,8 @@ def test_a_split_column_by_another_name_is_understood(tmp_path, column):
     assert {subset for subset, *_ in found(table(root, split_column=None))} == {"train"}
 
 
-@pytest.mark.parametrize("column", ["fold", "is_test", "test set", "Subset", "is_training_image"])
+@pytest.mark.parametrize("column", ["fold", "is_test", "test set", "Subset", "is_training_image", "isTest", "TrainTest",
+                                    "kfold", "TESTSet", "istest"])
 def test_a_column_that_may_be_a_split_is_asked_about(tmp_path, column):
     root = birds(tmp_path)
     write(root / "split.csv", [{"path": row["path"], "class": row["class"], column: "1"} for row in ROWS])
@@ -227,6 +228,22 @@ def test_a_column_that_may_be_a_split_is_asked_about(tmp_path, column):
                                         "split_column=None"):
         table(root)
     assert {subset for subset, *_ in found(table(root, split_column=None))} == {"train"}
+
+
+def test_a_column_of_subsets_with_an_empty_cell_is_asked_about(tmp_path):
+    root = birds(tmp_path)
+    rows = [{"path": row["path"], "class": row["class"], "which": row["split"]} for row in ROWS]
+    rows[0]["which"] = ""
+    write(root / "split.csv", rows)
+    with pytest.raises(UserError, match="has the column 'which', which may say what is for testing"):
+        table(root)
+
+
+def test_a_word_within_a_word_says_nothing(tmp_path):
+    root = birds(tmp_path)
+    rows = [{"path": row["path"], "class": row["class"], "strain": "1", "Latest": "2"} for row in ROWS]
+    write(root / "split.csv", rows)
+    assert {subset for subset, *_ in found(table(root))} == {"train"}
 
 
 def test_two_columns_of_one_name(tmp_path):

@@ -107,6 +107,33 @@ def test_it_goes_on_where_it_was_stopped(model, photos, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.part"))
 
 
+ODD = ("x.png", "00\u2028x.png", "=q.png", "'=q.png", "a\u2029b.png", "b.png", "c, d.png", '"e".png', "''=q.png")
+
+
+def test_odd_names_keep_their_own_prediction_when_it_goes_on(model, tmp_path, monkeypatch):
+    root = photo_folder(tmp_path / "photos", images=3)
+    for number, path in enumerate(sorted(root.rglob("*.png"))):
+        path.rename(root / ODD[number])
+    straight = {each.image: each.classes for each in predict(model, root, device="cpu")}
+    assert len({classes[0][1] for classes in straight.values()}) > 5, "another answer for each photo"
+    monkeypatch.setattr(module, "BATCH", 1)
+    for stopped_at in (2, 5, 8):
+        said = []
+
+        def stop(text, said=said, stopped_at=stopped_at):
+            said.append(text)
+            if len(said) == stopped_at:
+                raise KeyboardInterrupt
+
+        out = tmp_path / f"{stopped_at}.csv"
+        with pytest.raises(KeyboardInterrupt):
+            predict(model, root, out=out, echo=stop, device="cpu")
+        again = {each.image: each.classes for each in predict(model, root, out=out, device="cpu")}
+        assert again.keys() == straight.keys()
+        for image, classes in straight.items():
+            assert again[image][0] == (classes[0][0], pytest.approx(classes[0][1], abs=1e-5)), image
+
+
 def test_nothing_that_can_be_read(model, tmp_path):
     (tmp_path / "1.jpg").write_bytes(b"")
     with pytest.raises(UserError, match="cannot read the image .*1.jpg: the file is empty"):

@@ -24,7 +24,7 @@ from xrvlm.backbones import wrap_openclip
 from xrvlm.data.folder import image_folder
 from xrvlm.distributed import Group
 from xrvlm.errors import UserError
-from xrvlm.experiments.evaluate import score
+from xrvlm.experiments.evaluate import evaluate, score
 from xrvlm.experiments.predict import predict
 from xrvlm.experiments.record import RunOptions, read_records
 from xrvlm.experiments.run import adapt, zero_shot
@@ -335,6 +335,55 @@ def test_a_model_labels_a_pil_image_a_file_and_a_folder(clip, photos, tmp_path, 
     with (tmp_path / "preds.csv").open(newline="") as csv_file:
         rows = {row["image"]: row for row in csv.DictReader(csv_file)}
     assert rows[f"{CLASSES[1]}/{file.name}"]["prediction"] == guesses[0][0]
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    (lambda names: class_text(sorted(names, reverse=True)), "it returned the classes 'wren', "),
+    (lambda names: class_text([*names, "emu"]), "it returned the classes "),
+    (lambda names: list(names), "it returned \\["),
+    (partial(lambda extra, names: class_text([*names, extra]), "emu"), "it returned the classes ")])
+def test_text_of_other_classes_is_refused(clip, photos, tmp_path, text, said):
+    with pytest.raises(UserError, match=f"text must return the ClassText of the classes that it is given, .*{said}"):
+        adapt(clip, image_folder(photos), "zero_shot", text=text, options=options(tmp_path))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_text_of_a_function_is_taken(clip, photos, tmp_path):
+    run = adapt(clip, image_folder(photos), "zero_shot", text=lambda names: class_text(names, templates="a {} here"),
+                options=options(tmp_path))
+    assert run.classifier.header.classes.prompts[0] == (f"a {run.classifier.names[0]} here",)
+
+
+def changed_photos(tmp_path) -> tuple:
+    """A finished run, and its test photos, as paths."""
+    root = photo_folder(tmp_path / "photos", images=8)
+    run = adapt(tiny_vit(), image_folder(root), "linear_probe", shots=4, options=options(tmp_path))
+    split = json.loads((run.folder / "split.json").read_text())
+    return run, root, split
+
+
+def test_changed_test_photos_are_told_and_those_it_learned_from_left_out(clip, tmp_path, caplog):
+    run, root, split = changed_photos(tmp_path)
+    assert evaluate(run.folder, clip=clip).metrics == run.record.metrics | {"images": len(split["test"])}
+    assert "not those" not in caplog.text
+    first, second = (root / split["test"][index]["path"] for index in (0, -1))
+    first.write_bytes((root / split["train"][0]["path"]).read_bytes())
+    Image.new("RGB", (40, 40), "red").save(second)
+    found = evaluate(run.folder, clip=clip)
+    assert found.metrics["images"] == len(split["test"]) - 1
+    assert f"2 of {len(split['test'])} test images are not those that the run was measured on" in caplog.text
+    assert f"left out 1 of {len(split['test'])} images: the run learned from them" in caplog.text
+
+
+@pytest.mark.parametrize("damage", [
+    lambda split: split["train"][0].pop("sha256"), lambda split: split["train"][0].update(sha256="0"),
+    lambda split: split["val"].append(3), lambda split: split.pop("train"), lambda split: split.update(test=None)])
+def test_a_damaged_split_is_told(clip, tmp_path, damage):
+    run, _, split = changed_photos(tmp_path)
+    damage(split)
+    (run.folder / "split.json").write_text(json.dumps(split))
+    with pytest.raises(UserError, match=r"split.json is (damaged|not a split): .*; give the command of that run again"):
+        evaluate(run.folder, image_folder(photo_folder(tmp_path / "more", images=2)), clip=clip)
 
 
 def test_evaluate_maps_the_classes_by_name(clip, photos, tmp_path, straight):

@@ -179,8 +179,8 @@ def test_a_name_stays_in_its_folder(run, tmp_path):
 
 
 def test_a_class_is_no_formula(tmp_path):
-    names = ["=cmd|' /C calc'!A0", "@sum", "-1", "plain"]
-    write_predictions(tmp_path / "p.csv", ["=1.png"], torch.tensor([0]), torch.eye(4)[:1], names)
+    names = ["=cmd|' /C calc'!A0", "@sum", "-1", "plain", "'=1", "''=1", "'plain"]
+    write_predictions(tmp_path / "p.csv", ["=1.png"], torch.tensor([0]), torch.eye(7)[:1], names)
     assert "\n'=1.png,'=cmd|' /C calc'!A0,'=cmd|" in (tmp_path / "p.csv").read_text()
     outcomes = read_outcomes(tmp_path / "p.csv")
     assert (outcomes.images, outcomes.labels) == (["=1.png"], names[:1])

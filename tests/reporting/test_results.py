@@ -84,3 +84,14 @@ def test_a_recipe_named_after_the_method_is_its_own():
                     record("b", label="Tip-Adapter-F", recipe="long", method="tip_adapter"))
     assert list(own.values()) == ["Tip-Adapter-F"]
     assert set(changed) == {"Tip-Adapter-F, own", "Tip-Adapter-F, long"}
+
+
+def test_other_test_images_of_data_of_one_name_are_another_benchmark():
+    runs = [record("a", tested="1a2b3c4d"), record("b", tested="1a2b3c4d", seed=2),
+            record("c", method="gda", label="GDA", tested="99887766")]
+    rows = rows_of(runs)
+    assert [(row.benchmark, row.label, row.seeds) for row in rows] == [
+        ("cub · ViT-B-16/openai · test set 1a2b3c", "XR-VLM", 2), ("cub · ViT-B-16/openai · test set 998877", "GDA", 1)]
+    assert {row.hash_suffix for row in rows} == {""}
+    older = rows_of([*runs[:2], record("c", method="gda", label="GDA")])          # of a version that did not record it
+    assert {row.benchmark for row in older} == {"cub · ViT-B-16/openai"}

@@ -12,11 +12,10 @@ from towers import tiny_vit
 
 from xrvlm.errors import UserError
 from xrvlm.files import packaged
+from xrvlm.text.class_names import name_classes, read_list
 from xrvlm.text.class_text import (
-    class_names,
     class_text,
     few,
-    name_classes,
     readable,
     templates,
     user_path,
@@ -222,11 +221,11 @@ def test_shipped_parts(path):
 
 def test_the_parts_of_the_flowers_are_those_of_the_named_classes():
     table = json.loads((packaged("prompts") / "parts" / "flowers17.json").read_text(encoding="utf-8"))
-    assert tuple(table) == class_names("flowers17")
+    assert tuple(table) == read_list("flowers17")
 
 
 def test_shipped_class_names():
-    found = class_names("flowers17")
+    found = read_list("flowers17")
     assert len(found) == 17
     assert found[0] == "bluebell"
     assert {"lily of the valley", "tiger lily"} <= set(found)
@@ -234,16 +233,16 @@ def test_shipped_class_names():
     assert head.startswith("#")
     assert "Flowers-17" in head
     with pytest.raises(UserError, match=r"unknown class-name list 'flower17'; .*'flowers17'.*or pass a path"):
-        class_names("flower17")
+        read_list("flower17")
 
 
 def test_class_names_from_a_file(tmp_path):
     path = write(tmp_path / "names.txt", "# source\n# more\nrobin, red\n#4 grey\n\njay's\n")
-    assert class_names(path) == ("robin, red", "#4 grey", "jay's")
+    assert read_list(path) == ("robin, red", "#4 grey", "jay's")
     with pytest.raises(UserError, match="holds no class name"):
-        class_names(write(tmp_path / "empty.txt", "# nothing\n"))
+        read_list(write(tmp_path / "empty.txt", "# nothing\n"))
     with pytest.raises(UserError, match=r"duplicate class names in .*twice.txt: 'a b' and 'a_b'"):
-        class_names(write(tmp_path / "twice.txt", "a b\na_b\n"))
+        read_list(write(tmp_path / "twice.txt", "a b\na_b\n"))
 
 
 def test_name_classes_in_every_form(tmp_path):

@@ -18,7 +18,8 @@ from typing import Any, ParamSpec
 from xrvlm.distributed import seed_of
 from xrvlm.errors import UserError, either, option, typed
 from xrvlm.files import digest, leads_out, plain_text, read_json, user_path, write_json
-from xrvlm.text.class_text import few, name_classes, names_of_sorted
+from xrvlm.text.class_names import name_classes, names_of_sorted
+from xrvlm.text.class_text import few
 from xrvlm.views import ImageSource, unreadable_images
 
 log = logging.getLogger(__name__)
@@ -220,7 +221,9 @@ def assemble(name: str, source: ImageSource, found: Mapping[str, Sequence[tuple[
     if missing := [key for key in known if key not in trained and not test_only]:
         raise UserError(f"{name} has no training image of {len(missing)} classes: {few(missing)}; "
                         "add some to its training set or remove the class")
-    names = (names_of_sorted if classes is None else name_classes)(known, class_names)
+    names = tuple(known)
+    if class_names is not None:
+        names = (names_of_sorted if classes is None else name_classes)(known, class_names)
     labels = {key: label for label, key in enumerate(known)}
     subsets = {subset: tuple(Item(item_id, labels[key]) for item_id, key in sorted(found.get(subset, ())))
                for subset in SUBSETS}

@@ -18,7 +18,8 @@ from xrvlm.text.class_text import few
 Row = tuple[int, Mapping[str, Any]]    # the line in the file, counted from 1, and its cells
 # a column with such a word in its name may say which images are for testing
 SPLIT_WORDS = frozenset({"split", "subset", "partition", "phase", "usage", "fold", "set", "train", "training", "test",
-                         "testing", "val", "valid", "validation", "dev", "eval", "holdout", "stage"})
+                         "testing", "val", "valid", "validation", "dev", "eval", "holdout", "stage",
+                         "kfold", "folds", "istest", "istrain", "traintest"})
 MISSING = frozenset({"", "nan", "<na>", "#n/a", "n/a", "null"})    # how programs write that a cell is empty
 
 
@@ -95,15 +96,22 @@ def _column(columns: Sequence[str], wanted: str | None, path: Path) -> str | Non
 
 def _split_column(columns: Sequence[str], rows: Sequence[Row], path: Path) -> str | None:
     """The column that holds subsets under another name than "split"; UserError where it is not plain that one does."""
-    plain = [column for column in columns if _holds_subsets(row.get(column) for _, row in rows)]
+    cells = {column: [row.get(column) for _, row in rows] for column in columns}
+    plain = [column for column in columns if _holds_subsets(cells[column])]
     if len(plain) == 1:
         return plain[0]
-    alike = plain or [column for column in columns if set(re.findall("[a-z]+", column.casefold())) & SPLIT_WORDS]
+    alike = plain or [column for column in columns if _words(column) & SPLIT_WORDS
+                      or _holds_subsets(cell for cell in cells[column] if cell not in (None, ""))]
     if alike:
         raise UserError(f"{path} has the column {few(map(repr, alike))}, which may say what is for testing: set "
                         f"{option('data.split_column', alike[0])}, or {option('data.split_column', None)} to use all "
                         "images for training and testing alike")
     return None
+
+
+def _words(column: str) -> set[str]:
+    """The words of "is_test", "isTest" or "TrainTest", in small letters."""
+    return {word.casefold() for word in re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", column)}
 
 
 def _holds_subsets(cells: Iterable[Any]) -> bool:

@@ -184,12 +184,12 @@ def write_predictions(path: Path, ids: Sequence[str], labels: Tensor | None, pro
 
 
 def as_cell(text: str) -> str:
-    """`text` so that a spreadsheet does not take it for a formula; `from_cell` reads it back."""
-    return f"'{text}" if text.startswith(FORMULA) else text
+    """`text` so that a spreadsheet does not take it for a formula; `from_cell` reads it back, whatever it is."""
+    return f"'{text}" if text.lstrip("'").startswith(FORMULA) else text
 
 
 def from_cell(cell: str) -> str:
-    return cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA) else cell
+    return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(FORMULA) else cell
 
 
 def finite(scores: Tensor) -> Tensor:

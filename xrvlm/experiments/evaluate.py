@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
-from xrvlm.data.dataset import Dataset, Item, split_fix
+from xrvlm.data.dataset import Dataset, Item
 from xrvlm.errors import UserError, option, typed
 from xrvlm.evaluation.metrics import write_scores
 from xrvlm.experiments.protocols import Among, transfer_record
-from xrvlm.experiments.saved import SavedRun
+from xrvlm.experiments.saved import SavedRun, recorded_hashes
 from xrvlm.features.source import FeatureSettings, feature_source
-from xrvlm.files import as_file_name, digest, read_json
+from xrvlm.files import as_file_name, digest
 from xrvlm.inference.classifier import Classifier, class_order
 from xrvlm.methods.base import probabilities
 
@@ -61,8 +61,7 @@ def evaluate(run: str | Path, dataset: Dataset | None = None, *, among: Among = 
     items = dataset.split.test or (() if own else (*dataset.split.train, *dataset.split.val))
     hashes = {item.id: dataset.source.sha256(item.id) for item in items}
     tested = digest([hashes[item.id] for item in items])
-    if not own:
-        items = _without_images_of(saved.folder / "split.json", items, hashes)
+    items = _without_images_of(saved.folder / "split.json", items, hashes, own)
     classifier, note, key = _turned(saved, classifier, dataset, among, text or {})
     # other images may have the same names: the folder's name depends on their contents
     name = f"{dataset.name}-{digest([*(item.id for item in items), tested, *key])[:10]}"
@@ -109,14 +108,21 @@ def score(classifier: Classifier, dataset: Dataset, items: Sequence[Item], folde
     return write_scores(folder, source.ids, source.labels, probabilities(method, clip, source, mask), names)
 
 
-def _without_images_of(split_file: Path, items: Sequence[Item], hashes: Mapping[str, str]) -> tuple[Item, ...]:
+def _without_images_of(split_file: Path, items: Sequence[Item], hashes: Mapping[str, str], own: bool,
+                       ) -> tuple[Item, ...]:
     """The items whose images are not byte-identical to a training or validation image in `split_file`.
 
-    `hashes` is {id: sha256 of the image file's bytes}. A warning counts the items that are left out.
+    `hashes` is {id: sha256 of the image file's bytes}. A warning counts the items that are left out, and of the run's
+    `own` test images those that are no longer what it was measured on.
     """
-    record = read_json(split_file, split_fix())
-    learned = {entry["sha256"] for subset in ("train", "val") for entry in record[subset]}
-    kept = tuple(item for item in items if hashes[item.id] not in learned)
+    recorded = recorded_hashes(split_file)
+    changed = {item.id for item in items if not own or hashes[item.id] != recorded["test"].get(item.id)}
+    if changed and own:
+        log.warning("%d of %d test images are not those that the run was measured on, such as %s: the figures are of "
+                    "the images as they are now", len(changed), len(items), min(changed))
+    learned = {value for subset in ("train", "val") for value in recorded[subset].values()}
+    # an own test image that is also a training image was told of when the run was measured, and counted
+    kept = tuple(item for item in items if hashes[item.id] not in learned or item.id not in changed)
     if len(kept) < len(items):
         log.warning("left out %d of %d images: the run learned from them", len(items) - len(kept), len(items))
     return kept

@@ -20,7 +20,8 @@ from xrvlm.errors import UserError, either, option, typed
 from xrvlm.evaluation.metrics import as_cell, from_cell
 from xrvlm.files import FileSource, alone, append_text, digest, files_below, user_path, write_text
 from xrvlm.inference.classifier import Classifier, ModelHeader
-from xrvlm.text.class_text import class_names, text_maker
+from xrvlm.text.class_names import read_list
+from xrvlm.text.class_text import text_maker
 from xrvlm.views import SUFFIXES, EvaluationViews, load_images
 
 log = logging.getLogger(__name__)
@@ -131,14 +132,14 @@ class _Table:
     def begun(self) -> dict[str, Prediction]:
         """What a call that was stopped has labelled. A line that was cut is dropped."""
         try:
-            lines = self.part.read_bytes().decode("utf-8", "replace").splitlines(keepends=True)
+            # not splitlines, which also ends a line at signs that a file name may hold
+            *lines, _ = self.part.read_bytes().decode("utf-8", "replace").split("\n")
         except FileNotFoundError:
             write_text(self.part, ",".join(self.columns) + "\n")
             return {}
         except OSError as error:
             raise UserError(f"cannot read {self.part}: {error.strerror}; delete it") from error
-        rows = [row for row in csv.reader(line for line in lines[1:] if line.endswith("\n"))
-                if len(row) == len(self.columns)]
+        rows = [row for row in csv.reader(f"{line}\n" for line in lines[1:]) if len(row) == len(self.columns)]
         found = [Prediction(from_cell(image), tuple(zip(map(from_cell, cells[::2]), map(float, cells[1::2]),
                                                         strict=True)))
                  for image, _, _, *cells, error in rows if not error]      # a file may be readable by now
@@ -216,7 +217,7 @@ def image_files(path: str | Path) -> tuple[Path, tuple[str, ...]]:
 def _classifier(run: str | Path | None, images: str | Path | Sequence[str | Path],
                 classes: str | Sequence[str] | None, text: Mapping[str, Any], clip: FrozenCLIP | None,
                 device: DeviceName, precision: PrecisionName) -> Classifier:
-    names = class_names(classes) if isinstance(classes, str) else classes
+    names = read_list(classes) if isinstance(classes, str) else classes
     given = {name: value for name, value in text.items() if value is not None}
     if run is None:
         if clip is None or names is None:

@@ -1,6 +1,7 @@
 """A run that was saved: its model, its images and the text of its classes, found from its folder alone."""
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
@@ -10,11 +11,12 @@ from typing import Any
 import yaml
 
 from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
-from xrvlm.data.dataset import Dataset, read_split
+from xrvlm.data.dataset import SUBSETS, Dataset, read_split, split_fix
 from xrvlm.errors import UserError, option
-from xrvlm.files import digest, folder_of, plain_text, user_path
+from xrvlm.files import digest, folder_of, plain_text, read_json, user_path
 from xrvlm.inference.classifier import Classifier
-from xrvlm.text.class_text import few, name_classes, names_of_sorted, text_maker
+from xrvlm.text.class_names import check_no_permutation, name_classes
+from xrvlm.text.class_text import few, text_maker
 from xrvlm.views import ImageSource
 
 log = logging.getLogger(__name__)
@@ -41,8 +43,26 @@ class SavedRun:
     def dataset(self, class_names: Any = None) -> Dataset:
         """The run's own images, split as they were; `class_names` are other names for its classes."""
         split = read_split(self.folder / "split.json")
-        name = names_of_sorted if sorted(split.classes) == list(split.classes) else name_classes
-        return replace(self._data(), split=replace(split, classes=name(split.classes, class_names)))
+        return replace(self._data(), split=replace(split, classes=self._named(split.classes, class_names)))
+
+    def _named(self, present: Sequence[str], class_names: Any) -> tuple[str, ...]:
+        """Other names for the classes that the run calls `present`.
+
+        A list is in the order in which the run's data set reads one, which is that of its folders and need not be that
+        of `present`; a mapping is from `present`.
+        """
+        a_list = not (class_names is None or isinstance(class_names, Mapping) or str(class_names).endswith(".json"))
+        options = self._loader()[1] if a_list else {}
+        if "class_names" not in options:
+            return name_classes(present, class_names)
+        before = self._data(class_names=options["class_names"]).split.classes
+        after = self._data(class_names=class_names).split.classes
+        check_no_permutation(before, after)
+        renamed = dict(zip(before, after, strict=True))
+        if unknown := [name for name in present if name not in renamed]:
+            raise UserError(f"the run's images have changed: of its classes {few(map(repr, unknown))} cannot be found; "
+                            f"give {option('data.class_names')} as {{present name: other name}}")
+        return tuple(renamed[name] for name in present)
 
     @property
     def source(self) -> ImageSource:
@@ -138,6 +158,20 @@ def _loaded(load: Any, name: str, options: Frozen) -> Dataset:
 def source_of(folder: Path) -> ImageSource:
     """Where the images of the run in `folder` are read from; UserError where it does not say."""
     return SavedRun(folder).source
+
+
+def recorded_hashes(path: Path) -> dict[str, dict[str, str]]:
+    """{subset: {id: sha256 of the image file's bytes}} in a split.json; UserError if it is damaged."""
+    record = read_json(path, split_fix())
+    try:
+        found = {subset: {str(entry["path"]): entry.get("sha256") for entry in record[subset]} for subset in SUBSETS}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a split: {error!r} in it; {split_fix()}") from error
+    for hashes in found.values():
+        for item, value in hashes.items():
+            if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
+                raise UserError(f"{path} is damaged: {item} has no sha256; {split_fix()}")
+    return found
 
 
 def newest_run(runs: Path) -> Path:

@@ -34,6 +34,7 @@ class Row:
     curve: Hashable = ()                 # equal for rows that differ only in the number of shots
     options_suffix: str = ""             # " (image_parts=1)": options of a row whose columns equal those of another
     hash_suffix: str = ""                # " [1a2b3c]": of a row whose options equal those of another too
+    test_set: str = ""                   # " · test set 1a2b3c": where data of the same name have other test images
 
     @property
     def first(self) -> RunRecord:
@@ -54,7 +55,7 @@ class Row:
         protocol = "" if self.first.protocol == "few_shot" else f" · {self.first.protocol.replace('_', ' ')}"
         if self.first.trained_on:
             protocol = f" · trained on {self.first.trained_on}"
-        return f"{self.first.data}{world} · {self.first.backbone}{protocol}"
+        return f"{self.first.data}{world} · {self.first.backbone}{protocol}{self.test_set}"
 
     @property
     def headline(self) -> str:
@@ -85,8 +86,16 @@ def rows_of(records: Sequence[RunRecord]) -> list[Row]:
     ordered = sorted(unique.values(), key=lambda record: (record.seed, record.run))
     found = [Row(tuple(runs)) for runs in grouped(
         ordered, lambda run: (_fields(run, IDENTITY), run.setting or sorted(run.options.items())))]
-    same_columns = grouped(found, lambda row: _fields(row.first, COLUMNS))
+    found = [row for rows in grouped(found, lambda row: row.benchmark) for row in _by_test_set(rows)]
+    same_columns = grouped(found, lambda row: (_fields(row.first, COLUMNS), row.test_set))
     return sorted((row for group in same_columns for row in _with_suffixes(group)), key=_order)
+
+
+def _by_test_set(rows: list[Row]) -> list[Row]:
+    """Rows on data of one name: where their test images are not the same, each is marked with a hash of its own."""
+    if len({row.first.tested for row in rows} - {""}) < 2:               # "" in records of older versions
+        return rows
+    return [replace(row, test_set=f" · test set {row.first.tested[:6] or 'not recorded'}") for row in rows]
 
 
 def _with_suffixes(same_columns: list[Row]) -> list[Row]:
@@ -100,7 +109,7 @@ def _with_suffixes(same_columns: list[Row]) -> list[Row]:
         one_curve = len({row.first.shots for row in group}) == len(group) and len({*hashes.values()} - {""}) < 2
         for row in group:
             code = "" if one_curve else hashes[row] or row.first.setting
-            curve = (*_fields(row.first, COLUMNS), repr(sorted(options.items())), code)
+            curve = (*_fields(row.first, COLUMNS), repr(sorted(options.items())), code, row.test_set)
             finished.append(replace(row, curve=curve, options_suffix=suffix,
                                     hash_suffix=f" [{code[:6]}]" if code else ""))
     return finished
@@ -114,7 +123,7 @@ def _in_brackets(options: Mapping[str, Any], shown: Iterable[str]) -> str:
 def _order(row: Row) -> tuple:
     first = row.first
     benchmark = (first.data, -1 if first.world is None else first.world, first.backbone,
-                 first.protocol != "few_shot", first.protocol, first.trained_on)
+                 first.protocol != "few_shot", first.protocol, first.trained_on, row.test_set)
     return (*benchmark, shots_order(first.shots), row.percent(row.headline)[0], first.label)
 
 

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from xrvlm import files
-from xrvlm.data.dataset import split_fix
 from xrvlm.errors import UserError, fits, option
 from xrvlm.evaluation import metrics
 from xrvlm.evaluation.metrics import METRICS_FILE, PREDICTIONS
 from xrvlm.experiments.record import LOSSES
-from xrvlm.files import read_json, sha256
+from xrvlm.experiments.saved import recorded_hashes
+from xrvlm.files import sha256
 from xrvlm.reporting.paired import Outcomes, read_outcomes
 from xrvlm.reporting.plots import figures as plots
 from xrvlm.reporting.plots import report as plots_report
@@ -54,8 +54,7 @@ class Album:
             raise UserError(f"the report was made with {option('photos', False)}")
         if folder != self._folder:
             self._source = self.source_of(folder)
-            record = read_json(folder / "split.json", split_fix())
-            self._hashes = {entry["path"]: entry["sha256"] for entry in record["test"]}
+            self._hashes = recorded_hashes(folder / "split.json")["test"]
             self._folder = folder
         if (expected := self._hashes.get(image)) is None:
             raise UserError(f"{image} is not among the test images of the run's split.json")

@@ -1,6 +1,5 @@
 """The text of a data set's classes: names, templates, descriptions and part sentences, by shipped name or path."""
 
-import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,7 +57,8 @@ def text_maker(text: Callable[[Sequence[str]], ClassText] | Mapping[str, Any], r
     A file of descriptions or parts is looked for as it is named, then in the first of the folders `roots` that has it.
     """
     if not isinstance(text, Mapping):
-        return text
+        ours = (text.func if isinstance(text, partial) else text) is class_text
+        return text if ours else partial(_own_text, text)
     found = {name: value for name, value in text.items() if value is not None}
     for name in ("descriptions", "parts"):
         value = found.get(name)
@@ -66,6 +66,16 @@ def text_maker(text: Callable[[Sequence[str]], ClassText] | Mapping[str, Any], r
             paths = [root / value for root in roots if root is not None]
             found[name] = next((str(path) for path in paths if path.is_file()), value)
     return partial(class_text, **found)
+
+
+def _own_text(text: Callable[[Sequence[str]], ClassText], names: Sequence[str]) -> ClassText:
+    """What a function of the user's makes, if it is text of these classes."""
+    made = text(names)
+    if not isinstance(made, ClassText) or made.names != tuple(names):
+        found = f"the classes {few(map(repr, made.names), 3)}" if isinstance(made, ClassText) else repr(made)[:100]
+        raise UserError(f"{option('text')} must return the ClassText of the classes that it is given, in their order "
+                        f"({few(map(repr, names), 3)} ...); it returned {found}")
+    return made
 
 
 def saved_text(text: Callable) -> dict[str, Any]:
@@ -86,64 +96,11 @@ def templates(name_or_path: str) -> tuple[str, ...]:
         import_module("xrvlm.backbones")     # first: it mends torchvision where its wheel does not fit torch
         lists = import_module("open_clip.zero_shot_metadata")
         return tuple(fill("{}") for fill in getattr(lists, OF_OPEN_CLIP[name_or_path]))
-    path = _find(name_or_path, "templates", ".txt", "template list")
-    found = _lines(path)
+    path = find_text(name_or_path, "templates", ".txt", "template list")
+    found = lines(path)
     if not found:
         raise UserError(f"{path} holds no template; write one per line, such as 'a photo of a {{}}.'")
     return tuple(_checked_template(line, f"in {path}") for line in found)
-
-
-def class_names(name_or_path: str) -> tuple[str, ...]:
-    """A shipped list of class names (prompts/class_names/<name>.txt) or a .txt file: one name per line."""
-    path = _find(name_or_path, "class_names", ".txt", "class-name list")
-    found = tuple(_lines(path))
-    if not found:
-        raise UserError(f"{path} holds no class name; write one per line, in the sorted order of the class folders")
-    check_unique(found, f"class names in {path}")
-    return found
-
-
-def name_classes(folders: Sequence[str], names: str | Sequence[str] | Mapping[str, str] | None) -> tuple[str, ...]:
-    """The class name of each of `folders`.
-
-    `names` is None (the folder names), a list in the order of `folders`, a mapping, a shipped list, or a .txt or .json
-    file. Raises UserError if the names do not fit the folders.
-    """
-    if names is None:
-        return tuple(folders)
-    origin = names if isinstance(names, str) else option("data.class_names")
-    if isinstance(names, str) and names.lower().endswith(".json"):
-        names = _read_mapping(names, "class_names", "class-name list")
-    if isinstance(names, Mapping):
-        chosen = _by_folder(folders, names, origin)
-    else:
-        chosen = class_names(names) if isinstance(names, str) else tuple(names)
-        if len(chosen) != len(folders):
-            raise UserError(f"{origin} holds {len(chosen)} names for {len(folders)} classes; give one name per class, "
-                            f"in this order: {few(folders, 10)}")
-    wrong = [name for name in chosen if not isinstance(name, str) or not name.strip()]
-    if wrong:
-        raise UserError(f"class name {wrong[0]!r} in {origin} is not a word; write every name as text")
-    check_unique(chosen, f"class names in {origin}")
-    return tuple(name.strip() for name in chosen)
-
-
-def names_of_sorted(known: Sequence[str], class_names: Any) -> tuple[str, ...]:
-    """The name of each of `known`, sorted as text; a list of `class_names` is in the order of `list_order`."""
-    listed = list_order(known, class_names)
-    names = dict(zip(listed, name_classes(listed, class_names), strict=True))
-    return tuple(names[key] for key in known)
-
-
-def list_order(known: Sequence[str], class_names: Any) -> list[str]:
-    """The classes in the order of a list of names; UserError where it is not plain whether 10 is before 2."""
-    counted = sorted(known, key=lambda key: [(text, int(run or 0)) for text, run in re.findall(r"(\D*)(\d*)", key)])
-    a_list = not (class_names is None or isinstance(class_names, Mapping) or str(class_names).endswith(".json"))
-    numbers = all(key.isdecimal() for key in known) and len({int(key) for key in known}) == len(known)
-    if a_list and not numbers and (counted != list(known) or all(key.isdecimal() for key in known)):
-        raise UserError(f"{option('data.class_names')} is a list, and the order of the classes is not plain: "
-                        f"{few(counted, 3)} or {few(known, 3)}? Give {{class: name}}, or a .json file of it")
-    return counted
 
 
 def readable(name: str) -> str:
@@ -231,7 +188,7 @@ def _check_same_parts(expected: tuple[str, ...], found: tuple[str, ...], whose: 
 def _class_table(names: tuple[str, ...], given: str | Mapping[str, Any], kind: str) -> tuple[dict[str, Any], str]:
     """Entries of `given` by readable class name, and the name of its source for errors. Checks that none is missing."""
     where = given if isinstance(given, str) else option(f"text.{kind}")
-    mapping = _read_mapping(given, kind, f"{kind} file") if isinstance(given, str) else given
+    mapping = read_mapping(given, kind, f"{kind} file") if isinstance(given, str) else given
     if wrong := [name for name in mapping if not _is_sentence(name)]:
         raise UserError(f"{wrong[0]!r} in {where} is no class name; write every name as text")
     check_unique(tuple(mapping), f"class names in {where}")
@@ -242,21 +199,11 @@ def _class_table(names: tuple[str, ...], given: str | Mapping[str, Any], kind: s
     return table, where
 
 
-def _by_folder(folders: Sequence[str], names: Mapping[str, str], origin: str) -> tuple[str, ...]:
-    if extra := [folder for folder in names if folder not in folders]:
-        raise UserError(f"{origin} names classes that the data set does not have: {few(map(repr, extra))}; "
-                        f"its classes are {few(folders, 10)}")
-    if missing := [folder for folder in folders if folder not in names]:
-        raise UserError(f"{origin} has no name for {len(missing)} of {len(folders)} classes: "
-                        f"{few(map(repr, missing))}; add them")
-    return tuple(names[folder] for folder in folders)
-
-
 def _is_sentence(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def _lines(path: Path) -> list[str]:
+def lines(path: Path) -> list[str]:
     """The lines of a text file without blank lines and without `#` comments at the start."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
@@ -267,15 +214,15 @@ def _lines(path: Path) -> list[str]:
     return lines
 
 
-def _read_mapping(name_or_path: str, folder: str, kind: str) -> Mapping[str, Any]:
-    path = _find(name_or_path, folder, ".json", kind)
+def read_mapping(name_or_path: str, folder: str, kind: str) -> Mapping[str, Any]:
+    path = find_text(name_or_path, folder, ".json", kind)
     content = read_json(path, "correct it or pass another file")
     if not isinstance(content, Mapping):
         raise UserError(f"{path} must hold one JSON object with an entry for each class")
     return content
 
 
-def _find(name_or_path: str, folder: str, suffix: str, kind: str) -> Path:
+def find_text(name_or_path: str, folder: str, suffix: str, kind: str) -> Path:
     """The path, or the shipped file of that name."""
     if "/" in name_or_path or "\\" in name_or_path or name_or_path.lower().endswith((".txt", ".json")):
         path = user_path(name_or_path)

@@ -14,7 +14,8 @@ from xrvlm.data.folder import existing_folder
 from xrvlm.data.registry import find
 from xrvlm.errors import UserError
 from xrvlm.files import damaged_fix, files_below
-from xrvlm.text.class_text import few, name_classes
+from xrvlm.text.class_names import name_classes
+from xrvlm.text.class_text import few
 from xrvlm.views import SUFFIXES, unreadable_images
 
 SHOWN = 3    # missing images that are named

@@ -7,7 +7,7 @@ from xrvlm.data.dataset import Dataset, registered
 from xrvlm.data.datasets.coop import SplitName, chosen
 from xrvlm.data.datasets.layout import Layout, Listing, load
 from xrvlm.data.datasets.lists import listing_of_folders
-from xrvlm.text.class_text import name_classes
+from xrvlm.text.class_names import name_classes
 
 
 def layout(*, split: SplitName = "official") -> Layout:

@@ -8,7 +8,7 @@ from xrvlm.data.datasets.coop import SplitName, chosen
 from xrvlm.data.datasets.layout import Layout, Listing, below, load
 from xrvlm.data.datasets.lists import FIX, read_mat
 from xrvlm.errors import UserError
-from xrvlm.text.class_text import class_names as shipped_names
+from xrvlm.text.class_names import read_list as shipped_names
 
 VARIABLES = {"train": "trnid", "val": "valid", "test": "tstid"}          # of setid.mat
 

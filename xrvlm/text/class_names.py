@@ -1,0 +1,104 @@
+"""Other names for classes than their folders have: lists, whose order must be plain, and mappings."""
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from xrvlm.errors import UserError, option
+from xrvlm.text.class_text import check_unique, few, find_text, lines, read_mapping
+
+
+def read_list(name_or_path: str) -> tuple[str, ...]:
+    """A shipped list of class names (prompts/class_names/<name>.txt) or a .txt file: one name per line."""
+    path = find_text(name_or_path, "class_names", ".txt", "class-name list")
+    found = tuple(lines(path))
+    if not found:
+        raise UserError(f"{path} holds no class name; write one per line, in the sorted order of the class folders")
+    check_unique(found, f"class names in {path}")
+    return found
+
+
+def name_classes(folders: Sequence[str], names: str | Sequence[str] | Mapping[str, str] | None) -> tuple[str, ...]:
+    """The class name of each of `folders`.
+
+    `names` is None (the folder names), a list in the order of `folders`, a mapping, a shipped list, or a .txt or .json
+    file. Raises UserError if the names do not fit the folders.
+    """
+    if names is None:
+        return tuple(folders)
+    origin = names if isinstance(names, str) else option("data.class_names")
+    if isinstance(names, str) and names.lower().endswith(".json"):
+        names = read_mapping(names, "class_names", "class-name list")
+    if isinstance(names, Mapping):
+        chosen = _by_folder(folders, names, origin)
+    else:
+        if isinstance(names, set | frozenset):
+            raise UserError(f"{origin} is a set, which has no order; give a list, or {{class: name}}")
+        chosen = read_list(names) if isinstance(names, str) else tuple(names)
+        _check_count(chosen, folders, origin)
+        check_no_permutation(folders, chosen)
+    wrong = [name for name in chosen if not isinstance(name, str) or not name.strip()]
+    if wrong:
+        raise UserError(f"class name {wrong[0]!r} in {origin} is not a word; write every name as text")
+    check_unique(chosen, f"class names in {origin}")
+    return tuple(name.strip() for name in chosen)
+
+
+def _check_count(names: Sequence[str], folders: Sequence[str], origin: str) -> None:
+    if len(names) != len(folders):
+        raise UserError(f"{origin} holds {len(names)} names for {len(folders)} classes; give one name per class, in "
+                        f"this order: {few(folders, 10)}")
+
+
+def names_of_sorted(known: Sequence[str], class_names: Any) -> tuple[str, ...]:
+    """The name of each of `known`, sorted as text; a list of `class_names` is in the order of `list_order`."""
+    if isinstance(class_names, str) and not class_names.lower().endswith(".json"):
+        origin, class_names = class_names, read_list(class_names)
+        _check_count(class_names, known, origin)
+    listed = list_order(known, class_names)
+    names = dict(zip(listed, name_classes(listed, class_names), strict=True))
+    return tuple(names[key] for key in known)
+
+
+def list_order(known: Sequence[str], class_names: Any) -> list[str]:
+    """The classes in the order of a list of names; UserError where it is not plain whether 10 is before 2."""
+    counted = sorted(known, key=lambda key: [(text, int(run or 0)) for text, run in re.findall(r"(\D*)(\d*)", key)])
+    shown = sorted(known, key=_letters)      # as file managers and dictionaries sort: no capitals, accents, signs
+    a_list = not (class_names is None or isinstance(class_names, Mapping) or str(class_names).endswith(".json"))
+    numbers = all(key.isdecimal() for key in known) and len({int(key) for key in known}) == len(known)
+    orders = [counted, shown, sorted(known, key=lambda key: (key.casefold(), key)), list(known)]
+    if a_list and not numbers and (orders.count(orders[-1]) < len(orders) or all(key.isdecimal() for key in known)):
+        other = next((order for order in orders if order != list(known)), counted)
+        apart = [place for place, (one, two) in enumerate(zip(other, known, strict=True)) if one != two]
+        start = max(0, (apart or [0])[0] - 1)
+        raise UserError(f"{option('data.class_names')} is a list, and the order of the classes is not plain: "
+                        f"{few(other[start:], 3)} or {few(known[start:], 3)}? Give {{class: name}}, or a .json file "
+                        "of it")
+    return counted
+
+
+def _letters(key: str) -> tuple[str, str]:
+    plain = unicodedata.normalize("NFKD", key).casefold()
+    return "".join(sign for sign in plain if sign.isalnum()), key
+
+
+def check_no_permutation(known: Sequence[str], names: Sequence[Any]) -> None:
+    """UserError where a list gives a class the name that another class has: a list in another order."""
+    before = {_letters(key)[0]: key for key in known}
+    for key, name in zip(known, names, strict=True):
+        other = before.get(_letters(name)[0]) if isinstance(name, str) else None
+        if other is not None and _letters(other)[0] != _letters(key)[0]:
+            raise UserError(f"{option('data.class_names')} is a list that calls {key!r} {name!r}, which is another "
+                            f"class: it is in another order than the classes ({few(known, 3)}). Correct the order, or "
+                            "give {class: name} or a .json file of it")
+
+
+def _by_folder(folders: Sequence[str], names: Mapping[str, str], origin: str) -> tuple[str, ...]:
+    if extra := [folder for folder in names if folder not in folders]:
+        raise UserError(f"{origin} names classes that the data set does not have: {few(map(repr, extra))}; "
+                        f"its classes are {few(folders, 10)}")
+    if missing := [folder for folder in folders if folder not in names]:
+        raise UserError(f"{origin} has no name for {len(missing)} of {len(folders)} classes: "
+                        f"{few(map(repr, missing))}; add them")
+    return tuple(names[folder] for folder in folders)
