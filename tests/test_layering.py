@@ -21,12 +21,13 @@ LAYERS = (
     ("experiments",),
     ("reporting",),
     ("demo",),
+    ("photo",),
     ("cli",),
     ("__main__",),
 )
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 ONLY_IMPORTERS = {
-    "hydra": {"cli"}, "omegaconf": {"cli"}, "open_clip": {"backbones", "demo"}, "timm": {"backbones"},
+    "hydra": {"cli"}, "omegaconf": {"cli"}, "open_clip": {"backbones", "demo", "photo"}, "timm": {"backbones", "photo"},
     "transformers": {"backbones"}, "matplotlib": {"reporting"}, "jinja2": {"reporting"}, "sklearn": {"methods", "demo"},
     "datasets": {"data"}, "scipy": {"data"},
 }

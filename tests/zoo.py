@@ -39,6 +39,11 @@ VARIANTS = {
     "gda alone": ("gda", {"alpha": 100.0}),
     "task_res whole": ("task_res", {"alpha": 1.0}),
     "linear_probe pooled+mid": ("linear_probe", {"inputs": "pooled+mid"}),
+    "linear_probe standardised": ("linear_probe", {"inputs": "pooled", "scaling": "standard", "strength": 1.0}),
+    "gda unprojected": ("gda", {"inputs": "auto", "scaling": "auto", "fit_prior": True}),
+    "tip_adapter_f unprojected": ("tip_adapter_f", {"inputs": "unprojected", "scaling": "l2", "fit_prior": True}),
+    "residual_probe standardised": ("residual_probe", {"inputs": "unprojected", "scaling": "standard"}),
+    "residual_probe whole prior": ("residual_probe", {"fit_prior": False}),
 }
 CASES = {name: (name, {}) for name in METHODS} | VARIANTS
 OPENED = {"coop", "plot", "plot words front", "xr_vlm per_class shared text prior", "xr_vlm per_class shared",

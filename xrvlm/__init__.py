@@ -31,16 +31,17 @@ if TYPE_CHECKING:
     from xrvlm.inference.classifier import Classifier, load
     from xrvlm.inference.export import export_onnx
     from xrvlm.methods.base import Method, Recipe
+    from xrvlm.photo.photo_tower import load_photo
     from xrvlm.reporting.explanations import explain
     from xrvlm.reporting.report import report
     from xrvlm.text.class_text import ClassText, class_text
 
 __all__ = [
-    "Candidate", "ClassText", "Classifier", "CompareOptions", "Dataset", "FeatureSettings", "Features", "FrozenCLIP",
-    "Item", "Method", "Recipe", "Run", "RunOptions", "Split", "UserError", "adapt", "check_data", "class_text",
-    "compare", "evaluate", "explain", "export", "export_onnx", "hub_dataset", "image_folder", "load", "load_hf",
-    "load_openclip", "load_tiny_clip", "load_world", "predict", "report", "table", "wrap_hf", "wrap_openclip",
-    "zero_shot",
+    "Candidate", "ClassText", "Classifier", "CompareOptions", "Dataset", "FeatureSettings", "Features",
+    "FrozenCLIP", "Item", "Method", "Recipe", "Run", "RunOptions", "Split", "UserError", "adapt", "check_data",
+    "class_text", "compare", "evaluate", "explain", "export", "export_onnx", "hub_dataset", "image_folder", "load",
+    "load_hf", "load_openclip", "load_photo", "load_tiny_clip", "load_world", "predict", "report", "table",
+    "wrap_hf", "wrap_openclip", "zero_shot",
 ]
 
 _NAMES = {
@@ -66,6 +67,7 @@ _NAMES = {
     "inference.classifier": ("Classifier", "load"),
     "inference.export": ("export_onnx",),
     "methods.base": ("Method", "Recipe"),
+    "photo.photo_tower": ("load_photo",),
     "reporting.explanations": ("explain",),
     "reporting.report": ("report",),
     "text.class_text": ("ClassText", "class_text"),

@@ -9,6 +9,7 @@ from xrvlm.backbones.registry import load_tower
 from xrvlm.demo import tiny_clip
 from xrvlm.errors import UserError
 from xrvlm.files import shipped, shipped_options
+from xrvlm.photo import photo_tower
 
 
 def test_a_tower_is_loaded_again_from_its_loader():
@@ -22,7 +23,8 @@ def test_a_tower_is_loaded_again_from_its_loader():
 def calls(monkeypatch):
     """The options of each call of a loader; nothing is loaded."""
     found = {}
-    for module, function in ((openclip_load, "load_openclip"), (hf, "load_hf"), (tiny_clip, "load_tiny_clip")):
+    for module, function in ((openclip_load, "load_openclip"), (hf, "load_hf"), (tiny_clip, "load_tiny_clip"),
+                             (photo_tower, "load_photo")):
         monkeypatch.setattr(module, function, lambda name=function, **options: found.setdefault(name, options))
     return found
 
@@ -31,7 +33,8 @@ def test_every_name_is_that_of_a_loader(calls):
     for name in registry.LOADERS:
         load_tower({"name": name, "options": {"text": name}}, device="cpu")
     assert calls == {"load_openclip": {"text": "openclip", "device": "cpu"}, "load_hf": {"text": "hf", "device": "cpu"},
-                     "load_tiny_clip": {"text": "tiny", "device": "cpu"}}
+                     "load_tiny_clip": {"text": "tiny", "device": "cpu"},
+                     "load_photo": {"text": "photo", "device": "cpu"}}
 
 
 def test_files_with_a_dotted_path_are_still_read(calls):

@@ -21,6 +21,15 @@ def test_the_gap_is_paired_over_the_images():
     assert gap(score("a", 90), score("b", 90)) == (0, 0)
 
 
+def test_names_that_say_nothing_are_told():
+    useless, useful = score("zero_shot", 13), score("zero_shot", 19)
+    told = recommend([useless, score("b", 80)], classes=10).reasons[-1]      # 10 + 1.64 * 3.0 is 14.9 of 100
+    assert told.startswith("The text says nothing of these photos: zero_shot is at 13.0% and chance at 10.0%. ")
+    assert "class_names, describe the classes by descriptions" in told
+    for scores in ([useful, score("b", 80)], [score("b", 3), score("c", 80)]):
+        assert not any("says nothing" in reason for reason in recommend(scores, classes=10).reasons)
+
+
 def test_the_best_is_taken_where_it_is_clearly_the_best():
     found = recommend([score("a", 70), score("b", 90, seconds=500, learned=10**6), score("c", 80)])
     assert found.chosen.words == "b"

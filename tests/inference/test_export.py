@@ -74,7 +74,7 @@ def classifier(clip: FrozenCLIP, case: str) -> Classifier:
 
     A transductive method has seen the support images twice, as test images and as shots: such ties must not matter.
     """
-    needs = {"pooled", "tokens", "mid_tokens"} | factory(case).func.needs
+    needs = {"pooled", "tokens", "mid_tokens", *(("unprojected",) if clip.unprojected_width else ())}
     x = clip.encode_image(images(12, clip.transform.image_size), needs)
     shard = {name: value[:, None] for name, value in vars(x).items() if value is not None}
     support = FeatureBank([shard], 12, tuple(map(str, range(12))), torch.arange(4).repeat(3), views=0, seed=1)

@@ -49,7 +49,8 @@ def test_every_name_leads_to_its_class_and_back():
 def test_a_method_is_found_with_the_options_of_its_configuration():
     made = registry.find("tip_adapter_f", alpha=2.0)
     assert made.func is TipAdapter
-    assert made.keywords == {"alpha": 2.0, "beta": 5.5, "trainable": True}
+    assert made.keywords == {"alpha": 2.0, "beta": 5.5, "fit_prior": False, "inputs": "pooled", "scaling": "none",
+                             "trainable": True}
     with pytest.raises(UserError, match="unknown method 'coopp'; did you mean 'coop'.*available: .*coop.*"):
         registry.find("coopp")
     with pytest.raises(UserError, match="unknown option of coop 'contexts'; did you mean 'context'"):

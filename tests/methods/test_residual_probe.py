@@ -11,19 +11,23 @@ from xrvlm.training.fit import fit
 
 
 def test_before_training_it_is_zero_shot(clip):
-    x = features_of(made_bank(clip, CLASSES, LABELS))
-    method, zero_shot = prepared(ResidualProbe, clip), prepared(ZeroShot, clip)
+    bank = made_bank(clip, CLASSES, LABELS)
+    x, zero_shot = features_of(bank), prepared(ZeroShot, clip)
+    weighted = prepared(ResidualProbe, clip, bank)
+    method = prepared(ResidualProbe, clip, bank, fit_prior=False)
     logits = method.logits(x, method.class_features(clip))
     assert torch.equal(logits, zero_shot.logits(x, zero_shot.class_features(clip)))
+    assert torch.equal(weighted.logits(x, weighted.class_features(clip)), weighted.prior_weight * logits)
     assert logits.std(dim=1).min() > 0, "zero-shot says something"
     assert method.prompts == zero_shot.prompts == "names"
 
 
 def test_what_is_learned_is_a_linear_layer_on_the_pooled_feature(clip):
-    method, zero_shot = prepared(ResidualProbe, clip), prepared(ZeroShot, clip)
+    bank = made_bank(clip, CLASSES, LABELS)
+    method, zero_shot = prepared(ResidualProbe, clip, bank, fit_prior=False), prepared(ZeroShot, clip)
     learned = {name: tuple(value.shape) for name, value in method.named_parameters() if value.requires_grad}
     assert learned == {"residual.weight": (3, clip.embed_dim), "residual.bias": (3,)}
-    x = features_of(made_bank(clip, CLASSES, LABELS))
+    x = features_of(bank)
     with torch.no_grad():
         method.residual.weight.copy_(torch.arange(3.0 * clip.embed_dim).view(3, -1))
         method.residual.bias.copy_(torch.tensor([5.0, -1.0, 2.0]))
@@ -37,7 +41,7 @@ def test_training_separates_what_zero_shot_confuses(clip):
     """Each class shows what the text says of the next one."""
     shown = features_of(made_bank(clip, CLASSES, (LABELS + 1) % 3, text=4.0))
     bank = bank_of(shown, LABELS)
-    method = prepared(ResidualProbe, clip)
+    method = prepared(ResidualProbe, clip, bank)
     assert (probabilities(method, clip, bank).argmax(dim=1) == LABELS).float().mean() < 0.2
     fit(method, clip, bank, replace(method.recipe, learning_rate=0.1, batch_size=8), seed=1)
     assert (probabilities(method, clip, bank).argmax(dim=1) == LABELS).float().mean() > 0.9
@@ -45,8 +49,10 @@ def test_training_separates_what_zero_shot_confuses(clip):
 
 
 def test_the_text_follows_the_classes_given(clip):
-    method = prepared(ResidualProbe, clip, classes=class_text(("cat", "bird", "dog"), templates="two {} in a house."))
-    before = prepared(ResidualProbe, clip, classes=CLASSES)
+    bank = made_bank(clip, CLASSES, LABELS)
+    turned = class_text(("cat", "bird", "dog"), templates="two {} in a house.")
+    method = prepared(ResidualProbe, clip, bank, classes=turned)
+    before = prepared(ResidualProbe, clip, bank, classes=CLASSES)
     assert torch.allclose(method.class_features(clip), prepared(ZeroShot, clip, classes=method.classes).weights)
     assert not torch.allclose(method.class_features(clip), before.class_features(clip))
     x = Features(torch.eye(clip.embed_dim))
@@ -54,5 +60,5 @@ def test_the_text_follows_the_classes_given(clip):
 
 
 def test_the_recipe_is_its_own(clip):
-    recipe = prepared(ResidualProbe, clip).recipe
+    recipe = ResidualProbe(clip, CLASSES).recipe
     assert (recipe.name, recipe.optimizer, recipe.epochs) == ("residual_probe", "adamw", 60)

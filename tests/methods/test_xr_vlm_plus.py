@@ -14,12 +14,11 @@ from xrvlm.methods.xr_vlm.xr_vlm_plus import (
     FOLDS,
     LONE_STRENGTHS,
     PATIENCE,
-    PRIOR_PENALTY,
     STRENGTHS,
     _best_strength,
     _Examples,
-    _fitted_weight,
 )
+from xrvlm.methods.zero_shot import PRIOR_PENALTY, fitted_weight
 from xrvlm.text.class_text import ClassText, class_text
 
 LABELS, MORE = torch.arange(3).repeat(6), torch.arange(3).repeat(12)
@@ -111,9 +110,9 @@ def test_of_one_image_a_class_the_strength_is_that_of_a_right_or_of_a_wrong_prio
 def test_a_prior_that_is_always_right_keeps_its_weight_near_the_towers_own():
     labels = torch.arange(3).repeat(4)
     sure = 5.0 * F.one_hot(labels).float()
-    assert 1 < _fitted_weight(sure, labels) < 2.5
+    assert 1 < fitted_weight(sure, labels) < 2.5
     unsure, few = torch.randn(300, 3, generator=torch.Generator().manual_seed(0)), torch.arange(3).repeat(100)
-    assert _fitted_weight(unsure, few) < 0.2, "a prior that knows nothing is given none"
+    assert fitted_weight(unsure, few) < 0.2, "a prior that knows nothing is given none"
 
 
 # --- folds and validation ---

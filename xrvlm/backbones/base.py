@@ -19,6 +19,8 @@ NamePosition = Literal["end", "front", "middle"]
 Precision = Literal["fp32", "bf16", "fp16"]
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+# for errors of what cannot be fetched
+OFFLINE = "the photo tower, which needs none (backbone=photo, xrvlm.load_photo; pip install 'xrvlm[photo]')"
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class FrozenCLIP(nn.Module, ABC):
     name: str                            # for people: "ViT-B-16-quickgelu/openai"
     embed_dim: int                       # d
     image_width: int                     # e; 0 for a tower without positions
+    unprojected_width: int = 0           # f; 0 for a tower that ends in no linear projection
     text_width: int                      # w
     context_length: int                  # positions of the text window
     transform: ImageTransform            # the checkpoint's evaluation transform, or what the user set instead

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
-from xrvlm.backbones.base import DeviceName, FrozenCLIP, ImageTransform, Interpolation, PrecisionName
+from xrvlm.backbones.base import OFFLINE, DeviceName, FrozenCLIP, ImageTransform, Interpolation, PrecisionName
 from xrvlm.backbones.library_text_encoder import LibraryTextEncoder
 from xrvlm.backbones.text_encoder import TextPath, Tokens, check_text_path
 from xrvlm.backbones.tower import Components, ImageEncoder, Reading, Tower, adjusted, at_each_position, captured
@@ -54,8 +54,9 @@ def load_hf(model: str | Path, *, image_size: int | None = None, resize_to: int 
         raise
     except Exception as error:    # the hub, JSON, safetensors and the tokenizers raise various types
         reason = shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
-        raise UserError(f"cannot load {model} with transformers: {reason}; check the name and the network, or pass a "
-                        "folder with config.json, weights, tokenizer and preprocessor_config.json") from error
+        raise UserError(f"cannot load {model} with transformers: {reason}; check the name and the network, use "
+                        f"{OFFLINE}, or pass a folder with config.json, weights, tokenizer and "
+                        "preprocessor_config.json") from error
     if missing := sorted([*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])]):
         raise UserError(f"{model} lacks {len(missing)} of its weights ({', '.join(missing[:3])} ...), which would stay "
                         "random; download a complete checkpoint")

@@ -4,7 +4,7 @@ import logging
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 import open_clip
 import torch
 import torch.nn.functional as F
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from open_clip.pretrained import get_pretrained_cfg
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
-from xrvlm.backbones.base import DeviceName, FrozenCLIP, Interpolation, PrecisionName
+from xrvlm.backbones.base import OFFLINE, DeviceName, FrozenCLIP, Interpolation, PrecisionName
 from xrvlm.backbones.openclip import wrap_openclip
 from xrvlm.backbones.text_encoder import TextPath
 from xrvlm.errors import UserError, option, typed, unknown
@@ -68,6 +69,47 @@ def load_openclip(model: str, pretrained: str | Path | None = None, *, image_siz
     return wrap_openclip(network, tokenizer, name=f"{model}{suffix}{weights}", device=device, precision=precision,
                          resize_to=resize_to, interpolation=interpolation, text=text, text_memory_gb=text_memory_gb,
                          loader={"name": "openclip", "options": options})
+
+
+def openclip_of_trunk(trunk: str, trunk_state: Mapping[str, Tensor] | None, projection: Tensor, bias: Tensor, *,
+                      image_size: int, text: Mapping[str, Any],
+                      text_state: Mapping[str, Tensor] | None = None) -> Any:
+    """A CLIP of open_clip from any image trunk of timm and a text tower: `wrap_openclip` makes a frozen tower of it.
+
+    Args:
+        trunk: a name of `timm.list_models()`.
+        trunk_state: its weights by timm's names, without a classifier; None: timm's own, from the hub.
+        projection: (e, d) of the trunk's pooled feature into the joint space. `bias`: (d,) added after it.
+        image_size: pixels.
+        text: the text tower, as `text_cfg` of an open_clip configuration: `context_length`, `vocab_size`, `width`,
+            `heads`, `layers`.
+        text_state: the weights of the text tower and the `logit_scale`, by open_clip's names (`text.transformer...`);
+            None: random.
+
+    Raises:
+        UserError: timm has no such trunk, its weights cannot be fetched, or weights do not fit.
+    """
+    vision = {"timm_model_name": trunk, "timm_model_pretrained": trunk_state is None, "timm_pool": "avg",
+              "timm_proj": "linear", "timm_proj_bias": True, "image_size": image_size}
+    model: Any = _fetched(lambda: CustomTextCLIP(projection.shape[1], CLIPVisionCfg(**vision), CLIPTextCfg(**text)),
+                          f"the trunk {trunk} of timm")
+    own = {"visual.head.proj.weight": projection.T, "visual.head.proj.bias": bias}
+    own |= {f"visual.trunk.{name}": value for name, value in (trunk_state or {}).items()}
+    own |= dict(text_state or {})
+    try:
+        loaded = model.load_state_dict(own, strict=False)
+    except RuntimeError as error:
+        raise _unusable(trunk, "what was passed", error) from error
+    missing = [name for name in loaded.missing_keys if (name.startswith("visual.") and trunk_state is not None)
+               or (not name.startswith("visual.") and text_state is not None)]
+    if missing or loaded.unexpected_keys:
+        raise UserError(f"the weights do not fit {trunk}: missing {_some(missing)}; unknown "
+                        f"{_some(loaded.unexpected_keys)}; pass the state of this trunk and of this text tower")
+    return model.eval()
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3) if names else "none"
 
 
 def _known_model(model: str) -> str:
@@ -198,7 +240,7 @@ def _fetched(fetch: Callable[[], Result], what: str) -> Result:
             return fetch()
     except Exception as error:    # each network library raises other types
         reason = shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
-        raise UserError(f"cannot fetch {what}: {reason}; check the network, or use local files: "
+        raise UserError(f"cannot fetch {what}: {reason}; check the network, use {OFFLINE}, or local files: "
                         f"{option('backbone.pretrained', '/path/to/weights')}, or "
                         f"{option('backbone.model', 'local-dir:/folder')} (with open_clip_config.json, weights and "
                         "tokenizer files)") from error

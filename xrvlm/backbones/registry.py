@@ -10,6 +10,7 @@ LOADERS = {
     "openclip": "xrvlm.backbones.openclip_load.load_openclip",
     "hf": "xrvlm.backbones.hf.load_hf",
     "tiny": "xrvlm.demo.tiny_clip.load_tiny_clip",
+    "photo": "xrvlm.photo.photo_tower.load_photo",
 }
 # how files name their loader that were written before loaders had names; only looked up here, never imported
 FORMER_PATHS = {

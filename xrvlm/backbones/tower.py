@@ -151,6 +151,8 @@ class Tower(FrozenCLIP):
         self.transform, self.loader = components.transform, loader
         self.name = f"{name} ({components.adjustment})" if components.adjustment else name
         self.embed_dim, self.image_width = components.embed_dim, components.image.width
+        projection = components.image.projection()
+        self.unprojected_width = 0 if projection is None else len(projection[0])
         self.text_width, self.context_length = components.text.embedding.embedding_dim, components.tokens.window
         self.image, self.text, self.tokens = components.image, components.text, components.tokens
         self.text_path = "fast" if isinstance(components.text, CausalTextEncoder) else "plain"

@@ -91,7 +91,7 @@ def _train(model: Any, images: np.ndarray, tokens: Tensor, token_ids: Tensor, se
     """Train with the rows of the token embedding that occur, then copy them back into the full one."""
     table = model.token_embedding
     model.token_embedding = nn.Embedding.from_pretrained(table.weight[token_ids].detach().clone(), freeze=False)
-    optimizers = _optimizers(model, settings)
+    taught = optimizers(model, settings.learning_rate)
     rng = np.random.default_rng([settings.seed, 1])
     order = np.concatenate([rng.permutation(len(images))
                             for _ in range(math.ceil(settings.steps * settings.batch_size / len(images)))])
@@ -104,13 +104,13 @@ def _train(model: Any, images: np.ndarray, tokens: Tensor, token_ids: Tensor, se
         x[mirrored] = x[mirrored].flip(-1)
         t = tokens[torch.from_numpy(rows), torch.from_numpy(rng.integers(0, CAPTIONS, len(rows)))]    # (b, t)
         loss = _contrastive_loss(model, x, t)
-        for optimizer in optimizers:
+        for optimizer in taught:
             for group in optimizer.param_groups:
-                group["lr"] = _rate(step, settings)
+                group["lr"] = rate(step, settings.learning_rate, settings.steps)
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
+        for optimizer in taught:
             optimizer.step()
         model.logit_scale.data.clamp_(0, math.log(100))
         if step % 50 == 0:
@@ -120,18 +120,20 @@ def _train(model: Any, images: np.ndarray, tokens: Tensor, token_ids: Tensor, se
     return model.eval()
 
 
-def _optimizers(model: nn.Module, settings: Settings) -> list[torch.optim.Optimizer]:
+def optimizers(model: nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices, AdamW for all else."""
     named = dict(model.named_parameters())
     matrices = [name for name, value in named.items() if value.ndim == 2 and "embedding" not in name]
     others = [value for name, value in named.items() if name not in matrices]
-    return [torch.optim.Muon([named[name] for name in matrices], settings.learning_rate, weight_decay=0.1,
+    return [torch.optim.Muon([named[name] for name in matrices], learning_rate, weight_decay=0.1,
                              adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)]
+            torch.optim.AdamW(others, learning_rate, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
-def _rate(step: int, settings: Settings) -> float:
+def rate(step: int, learning_rate: float, steps: int) -> float:
+    """The learning rate of a step: a linear warm-up times half a cosine."""
     warm = min(1.0, (step + 1) / WARMUP_STEPS)
-    return settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+    return learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def _contrastive_loss(model: Any, images: Tensor, tokens: Tensor) -> Tensor:

@@ -224,7 +224,7 @@ class _Work:
                 write_text(self.folder / "compare.md", markdown_report(scores, left_out, about(len(scores)), ()))
         if not scores:
             raise UserError(f"none of the candidates could be scored: {'; '.join(left_out.values())}")
-        best = recommend(scores)
+        best = recommend(scores, len(self.classes.names))
         return Comparison(self.folder, tuple(scores), left_out, best, about(len(scores)), command(best.chosen.words))
 
     def _plan(self, candidate: Candidate) -> _Plan | str:

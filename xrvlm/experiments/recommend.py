@@ -10,12 +10,14 @@ from typing import Any
 
 import yaml
 
+from xrvlm.errors import option
 from xrvlm.evaluation.text_tables import markdown
 from xrvlm.experiments.record import not_at_default
 from xrvlm.text.class_text import class_text
 
 WORTH = 0.005                            # a cheaper method may be so much less accurate: half a point
 SEPARATE = 1.96                          # standard errors of a paired difference that is clear: 95 %
+ABOVE = 1.64                             # standard errors above chance from which text counts as saying something: 95 %
 SIMILAR = 2.0                            # training times within this factor count as equal
 INSTANT = 1.0                            # seconds; shorter times count as equal
 NOT_OF_ADAPT = ("folds", "budget", "candidates")      # options of `compare` that `adapt` does not have
@@ -53,19 +55,21 @@ def standard_error(score: Score) -> float:
     return statistics.stdev(map(int, score.hits)) / math.sqrt(len(score.hits))
 
 
-def recommend(scores: Sequence[Score]) -> Recommendation:
+def recommend(scores: Sequence[Score], classes: int | None = None) -> Recommendation:
     """The most accurate of the methods, or the cheapest of those that are at most half a point less accurate.
 
     The cheapest is, of the methods that train in at most twice the time of the fastest, the one with the fewest learned
     parameters, and the first of equal ones. Times below a second count as a second. The reasons name the methods that
-    the images cannot tell from the recommended one.
+    the images cannot tell from the recommended one; of `classes`, how many there are, they also say where zero-shot is
+    not above chance.
     """
     best = max(scores, key=lambda score: score.accuracy)
     close = [score for score in scores if best.accuracy - score.accuracy <= WORTH + 1e-9]
     fastest = max(INSTANT, min(score.seconds for score in close))
     fast = [score for score in close if score.seconds <= SIMILAR * fastest]
     chosen = min(fast, key=lambda score: score.learned_parameters)
-    return Recommendation(chosen, _reasons(scores, best, close, fast, chosen))
+    reasons = _reasons(scores, best, close, fast, chosen)
+    return Recommendation(chosen, (*reasons, *(_empty_names(scores, classes) if classes else ())))
 
 
 def _reasons(scores: Sequence[Score], best: Score, close: Sequence[Score], fast: Sequence[Score],
@@ -81,6 +85,20 @@ def _reasons(scores: Sequence[Score], best: Score, close: Sequence[Score], fast:
     if chosen is not best and len(fast) > 1:
         reasons.append("Where the time is about the same, fewer learned parameters decide.")
     return tuple(reasons)
+
+
+def _empty_names(scores: Sequence[Score], classes: int) -> list[str]:
+    """A warning where zero-shot, by names or other text, is not above chance."""
+    chance = 1 / classes
+    told = []
+    for score in scores:
+        limit = chance + ABOVE * math.sqrt(chance * (1 - chance) / len(score.hits))
+        if score.words.split()[0] == "zero_shot" and score.accuracy <= limit:
+            told.append(f"The text says nothing of these photos: {score.words} is at {score.accuracy:.1%} and chance "
+                        f"at {chance:.1%}. Methods that add to zero-shot gain nothing from it; check "
+                        f"{option('data.class_names')}, describe the classes by {option('text.descriptions')}, or "
+                        "choose another backbone.")
+    return told
 
 
 def _separate(one: Score, other: Score) -> bool:

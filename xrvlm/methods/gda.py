@@ -6,9 +6,10 @@ from torch import Tensor
 
 from xrvlm.backbones.base import Features, FrozenCLIP
 from xrvlm.errors import UserError, option
-from xrvlm.features.source import FeatureSource, pooled_features
+from xrvlm.features.source import FeatureSource
 from xrvlm.methods.base import TRAINING_FREE
-from xrvlm.methods.zero_shot import OnZeroShot
+from xrvlm.methods.inputs import ImageInputs, Inputs, Scaling
+from xrvlm.methods.zero_shot import OnZeroShot, zero_shot_logits
 from xrvlm.text.class_text import ClassText
 
 WEIGHTS = tuple(10.0 ** power for power in range(-4, 3))    # candidates of alpha
@@ -31,43 +32,48 @@ class GDA(OnZeroShot):
 
     Args:
         alpha: weight of the Gaussian logits where there are no validation images.
+        inputs, scaling: the image feature of the Gaussians, see `ImageInputs`; the paper's is the pooled one.
+        fit_prior: weight the zero-shot logits by what they are worth on the training images; the paper does not.
     """
 
     recipe, label = TRAINING_FREE, "GDA"
 
-    def __init__(self, clip: FrozenCLIP, classes: ClassText, *, alpha: float = 0.1):
-        super().__init__(clip, classes)
+    def __init__(self, clip: FrozenCLIP, classes: ClassText, *, alpha: float = 0.1, fit_prior: bool = False,
+                 inputs: Inputs = "pooled", scaling: Scaling = "none"):
+        super().__init__(clip, classes, fit_prior=fit_prior)
         if not alpha >= 0:
             raise UserError(f"{option('method.alpha')} must be at least 0, found {alpha}")
+        self.inputs = ImageInputs(clip, inputs, scaling)
+        self.needs = self.inputs.needs
         self.weight: Tensor
         self.bias: Tensor
         self.alpha: Tensor
-        self.register_buffer("weight", torch.zeros(len(classes.names), clip.embed_dim))    # (c, d)
+        self.register_buffer("weight", torch.zeros(len(classes.names), self.inputs.width))    # (c, f)
         self.register_buffer("bias", torch.zeros(len(classes.names)))                      # (c,)
         self.register_buffer("alpha", torch.tensor(float(alpha)))                          # ()
 
     def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None) -> None:
         assert support is not None
         super().prepare(clip, support)
-        features, labels = pooled_features(support, clip.device)
-        weight, bias = gaussians(features, labels, len(self.bias))
+        weight, bias = gaussians(*self.inputs.fit(support), len(self.bias))
         self.weight.copy_(weight)
         self.bias.copy_(bias)
         if val is not None:
-            self.alpha.fill_(self._best_on(*pooled_features(val, clip.device)))
+            self.alpha.fill_(self._best_on(val, clip.device))
 
     @property
     def learned_parameters(self) -> int:
-        return self.weight.numel() + self.bias.numel()
+        return self.weight.numel() + self.bias.numel() + self.fit_prior
 
     def logits(self, x: Features, class_features: Tensor) -> Tensor:
-        gaussian = x.pooled @ self.weight.T + self.bias                                    # (b, c)
-        return self.zero_shot.logits(x, class_features) + self.alpha * gaussian
+        gaussian = self.inputs(x) @ self.weight.T + self.bias                              # (b, c)
+        return self.prior(x, class_features) + self.alpha * gaussian
 
-    def _best_on(self, features: Tensor, labels: Tensor) -> float:
-        """The weight with the highest accuracy on `features` (n, d) with `labels` (n,), the smallest of ties."""
-        base = self.zero_shot.logits(Features(features), self.zero_shot.weights)           # (n, c)
-        gaussian = features @ self.weight.T + self.bias                                    # (n, c)
+    def _best_on(self, val: FeatureSource, device: torch.device) -> float:
+        """The weight with the highest accuracy on the validation images, the smallest of ties."""
+        base, labels = zero_shot_logits(self.zero_shot, val, device)                       # (n, c)
+        base = self.prior_weight * base if self.fit_prior else base
+        gaussian = self.inputs.of(val)[0].to(self.weight) @ self.weight.T + self.bias      # (n, c)
         right = {weight: int(((base + weight * gaussian).argmax(dim=1) == labels).sum()) for weight in WEIGHTS}
         return max(right, key=lambda weight: right[weight])
 

@@ -1,78 +1,118 @@
 """Linear probe (Radford et al., ICML 2021, arXiv:2103.00020): logistic regression on frozen features."""
 
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xrvlm.backbones.base import Features, FrozenCLIP
-from xrvlm.errors import option, unknown
+from xrvlm.distributed import generator
+from xrvlm.errors import UserError, option
 from xrvlm.features.source import FeatureSource
 from xrvlm.methods.base import TRAINING_FREE, Method
+from xrvlm.methods.inputs import ImageInputs, Inputs, Scaling
 from xrvlm.text.class_text import ClassText
 
-STRENGTHS = tuple(10.0 ** power for power in np.arange(-3, 3.5, 0.5))    # C, the inverse of the L2 penalty
+STRENGTHS = tuple(10.0 ** (power / 2) for power in range(-4, 11))    # C, the inverse of the L2 penalty, to 100,000
+FOLDS = 5
+PATIENCE = 3                             # stop after this many strengths in a row without an improvement
+ROUGH = 1e-3                             # tolerance of the solutions that only choose C: a tenth of the time
+LONE_STRENGTH = 30.0                     # with one image a class
 
 
 class LinearProbe(Method):
-    """Multinomial logistic regression by L-BFGS on the evaluation view, each feature scaled to unit variance.
+    """Multinomial logistic regression by L-BFGS on the evaluation view.
 
-    C is the best on the validation images where there are any (the smallest of ties), else 1. CLIP's own protocol takes
-    the features as they are and always sweeps C on validation images.
+    C, the inverse of the L2 penalty, is the one of lowest loss on the validation images where there are any, else in
+    cross-validation on the training images; with one image a class nothing can be held out, and it is fixed. CLIP's
+    protocol takes the features as they are and always sweeps C on validation images, by accuracy.
 
     Args:
-        inputs: `pooled`, or `pooled+mid`: the pooled feature and the mean over positions of the earlier block.
+        inputs: the image feature: `auto`, `unprojected`, `pooled` or `pooled+mid`; see `ImageInputs`.
+        scaling: of the feature: `auto`, `root_l2`, `l2`, `standard` or `none`; see `ImageInputs`.
+        strength: C; None: chosen as above.
     """
 
     recipe = TRAINING_FREE
     label = "linear probe"
     prompts = "none"
+    revision = 2                         # unprojected features, scaled otherwise; C by cross-validation
 
-    def __init__(self, clip: FrozenCLIP, classes: ClassText, *, inputs: Literal["pooled", "pooled+mid"] = "pooled"):
+    def __init__(self, clip: FrozenCLIP, classes: ClassText, *, inputs: Inputs = "auto", scaling: Scaling = "auto",
+                 strength: float | None = None):
         super().__init__(clip, classes)
-        if inputs not in ("pooled", "pooled+mid"):
-            raise unknown(option("method.inputs"), inputs, ("pooled", "pooled+mid"))
-        self.with_mid = inputs == "pooled+mid"
-        self.needs = frozenset({"pooled", "mid_tokens"} if self.with_mid else {"pooled"})
-        self.label = "linear probe (pooled + mid)" if self.with_mid else "linear probe"
-        width = clip.embed_dim + (clip.image_width if self.with_mid else 0)
-        self.linear = nn.Linear(width, len(classes.names)).requires_grad_(False)
+        if strength is not None and not strength > 0:
+            raise UserError(f"{option('method.strength')} must be above 0 or null, found {strength}")
+        self.strength, self.inputs = strength, ImageInputs(clip, inputs, scaling)
+        self.needs = self.inputs.needs
+        self.label = "linear probe" if inputs == "auto" else f"linear probe ({inputs.replace('+', ' + ')})"
+        self.linear = nn.Linear(self.inputs.width, len(classes.names)).requires_grad_(False)
+
+    @classmethod
+    def options_of(cls, revision: int, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Revision 1 knew `inputs` alone, and its weights are those of unscaled features."""
+        return {"inputs": "pooled", "scaling": "none"} | dict(options) if revision == 1 else dict(options)
 
     def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None) -> None:
-        from sklearn.linear_model import LogisticRegression
-
         assert support is not None
-        x, y = self._matrix(support)                                                       # (n, f), (n,)
-        mean, deviation = x.mean(axis=0), x.std(axis=0) + 1e-6
-        fits = {}
-        for strength in STRENGTHS if val is not None else (1.0,):
-            fits[strength] = LogisticRegression(C=strength, max_iter=5000, tol=1e-5).fit((x - mean) / deviation, y)
-        best = 1.0
-        if val is not None:
-            x_val, y_val = self._matrix(val)
-            scores = {c: fit.score((x_val - mean) / deviation, y_val) for c, fit in fits.items()}
-            best = max(scores, key=lambda c: scores[c])
-        weight, bias = fits[best].coef_, fits[best].intercept_                             # (c, f), (c,)
-        if len(weight) == 1:             # of two classes scikit-learn gives one row, for the second
-            weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
-        weight = weight / deviation
-        self.linear.weight.copy_(torch.from_numpy(weight))
-        self.linear.bias.copy_(torch.from_numpy(bias - weight @ mean))
+        train = self.inputs.fit(support)                                                   # (n, f), (n,)
+        strength = self.strength
+        if strength is None:
+            splits = [(train, self.inputs.of(val))] if val is not None else folds(*train)
+            strength = best_strength(splits) if splits else LONE_STRENGTH
+        weight, bias = next(path(*train, [strength]))
+        self.linear.weight.copy_(weight)
+        self.linear.bias.copy_(bias)
 
     def class_features(self, clip: FrozenCLIP) -> Tensor:
         return self.linear.weight                                                          # (c, f)
 
     def logits(self, x: Features, class_features: Tensor) -> Tensor:
-        return nn.functional.linear(self._inputs(x), class_features, self.linear.bias)     # (b, c)
+        return F.linear(self.inputs(x), class_features, self.linear.bias)                  # (b, c)
 
-    def _inputs(self, x: Features) -> Tensor:
-        if not self.with_mid:
-            return x.pooled                                                                # (b, d)
-        assert x.mid_tokens is not None
-        return torch.cat([x.pooled, x.mid_tokens.mean(dim=1)], dim=1)                      # (b, d + e)
 
-    def _matrix(self, source: FeatureSource) -> tuple[np.ndarray, np.ndarray]:
-        batches = [(self._inputs(x).cpu(), y) for x, y in source.in_order()]
-        features, labels = (torch.cat(column) for column in zip(*batches, strict=True))
-        return features.double().numpy(), labels.numpy()
+Examples = tuple[Tensor, Tensor]         # features (n, f) and labels (n,)
+
+
+def folds(x: Tensor, y: Tensor) -> list[tuple[Examples, Examples]]:
+    """(training, held out) pairs, stratified by class. The only image of a class is never held out."""
+    order = torch.randperm(len(y), generator=generator(0, "folds"))
+    drawn = F.one_hot(y[order]).cumsum(dim=0).gather(1, y[order][:, None])[:, 0] - 1       # of its class, from 0
+    fold = torch.empty_like(drawn).scatter(0, order, drawn % FOLDS)                        # (n,)
+    fold[F.one_hot(y).sum(dim=0)[y] == 1] = -1
+    return [((x[fold != held], y[fold != held]), (x[fold == held], y[fold == held]))
+            for held in range(int(fold.max()) + 1)]
+
+
+def path(x: Tensor, y: Tensor, strengths: Sequence[float], tolerance: float = 1e-5) -> Iterator[tuple[Tensor, Tensor]]:
+    """The weights (c, f) and biases (c,) for each strength, each solution the start of the next.
+
+    n images span at most n dimensions: where these are fewer, the problem is solved there, with the same result.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    basis = torch.linalg.qr(x.T).Q if x.shape[1] > len(x) else None                        # (f, n)
+    inside = (x if basis is None else x @ basis).numpy()
+    solver = LogisticRegression(max_iter=5000, tol=tolerance, warm_start=True)
+    for strength in strengths:
+        solver.set_params(C=strength).fit(inside, y.numpy())
+        weight, bias = (torch.tensor(value) for value in (solver.coef_, solver.intercept_))
+        weight = weight if basis is None else weight @ basis.T
+        if len(weight) == 1:             # of two classes scikit-learn gives one row, for the second
+            weight, bias = torch.cat([0 * weight, weight]), torch.cat([0 * bias, bias])
+        yield weight, bias
+
+
+def best_strength(splits: list[tuple[Examples, Examples]]) -> float:
+    """The C of lowest loss on the held-out images; each path of solutions goes from a strong penalty to a weak one."""
+    paths = [path(x, y, STRENGTHS, ROUGH) for (x, y), _ in splits]
+    best, lowest, worse = STRENGTHS[0], float("inf"), 0
+    for strength, solutions in zip(STRENGTHS, zip(*paths, strict=True), strict=False):
+        loss = sum(F.cross_entropy(x @ weight.T + bias, y, reduction="sum").item()
+                   for (weight, bias), (_, (x, y)) in zip(solutions, splits, strict=True))
+        best, lowest, worse = (strength, loss, 0) if loss < lowest else (best, lowest, worse + 1)
+        if worse == PATIENCE:
+            break
+    return best

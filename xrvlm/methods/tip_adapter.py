@@ -8,6 +8,7 @@ from xrvlm.backbones.base import Features, FrozenCLIP
 from xrvlm.errors import UserError, option
 from xrvlm.features.source import FeatureSource
 from xrvlm.methods.base import TRAINING_FREE, Recipe
+from xrvlm.methods.inputs import ImageInputs, Inputs, Scaling
 from xrvlm.methods.zero_shot import OnZeroShot
 from xrvlm.text.class_text import ClassText
 
@@ -27,6 +28,8 @@ class TipAdapter(OnZeroShot):
     Args:
         alpha: weight of the vote.
         beta: sharpness: how fast the weight of a training image falls with its distance.
+        inputs, scaling: the image feature of the vote, see `ImageInputs`; the paper's is the pooled one.
+        fit_prior: weight the zero-shot logits by what they are worth on the training images; the paper does not.
         trainable: Tip-Adapter-F: the keys are trained, initialised with the features of the images.
     """
 
@@ -35,15 +38,18 @@ class TipAdapter(OnZeroShot):
     splits_batches = True
 
     def __init__(self, clip: FrozenCLIP, classes: ClassText, *, alpha: float = 1.0, beta: float = 5.5,
+                 fit_prior: bool = False, inputs: Inputs = "pooled", scaling: Scaling = "none",
                  trainable: bool = False):
-        super().__init__(clip, classes)
+        super().__init__(clip, classes, fit_prior=fit_prior)
+        self.inputs = ImageInputs(clip, inputs, scaling)
+        self.needs = self.inputs.needs
         if not alpha >= 0 or not beta > 0:
             raise UserError(f"{option('method.alpha')} must be at least 0 and {option('method.beta')} above 0, found "
                             f"{alpha} and {beta}")
         self.alpha, self.beta = alpha, beta
         if trainable:
             self.recipe, self.label = FINE_TUNING, "Tip-Adapter-F"
-        self.keys = nn.Parameter(torch.zeros(0, clip.embed_dim), requires_grad=trainable)  # (n, d) after `prepare`
+        self.keys = nn.Parameter(torch.zeros(0, self.inputs.width), requires_grad=trainable)  # (n, f) after `prepare`
         self.votes: Tensor
         self.register_buffer("votes", torch.zeros(0, len(classes.names)))                  # (n, c) after `prepare`
         self.register_load_state_dict_pre_hook(_allocate)
@@ -51,18 +57,19 @@ class TipAdapter(OnZeroShot):
     def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None) -> None:
         assert support is not None
         super().prepare(clip, support)
-        keys = torch.cat([x.pooled for x, _ in support.in_order()])                        # (n, d)
+        keys, _ = self.inputs.fit(support)                                                 # (n, f)
         self.keys.data = F.normalize(keys, dim=-1).to(self.keys)
         self.votes = F.one_hot(support.labels, self.votes.shape[1]).to(self.votes)
 
     @property
     def learned_parameters(self) -> int:
-        return self.keys.numel() if self.keys.requires_grad else 0    # a cache holds the images, nothing is fitted
+        # a cache holds the images, nothing is fitted
+        return self.fit_prior + (self.keys.numel() if self.keys.requires_grad else 0)
 
     def logits(self, x: Features, class_features: Tensor) -> Tensor:
-        affinity = x.pooled @ self.keys.T                                                  # (b, n)
+        affinity = self.inputs(x) @ self.keys.T                                            # (b, n)
         vote = torch.exp(-self.beta * (1 - affinity)) @ self.votes                         # (b, c)
-        return self.zero_shot.logits(x, class_features) + self.alpha * vote
+        return self.prior(x, class_features) + self.alpha * vote
 
 
 def _allocate(method: TipAdapter, state: dict[str, Tensor], prefix: str, *_: object) -> None:

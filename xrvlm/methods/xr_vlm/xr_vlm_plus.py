@@ -6,7 +6,6 @@ problem is convex: it is solved by L-BFGS, not trained by gradient steps.
 `docs/results/plus.md` tells how the method was developed.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -21,7 +20,7 @@ from xrvlm.features.source import FeatureSource
 from xrvlm.methods.base import TRAINING_FREE, Method
 from xrvlm.methods.xr_vlm.linear_relations import LinearRelations
 from xrvlm.methods.xr_vlm.parts import FoundParts, patches
-from xrvlm.methods.zero_shot import ZeroShot
+from xrvlm.methods.zero_shot import ZeroShot, fitted_weight, minimise
 from xrvlm.text.class_text import ClassText
 from xrvlm.text.fixed_prompts import ClassSentences, PartDescriptions
 from xrvlm.text.learned_prompts import ClassPrompts
@@ -29,7 +28,6 @@ from xrvlm.text.learned_prompts import ClassPrompts
 RelateTo = Literal["text_and_classes", "text", "classes"]
 STRENGTHS = tuple(10.0 ** (power / 2) for power in range(0, -11, -1))    # of the penalty, from 1 to 0.00001
 OWN_SHARE = 0.1                          # weight of the class-specific vectors relative to the text
-PRIOR_PENALTY = 0.001                    # on the squared logarithm of a prior weight above 1
 POSITIONS = 20_000                       # that k-means clusters
 FOLDS = 8
 LONE_STRENGTHS = 0.03, 0.003             # with one image a class: prior right on at least half, or not
@@ -79,7 +77,7 @@ class XRVLMPlus(Method):
         shares = (float("text" in self.relate_to), OWN_SHARE * ("classes" in self.relate_to))
         codes = self.relations.start(self.class_prompts(clip), *shares)                    # (c, r)
         prior, parts, y = self._read(clip, support)                          # (n, c), (n, (m + 1) * d), (n,)
-        self.prior_weight.copy_(_fitted_weight(prior, y))
+        self.prior_weight.copy_(fitted_weight(prior, y))
         train = _Examples(self.prior_weight * prior, parts, y)
         if val is None:
             splits = train.folds()
@@ -166,7 +164,7 @@ class _Examples:
     def solve(self, start: Tensor, codes: Tensor, strength: float) -> Tensor:
         """(f, r) the relations for a `strength` of the penalty; `start` is the initial value."""
         weight, penalty = start.requires_grad_(), strength / len(self.labels) ** 0.5
-        _minimise(weight, lambda: self.loss(weight, codes) + penalty * weight.square().sum(), steps=60)
+        minimise(weight, lambda: self.loss(weight, codes) + penalty * weight.square().sum(), steps=60)
         return weight.detach()
 
     def _only(self, rows: Tensor) -> "_Examples":
@@ -194,26 +192,3 @@ def _lone_strength(train: _Examples) -> float:
     """The strength with one image a class, where none can be held out."""
     right = (train.prior.argmax(dim=1) == train.labels).float().mean()
     return LONE_STRENGTHS[0] if right >= 0.5 else LONE_STRENGTHS[1]
-
-
-def _fitted_weight(prior: Tensor, y: Tensor) -> Tensor:
-    """() the maximum-likelihood weight of the zero-shot logits on the training images.
-
-    Where zero-shot is right on all of them, the likelihood has no maximum: weights above 1 get a small penalty.
-    """
-    log_weight = torch.zeros((), device=prior.device, requires_grad=True)
-    _minimise(log_weight, lambda: F.cross_entropy(log_weight.exp() * prior, y)
-              + PRIOR_PENALTY * log_weight.relu().square(), steps=30)
-    return log_weight.detach().exp()
-
-
-def _minimise(variable: Tensor, loss: Callable[[], Tensor], *, steps: int) -> None:
-    optimizer = torch.optim.LBFGS([variable], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        value = loss()
-        value.backward()
-        return value
-
-    optimizer.step(closure)    # pyright: ignore[reportArgumentType]
