@@ -74,3 +74,9 @@ def test_a_link_to_itself_is_a_file_like_a_broken_link(tmp_path):
     (tmp_path / "loop.png").symlink_to("loop.png")
     (tmp_path / "a").mkdir()
     assert listing(tmp_path) == ([tmp_path / "a"], [tmp_path / "loop.png"])
+
+
+def test_an_empty_path_is_not_the_working_folder():
+    with pytest.raises(UserError, match="a path is empty, as of a variable that is not set"):
+        files.user_path("")
+    assert files.user_path(".") == files.user_path("./")

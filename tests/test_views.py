@@ -254,3 +254,21 @@ def test_another_mistake_in_a_decoding_process_stays_what_it_is():
     batches = load_images(["a"], Broken(), lambda image, _: image, [torch.tensor([0])], 1, torch.device("cpu"))
     with pytest.raises(RuntimeError, match="shapes do not match"):
         list(batches)
+
+
+@pytest.mark.parametrize("values", [np.arange(32 * 48, dtype=np.uint8), np.arange(32 * 48, dtype=np.uint16) * 40],
+                         ids=["8 bits", "16 bits"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_an_open_tiff_is_turned_as_its_file_is(tmp_path, values, orientation):
+    """Pillow maps an uncompressed one into memory and then forgets to turn it."""
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    Image.fromarray(values.reshape(32, 48)).save(tmp_path / "q.tif", exif=exif)
+    of_file = read_image(tmp_path / "q.tif")
+    assert of_file.size == ((32, 48) if orientation > 4 else (48, 32))
+    with Image.open(tmp_path / "q.tif") as opened:
+        assert np.array_equal(np.asarray(read_image(opened)), np.asarray(of_file))
+    (tmp_path / "q.tif").rename(tmp_path / "moved.tif")
+    with Image.open(tmp_path / "moved.tif") as opened:
+        opened.load()                    # read before: it is what it is
+        assert read_image(opened).mode == "RGB"
