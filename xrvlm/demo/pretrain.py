@@ -39,15 +39,21 @@ class Settings:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    for name, value in vars(Settings()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    parser = settings_parser(__doc__, Settings())
     parser.add_argument("--out", type=Path, default=tiny_clip.CHECKPOINT, help="file for the weights")
-    parser.add_argument("--threads", type=int, default=2)
     given = vars(parser.parse_args(arguments))
     out, threads = given.pop("out"), given.pop("threads")
     torch.set_num_threads(threads)
     pretrain(Settings(**given), out)
+
+
+def settings_parser(description: str | None, settings: Any) -> argparse.ArgumentParser:
+    """A parser with an option for each field of the dataclass `settings`, and `--threads`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    for name, value in vars(settings).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    parser.add_argument("--threads", type=int, default=2)
+    return parser
 
 
 def pretrain(settings: Settings, out: Path) -> dict[str, Any]:

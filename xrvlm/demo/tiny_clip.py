@@ -5,6 +5,8 @@ rows are pseudo-random by a fixed rule, so that an unseen word, such as a specie
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -96,14 +98,25 @@ def load(path: Path = CHECKPOINT) -> Any:
     config["text_cfg"]["vocab_size"] = 1                              # no random table only to be replaced
     model = _architecture(**config)
     model.vocab_size, model.token_embedding = rows, nn.Embedding.from_pretrained(table, freeze=False)
-    fix = "install xrvlm again, or make the file with `python -m xrvlm.demo.pretrain`"
+    with shipped_tensors(path, "xrvlm.demo.pretrain") as state:
+        table[state.pop(IDS).long()] = state.pop(ROWS).float()
+        model.load_state_dict({name: value.float() for name, value in state.items()} | {TABLE: table})
+    return model.eval()
+
+
+@contextmanager
+def shipped_tensors(path: Path, program: str) -> Iterator[dict[str, Tensor]]:
+    """The tensors of a file that ships with xrvlm and that `program` made.
+
+    Raises:
+        UserError: the file is missing or damaged, or its tensors are not those that the `with` block needs.
+    """
+    fix = f"install xrvlm again, or make the file with `python -m {program}`"
     if not path.exists():
         raise UserError(f"there is no {path}; {fix}")
     try:
         with safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}    # noqa: SIM118 (not a dict)
-        table[state.pop(IDS).long()] = state.pop(ROWS).float()
-        model.load_state_dict({name: value.float() for name, value in state.items()} | {TABLE: table})
+        yield state
     except (SafetensorError, OSError, KeyError, RuntimeError) as error:
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); {fix}") from error
-    return model.eval()

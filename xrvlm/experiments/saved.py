@@ -15,7 +15,7 @@ from xrvlm.data.dataset import SUBSETS, Dataset, read_split, split_fix
 from xrvlm.errors import UserError, option
 from xrvlm.files import digest, folder_of, plain_text, read_json, user_path
 from xrvlm.inference.classifier import Classifier
-from xrvlm.text.class_names import check_no_permutation, name_classes
+from xrvlm.text.class_names import check_no_permutation, is_list, name_classes
 from xrvlm.text.class_text import few, text_maker
 from xrvlm.views import ImageSource
 
@@ -51,8 +51,7 @@ class SavedRun:
         A list is in the order in which the run's data set reads one, which is that of its folders and need not be that
         of `present`; a mapping is from `present`.
         """
-        a_list = not (class_names is None or isinstance(class_names, Mapping) or str(class_names).endswith(".json"))
-        options = self._loader()[1] if a_list else {}
+        options = self._loader()[1] if is_list(class_names) else {}
         if "class_names" not in options:
             return name_classes(present, class_names)
         before = self._data(class_names=options["class_names"]).split.classes

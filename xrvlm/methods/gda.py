@@ -71,8 +71,8 @@ class GDA(OnZeroShot):
 
     def _best_on(self, val: FeatureSource, device: torch.device) -> float:
         """The weight with the highest accuracy on the validation images, the smallest of ties."""
-        base, labels = zero_shot_logits(self.zero_shot, val, device)                       # (n, c)
-        base = self.prior_weight * base if self.fit_prior else base
+        logits, labels = zero_shot_logits(self.zero_shot, val, device)                     # (n, c)
+        base = self.weighted(logits)
         gaussian = self.inputs.of(val)[0].to(self.weight) @ self.weight.T + self.bias      # (n, c)
         right = {weight: int(((base + weight * gaussian).argmax(dim=1) == labels).sum()) for weight in WEIGHTS}
         return max(right, key=lambda weight: right[weight])

@@ -61,24 +61,29 @@ class ImageInputs(nn.Module):
 
     def fit(self, support: FeatureSource) -> tuple[Tensor, Tensor]:
         """Take from the training images what the scaling needs; returns `of(support)`."""
-        if self.scaling in ("auto", "standard"):
-            rows = torch.cat([self._chosen(x).cpu().double() for x, _ in support.in_order()])          # (n, f)
-            if self.scaling == "auto":
-                self.rooted.fill_(bool(rows.clamp(max=0).abs().mean() < ONE_SIDED * rows.abs().mean()))
-            else:
-                self.mean.copy_(rows.mean(dim=0))
-                self.deviation.copy_(rows.std(dim=0, correction=0) + 1e-6)
-        return self.of(support)
+        rows = self._rows(support)
+        exact = rows.cpu().double()
+        if self.scaling == "auto":
+            self.rooted.fill_(bool(exact.clamp(max=0).abs().mean() < ONE_SIDED * exact.abs().mean()))
+        if self.scaling == "standard":
+            self.mean.copy_(exact.mean(dim=0))
+            self.deviation.copy_(exact.std(dim=0, correction=0) + 1e-6)
+        return self._scaled(rows).cpu().double(), support.labels.cpu()
 
     def of(self, source: FeatureSource) -> tuple[Tensor, Tensor]:
         """The features (n, f) of all images in order, on the CPU in double precision, and the labels (n,)."""
-        device = next(self.buffers(), torch.empty(0)).device
-        rows = [self(x.to(device)).cpu().double() for x, _ in source.in_order()]
-        return torch.cat(rows), source.labels.cpu()
+        return self._scaled(self._rows(source)).cpu().double(), source.labels.cpu()
 
     def forward(self, x: Features) -> Tensor:
         """(b, f)"""
-        chosen = self._chosen(x)
+        return self._scaled(self._chosen(x))
+
+    def _rows(self, source: FeatureSource) -> Tensor:
+        """(n, f) of all images in order, not scaled, where the buffers are."""
+        device = next(self.buffers(), torch.empty(0)).device
+        return torch.cat([self._chosen(x).to(device) for x, _ in source.in_order()])
+
+    def _scaled(self, chosen: Tensor) -> Tensor:
         if self.scaling == "none":
             return chosen
         if self.scaling == "standard":

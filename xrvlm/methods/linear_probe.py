@@ -78,12 +78,17 @@ Examples = tuple[Tensor, Tensor]         # features (n, f) and labels (n,)
 
 def folds(x: Tensor, y: Tensor) -> list[tuple[Examples, Examples]]:
     """(training, held out) pairs, stratified by class. The only image of a class is never held out."""
-    order = torch.randperm(len(y), generator=generator(0, "folds"))
-    drawn = F.one_hot(y[order]).cumsum(dim=0).gather(1, y[order][:, None])[:, 0] - 1       # of its class, from 0
-    fold = torch.empty_like(drawn).scatter(0, order, drawn % FOLDS)                        # (n,)
+    fold = stratified(y, FOLDS)
     fold[F.one_hot(y).sum(dim=0)[y] == 1] = -1
     return [((x[fold != held], y[fold != held]), (x[fold == held], y[fold == held]))
             for held in range(int(fold.max()) + 1)]
+
+
+def stratified(labels: Tensor, count: int) -> Tensor:
+    """(n,) the fold of each image, from 0: those of a class are dealt out to `count` folds in a random order."""
+    order = torch.randperm(len(labels), generator=generator(0, "folds")).to(labels.device)
+    drawn = F.one_hot(labels[order]).cumsum(dim=0).gather(1, labels[order][:, None])[:, 0] - 1     # of its class
+    return torch.empty_like(drawn).scatter(0, order, drawn % count)
 
 
 def path(x: Tensor, y: Tensor, strengths: Sequence[float], tolerance: float = 1e-5) -> Iterator[tuple[Tensor, Tensor]]:

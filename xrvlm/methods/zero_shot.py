@@ -90,7 +90,10 @@ class OnZeroShot(Method):
 
     def prior(self, x: Features, class_features: ClassFeatures) -> Tensor:
         """(b, c) the zero-shot logits, weighted where the weight is fitted."""
-        logits = self.zero_shot.logits(x, class_features)
+        return self.weighted(self.zero_shot.logits(x, class_features))
+
+    def weighted(self, logits: Tensor) -> Tensor:
+        """Zero-shot logits, times their weight where it is fitted."""
         return self.prior_weight * logits if self.fit_prior else logits
 
     def logits(self, x: Features, class_features: ClassFeatures) -> Tensor:

@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import torch
 from open_clip.tokenizer import SimpleTokenizer
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from xrvlm.backbones.base import DeviceName, FrozenCLIP, ImageTransform, Interpo
 from xrvlm.backbones.openclip import wrap_openclip
 from xrvlm.backbones.openclip_load import openclip_of_trunk
 from xrvlm.backbones.text_encoder import TextPath
+from xrvlm.demo.tiny_clip import shipped_tensors
 from xrvlm.errors import UserError, option, typed, unknown
 from xrvlm.files import write_atomically
 
@@ -153,16 +153,9 @@ def write_text_side(path: Path, state: dict[str, Tensor], metadata: dict[str, st
 
 def read_text_side(path: Path) -> dict[str, Tensor]:
     """What `write_text_side` wrote, in fp32, the token embedding in full: a token of no row there is zero."""
-    fix = "install xrvlm again, or make the file with `python -m xrvlm.photo.pretrain`"
-    if not path.exists():
-        raise UserError(f"there is no {path}; {fix}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            stored = {name: file.get_tensor(name) for name in file.keys()}    # noqa: SIM118 (not a dict)
+    with shipped_tensors(path, "xrvlm.photo.pretrain") as stored:
         state = {name: value.float() * stored[name + SCALES] if name + SCALES in stored else value
                  for name, value in stored.items() if not name.endswith(SCALES)}
         table = torch.zeros(TEXT["vocab_size"], TEXT["width"])
         table[state.pop(IDS).long()] = state.pop(ROWS) @ state.pop(WIDEN)
-    except (SafetensorError, OSError, KeyError, RuntimeError) as error:
-        raise UserError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); {fix}") from error
     return state | {TABLE: table}

@@ -6,7 +6,6 @@ WordNet among the classes that it stands for (`vocabulary`). No photo is needed,
 of highest likelihood on every second class of a folder that holds one photo of each (`figures`).
 """
 
-import argparse
 import platform
 import random
 import time
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from xrvlm.demo.pretrain import optimizers, rate
+from xrvlm.demo.pretrain import optimizers, rate, settings_parser
 from xrvlm.files import write_json
 from xrvlm.photo import figures, photo_tower
 from xrvlm.photo.photo_tower import TrunkName
@@ -48,14 +47,11 @@ class Settings:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    for name, value in vars(Settings()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    parser = settings_parser(__doc__, Settings())
     parser.add_argument("--trunk", choices=get_args(TrunkName), default="lite0")
     parser.add_argument("--photos", type=Path, required=True, help="one photo of each class of ImageNet: SYNSET.jpg")
     parser.add_argument("--wordnet", type=Path, default=WORDNET, help="folder of WordNet 3.0's files")
     parser.add_argument("--out", type=Path, help="file for the weights; left out: the shipped one")
-    parser.add_argument("--threads", type=int, default=2)
     given = vars(parser.parse_args(arguments))
     trunk, photos, wordnet = given.pop("trunk"), given.pop("photos"), given.pop("wordnet")
     out = given.pop("out") or photo_tower.checkpoint(trunk)

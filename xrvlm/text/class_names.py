@@ -53,7 +53,7 @@ def _check_count(names: Sequence[str], folders: Sequence[str], origin: str) -> N
 
 def names_of_sorted(known: Sequence[str], class_names: Any) -> tuple[str, ...]:
     """The name of each of `known`, sorted as text; a list of `class_names` is in the order of `list_order`."""
-    if isinstance(class_names, str) and not class_names.lower().endswith(".json"):
+    if isinstance(class_names, str) and is_list(class_names):
         origin, class_names = class_names, read_list(class_names)
         _check_count(class_names, known, origin)
     listed = list_order(known, class_names)
@@ -61,14 +61,19 @@ def names_of_sorted(known: Sequence[str], class_names: Any) -> tuple[str, ...]:
     return tuple(names[key] for key in known)
 
 
+def is_list(class_names: Any) -> bool:
+    """Whether the names go by the order of the classes: a list, a shipped one or a .txt file, and no mapping."""
+    return not (class_names is None or isinstance(class_names, Mapping) or str(class_names).lower().endswith(".json"))
+
+
 def list_order(known: Sequence[str], class_names: Any) -> list[str]:
     """The classes in the order of a list of names; UserError where it is not plain whether 10 is before 2."""
     counted = sorted(known, key=lambda key: [(text, int(run or 0)) for text, run in re.findall(r"(\D*)(\d*)", key)])
     shown = sorted(known, key=_letters)      # as file managers and dictionaries sort: no capitals, accents, signs
-    a_list = not (class_names is None or isinstance(class_names, Mapping) or str(class_names).endswith(".json"))
     numbers = all(key.isdecimal() for key in known) and len({int(key) for key in known}) == len(known)
     orders = [counted, shown, sorted(known, key=lambda key: (key.casefold(), key)), list(known)]
-    if a_list and not numbers and (orders.count(orders[-1]) < len(orders) or all(key.isdecimal() for key in known)):
+    unclear = orders.count(orders[-1]) < len(orders) or all(key.isdecimal() for key in known)
+    if is_list(class_names) and not numbers and unclear:
         other = next((order for order in orders if order != list(known)), counted)
         apart = [place for place, (one, two) in enumerate(zip(other, known, strict=True)) if one != two]
         start = max(0, (apart or [0])[0] - 1)

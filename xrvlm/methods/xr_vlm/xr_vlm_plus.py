@@ -18,6 +18,7 @@ from xrvlm.distributed import generator
 from xrvlm.errors import UserError, option, unknown
 from xrvlm.features.source import FeatureSource
 from xrvlm.methods.base import TRAINING_FREE, Method
+from xrvlm.methods.linear_probe import stratified
 from xrvlm.methods.xr_vlm.linear_relations import LinearRelations
 from xrvlm.methods.xr_vlm.parts import FoundParts, patches
 from xrvlm.methods.zero_shot import ZeroShot, fitted_weight, minimise
@@ -151,9 +152,7 @@ class _Examples:
         # n images span at most n dimensions: a rotation into these reduces the size and changes nothing else
         left, lengths, _ = torch.linalg.svd(self.parts, full_matrices=False)
         turned = replace(self, parts=left * lengths)
-        order = torch.randperm(len(self.labels), generator=generator(0, "folds")).to(self.labels.device)
-        drawn = F.one_hot(self.labels[order]).cumsum(dim=0).gather(1, self.labels[order][:, None])[:, 0] - 1
-        fold = torch.empty_like(drawn).scatter(0, order, drawn % FOLDS)    # (n,) stratified
+        fold = stratified(self.labels, FOLDS)                                              # (n,)
         count = int(fold.max()) + 1
         return [(turned._only(fold != index), turned._only(fold == index)) for index in range(count)] * (count > 1)
 
