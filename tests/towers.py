@@ -22,7 +22,9 @@ from timm.models._efficientnet_builder import decode_arch_def
 from timm.models.convnext import ConvNeXt
 from timm.models.efficientnet import EfficientNet
 from timm.models.eva import Eva
+from timm.models.fastvit import FastVit
 from timm.models.mobilenetv3 import MobileNetV3
+from timm.models.regnet import RegNet, RegNetCfg
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -184,13 +186,31 @@ def xrvlm_test_swin(**options: Any) -> Any:
 @register_model
 def xrvlm_test_efficientnet(**options: Any) -> Any:
     return _trunk(EfficientNet, options, stem_size=8, num_features=32, block_args=decode_arch_def(
-        [["ds_r1_k3_s2_e1_c8"], ["ir_r1_k3_s2_e2_c16"]]))
+        [["ds_r1_k3_s2_e1_c8"], ["ir_r1_k3_s2_e2_c16"], ["ir_r1_k3_s1_e2_c24"]]))
 
 
 @register_model
 def xrvlm_test_mobilenet(**options: Any) -> Any:
     return _trunk(MobileNetV3, options, stem_size=8, num_features=24, block_args=decode_arch_def(
         [["ds_r1_k3_s2_e1_c8"], ["ir_r1_k3_s2_e2_c16"], ["cn_r1_k1_s1_c32"]]))
+
+
+@register_model
+def xrvlm_test_mobilenetv4(**options: Any) -> Any:
+    return _trunk(MobileNetV3, options, stem_size=8, num_features=40, head_bias=False, head_norm=True,
+                  block_args=decode_arch_def([["cn_r1_k3_s2_e1_c8"], ["uir_r1_a3_k3_s2_e2_c16"],
+                                              ["uir_r1_a0_k3_s1_e2_c16"], ["cn_r1_k1_s1_c32"]]))
+
+
+@register_model
+def xrvlm_test_regnet(**options: Any) -> Any:
+    return _trunk(RegNet, options, cfg=RegNetCfg(w0=8, wa=8.0, wm=1.6, group_size=8, depth=5))
+
+
+@register_model
+def xrvlm_test_fastvit(**options: Any) -> Any:
+    return _trunk(FastVit, options, layers=(1, 1, 1, 2), embed_dims=(8, 8, 16, 32), mlp_ratios=(2, 2, 2, 2),
+                  token_mixers=("repmixer",) * 4)
 
 
 def _trunk(build: Callable[..., Any], options: dict[str, Any], **sizes: Any) -> Any:
@@ -235,6 +255,9 @@ IMAGE_KINDS: dict[str, Callable[..., Tiny]] = {
     "timm convnext": partial(openclip, "convnext", _timm("xrvlm_test_convnext", "", "mlp")),
     "timm efficientnet": partial(openclip, "efficientnet", _timm("xrvlm_test_efficientnet", "avg", "linear")),
     "timm mobilenet": partial(openclip, "mobilenet", _timm("xrvlm_test_mobilenet", "avg", "")),
+    "timm mobilenetv4": partial(openclip, "mobilenetv4", _timm("xrvlm_test_mobilenetv4", "avg", "")),
+    "timm regnet": partial(openclip, "regnet", _timm("xrvlm_test_regnet", "avg", "linear") | {"image_size": 64}),
+    "timm fastvit": partial(openclip, "fastvit", _timm("xrvlm_test_fastvit", "avg", "linear") | {"image_size": 64}),
     "timm swin": partial(openclip, "swin", _timm("xrvlm_test_swin", "", "linear")),
     "hf clip": hf_clip,
     "hf siglip": hf_siglip,

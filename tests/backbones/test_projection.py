@@ -11,7 +11,8 @@ from xrvlm.features.source import FeatureSettings, bank_bytes
 
 WIDTHS = {"vit": 32, "vit quickgelu": 32, "vit mean": 32, "resnet": 256, "coca": 16, "timm class token": 32,
           "timm mean": 32, "timm eva": 32, "timm swin": 16, "timm efficientnet": 32, "timm mobilenet": 24,
-          "hf clip": 32}
+          "timm mobilenetv4": 40, "timm regnet": 32, "timm fastvit": 64, "hf clip": 32}
+BIASED = ("resnet", "timm class token", "timm eva", "timm mobilenet", "timm mobilenetv4")
 WITHOUT = sorted(IMAGE_KINDS.keys() - WIDTHS.keys())
 
 
@@ -23,7 +24,7 @@ def test_projected_it_is_the_pooled_feature(kind, needs):
     weight, bias = clip.image_projection()
     assert weight.shape == (WIDTHS[kind], EMBED_DIM)
     assert bias.shape == (EMBED_DIM,)
-    assert (bias.abs().max() > 0) == (kind in ("resnet", "timm class token", "timm eva", "timm mobilenet"))
+    assert (bias.abs().max() > 0) == (kind in BIASED)
     assert features.unprojected.shape == (3, WIDTHS[kind])
     assert features.unprojected.dtype == weight.dtype == torch.float32
     assert features.unprojected.std(dim=0).max() > 1e-3, "the images must look different to the tower"

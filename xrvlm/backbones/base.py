@@ -29,7 +29,8 @@ class Features:
 
     pooled: Tensor                       # (b, d) unit norm
     tokens: Tensor | None = None         # (b, p, d) last block, each position projected to the joint space
-    mid_tokens: Tensor | None = None     # (b, p, e) input of the second-last block (ViT), last map (ResNet)
+    mid_tokens: Tensor | None = None     # (b, p, e) input of the second-last block (ViT) or the last
+                                         # (convolutions of timm), last map (CLIP's ResNet)
     unprojected: Tensor | None = None    # (b, f) input of the last linear map, whose output is `pooled`
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Features":

@@ -1,7 +1,7 @@
 """open_clip models as a FrozenCLIP: chooses image encoder, text encoder, tokenizer and transform."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from xrvlm.backbones.base import DeviceName, FrozenCLIP, ImageTransform, Interpo
 from xrvlm.backbones.causal_text_encoder import CausalTextEncoder
 from xrvlm.backbones.library_text_encoder import LibraryTextEncoder
 from xrvlm.backbones.text_encoder import TextEncoder, TextPath, Tokens, check_text_path
+from xrvlm.backbones.timm_image import Encode, timm_encoder
 from xrvlm.backbones.tower import (
     Components,
     ImageEncoder,
@@ -145,9 +146,6 @@ def _transform(model: Any) -> ImageTransform:
                           config.resize_mode)
 
 
-Encode = Callable[[Tensor], Tensor]      # (b, 3, h, w) -> (b, d), the library's method
-
-
 def image_encoder(model: Any) -> ImageEncoder:
     """The ImageEncoder for the image tower of an open_clip model."""
     encode, visual = partial(model.encode_image, normalize=False), model.visual
@@ -156,16 +154,8 @@ def image_encoder(model: Any) -> ImageEncoder:
     if isinstance(visual, VisionTransformer) and len(visual.transformer.resblocks) > 1:
         return ViT(encode, visual)
     if isinstance(visual, TimmModel):
-        return _timm_encoder(encode, visual)
+        return timm_encoder(encode, visual)
     return WithoutPositions(encode, type(visual).__name__)
-
-
-def _timm_encoder(encode: Encode, visual: TimmModel) -> ImageEncoder:
-    trunk: Any = visual.trunk
-    blocks = getattr(trunk, "blocks", None)
-    if blocks is None or isinstance(blocks[-1], nn.Sequential):        # stages of convolutions, as of EfficientNet
-        return TimmMap(encode, visual)
-    return TimmViT(encode, visual) if len(blocks) > 1 else WithoutPositions(encode, type(trunk).__name__)
 
 
 class ViT(ImageEncoder):
@@ -238,61 +228,3 @@ class ResNet(ImageEncoder):
         heads = (projected.unflatten(2, (pool.num_heads, -1)).transpose(1, 2)          # (b, heads, ..., e / heads)
                  for projected in (pool.q_proj(x[:, :1]), pool.k_proj(x), pool.v_proj(x)))
         return pooled, F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(1)
-
-
-class Timm(ImageEncoder):
-    """Common to all timm trunks."""
-
-    visual: Any
-    encode: Encode
-
-    def pooled(self, images: Tensor) -> Tensor:
-        return self.encode(images)
-
-    def last_linear(self) -> nn.Linear | None:
-        """The head's `proj`, or the trunk's classifier if open_clip projects by it; None for an MLP."""
-        proj = getattr(self.visual.head, "proj", None)
-        last = proj if proj is not None or len(self.visual.head) else self.visual.trunk.get_classifier()
-        return last if isinstance(last, nn.Linear) else None
-
-
-class TimmViT(Timm):
-    """A timm trunk of transformer blocks, pooled at the class token, by the mean or by attention (MAP)."""
-
-    def __init__(self, encode: Encode, visual: Any):
-        self.encode, self.visual, self.width = encode, visual, visual.trunk.num_features
-        self.prefix: int = getattr(visual.trunk, "num_prefix_tokens", 0)
-        self.first = 0 if visual.trunk.global_pool == "token" else self.prefix
-
-    def read(self, images: Tensor) -> Reading:
-        with captured(self.visual.trunk.blocks[-2], "input") as entered:
-            states = self.visual.trunk.forward_features(images)
-        pooled = self.visual.head(self.visual.trunk.forward_head(states))
-        return Reading(pooled, states[:, self.first:], entered[0][:, self.first:])
-
-    def project(self, states: Tensor) -> Tensor:
-        return at_each_position(self._pool, states, copies=self.prefix + 1)
-
-    def _pool(self, states: Tensor) -> Tensor:
-        return self.visual.head(self.visual.trunk.forward_head(states))
-
-
-class TimmMap(Timm):
-    """A timm trunk that ends in a feature map (ConvNeXt, Swin, FastViT); the cells are the positions."""
-
-    def __init__(self, encode: Encode, visual: Any):
-        self.encode, self.visual, self.width = encode, visual, visual.trunk.num_features
-        self.channels_last = getattr(visual.trunk, "output_fmt", "NCHW") == "NHWC"
-
-    def read(self, images: Tensor) -> Reading:
-        last = self.visual.trunk.forward_features(images)
-        pooled = self.visual.head(self.visual.trunk.forward_head(last))
-        cells = last.flatten(1, 2) if self.channels_last else last.flatten(2).mT       # (b, p, e)
-        return Reading(pooled, cells, cells)
-
-    def project(self, states: Tensor) -> Tensor:
-        return at_each_position(self._pool, states)
-
-    def _pool(self, states: Tensor) -> Tensor:                                         # (n, 1, e) -> (n, d)
-        cell = states[:, None] if self.channels_last else states.mT[..., None]         # a 1 x 1 feature map
-        return self.visual.head(self.visual.trunk.forward_head(cell))

@@ -14,9 +14,11 @@ from typing import Any, TypeVar
 import open_clip
 import torch
 import torch.nn.functional as F
+from open_clip import IMAGENET_CLASSNAMES
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from open_clip.pretrained import get_pretrained_cfg
 from safetensors.torch import save_file
+from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor, nn
 
 from xrvlm.backbones.base import OFFLINE, DeviceName, FrozenCLIP, Interpolation, PrecisionName
@@ -93,6 +95,12 @@ def openclip_of_trunk(trunk: str, trunk_state: Mapping[str, Tensor] | None, proj
               "timm_proj": "linear", "timm_proj_bias": True, "image_size": image_size}
     model: Any = _fetched(lambda: CustomTextCLIP(projection.shape[1], CLIPVisionCfg(**vision), CLIPTextCfg(**text)),
                           f"the trunk {trunk} of timm")
+    width = getattr(model.visual.trunk, "head_hidden_size", model.visual.trunk.num_features)
+    if len(projection) != width:
+        raise UserError(f"the pooled feature of {trunk} has {width} numbers, the projection reads {len(projection)}; "
+                        f"pass one of shape ({width}, d)")
+    # open_clip's own reads as many numbers as the last map has channels, which MobileNet changes once more
+    model.visual.head.proj = nn.Linear(len(projection), projection.shape[1])
     own = {"visual.head.proj.weight": projection.T, "visual.head.proj.bias": bias}
     own |= {f"visual.trunk.{name}": value for name, value in (trunk_state or {}).items()}
     own |= dict(text_state or {})
@@ -260,3 +268,16 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.root.removeFilter(not_of_open_clip)
+
+
+def imagenet_classes() -> dict[str, str]:
+    """ImageNet's 1,000 classes as {synset: name} in the order of the synsets, such as {"n01440764": "tench"}.
+
+    The names are OpenAI's for CLIP, which give several points more accuracy than WordNet's. Two of them name two
+    classes each (missile, sunglasses); those classes get the first WordNet name of their synset.
+    """
+    info = ImageNetInfo()
+    synsets = info.label_names()
+    seen = Counter(IMAGENET_CLASSNAMES)
+    return {synset: name if seen[name] == 1 else info.label_name_to_description(synset).partition(",")[0]
+            for synset, name in zip(synsets, IMAGENET_CLASSNAMES, strict=True)}

@@ -45,7 +45,8 @@ class Reading:
 class ImageEncoder(ABC):
     """One kind of image tower. Not a module: it refers to modules of the model."""
 
-    width: int                           # e; 0 for a tower without positions
+    revision = 1                         # raised where the features of a kind of tower change
+    width: int                           # e, of mid_tokens; 0 for a tower without positions
 
     @abstractmethod
     def pooled(self, images: Tensor) -> Tensor:
@@ -156,8 +157,8 @@ class Tower(FrozenCLIP):
         self.text_width, self.context_length = components.text.embedding.embedding_dim, components.tokens.window
         self.image, self.text, self.tokens = components.image, components.text, components.tokens
         self.text_path = "fast" if isinstance(components.text, CausalTextEncoder) else "plain"
-        input_format = f"{components.transform.image_size} {components.adjustment}".rstrip()
-        self.fingerprint = hash_state(model, f"{components.activation} {input_format}")
+        kind = f"{components.activation} {components.transform.image_size} {components.adjustment}".rstrip()
+        self.fingerprint = hash_state(model, kind + f" {components.image.revision}" * (components.image.revision > 1))
         chosen = choose_device(device)
         self.precision = choose_precision(precision, chosen)
         self.model = model.to(chosen, DTYPES[self.precision])

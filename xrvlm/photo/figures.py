@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
-from xrvlm.backbones.imagenet import imagenet_classes
+from xrvlm.backbones.openclip_load import imagenet_classes
 from xrvlm.errors import UserError
 from xrvlm.evaluation.metrics import expected_calibration_error
 from xrvlm.photo import photo_tower

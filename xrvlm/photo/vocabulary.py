@@ -11,7 +11,7 @@ from pathlib import Path
 
 from timm.data.imagenet_info import ImageNetInfo
 
-from xrvlm.backbones.imagenet import imagenet_classes
+from xrvlm.backbones.openclip_load import imagenet_classes
 from xrvlm.errors import UserError
 
 WORDNET = Path("/usr/share/wordnet")     # where Debian's wordnet-base puts its files

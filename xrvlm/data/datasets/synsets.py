@@ -17,7 +17,7 @@ def read_synsets(root: Path, found: Mapping[str, Path], *, test: str, train: str
         train: the same of the training images; None: there are none.
         numbered: the folders are named 0 to 999 instead of by synset.
     """
-    from xrvlm.backbones.imagenet import imagenet_classes
+    from xrvlm.backbones.openclip_load import imagenet_classes
 
     classes = imagenet_classes()
     names = dict(zip(map(str, range(len(classes))), classes.values(), strict=True)) if numbered else classes

@@ -1,0 +1,108 @@
+"""Trunks of timm as the image tower of an open_clip model."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from open_clip.timm_model import TimmModel
+from torch import Tensor, nn
+
+from xrvlm.backbones.tower import ImageEncoder, Reading, WithoutPositions, at_each_position, captured
+
+Encode = Callable[[Tensor], Tensor]      # (b, 3, h, w) -> (b, d), open_clip's method
+
+
+def timm_encoder(encode: Encode, visual: TimmModel) -> ImageEncoder:
+    """The ImageEncoder for a trunk: of transformer blocks, or one that ends in a feature map."""
+    trunk: Any = visual.trunk
+    blocks = getattr(trunk, "blocks", None)
+    if blocks is None or isinstance(blocks[-1], nn.Sequential):        # stages of convolutions, as of EfficientNet
+        return TimmMap(encode, visual)
+    return TimmViT(encode, visual) if len(blocks) > 1 else WithoutPositions(encode, type(trunk).__name__)
+
+
+class Timm(ImageEncoder):
+    """Common to all trunks."""
+
+    def __init__(self, encode: Encode, visual: Any):
+        self.encode, self.visual, self.trunk, self.width = encode, visual, visual.trunk, visual.trunk.num_features
+
+    def pooled(self, images: Tensor) -> Tensor:
+        return self.encode(images)
+
+    def last_linear(self) -> nn.Linear | None:
+        """The head's `proj`, or the trunk's classifier if open_clip projects by it; None for an MLP."""
+        proj = getattr(self.visual.head, "proj", None)
+        last = proj if proj is not None or len(self.visual.head) else self.trunk.get_classifier()
+        return last if isinstance(last, nn.Linear) else None
+
+    def pool(self, states: Tensor) -> Tensor:
+        """The image feature (b, d) from what `forward_features` returns."""
+        return self.visual.head(self.trunk.forward_head(states))
+
+
+class TimmViT(Timm):
+    """A trunk of transformer blocks, pooled at the class token, by the mean or by attention (MAP)."""
+
+    def __init__(self, encode: Encode, visual: Any):
+        super().__init__(encode, visual)
+        self.prefix: int = getattr(self.trunk, "num_prefix_tokens", 0)
+        self.first = 0 if self.trunk.global_pool == "token" else self.prefix
+
+    def read(self, images: Tensor) -> Reading:
+        with captured(self.trunk.blocks[-2], "input") as entered:
+            states = self.trunk.forward_features(images)
+        return Reading(self.pool(states), states[:, self.first:], entered[0][:, self.first:])
+
+    def project(self, states: Tensor) -> Tensor:
+        return at_each_position(self.pool, states, copies=self.prefix + 1)
+
+
+class TimmMap(Timm):
+    """A trunk that ends in a feature map (ConvNeXt, EfficientNet, FastViT, RegNet, Swin); its cells are the positions.
+
+    `mid_tokens` are what enters the last block, where that has as many cells; else they are the last map too.
+    """
+
+    revision = 2                         # 1: mid_tokens were the last map
+
+    def __init__(self, encode: Encode, visual: Any):
+        super().__init__(encode, visual)
+        self.channels_last = getattr(self.trunk, "output_fmt", "NCHW") == "NHWC"
+        self.last_block: nn.Module | None = _last_block(self.trunk)
+        if self.last_block is not None:
+            with torch.no_grad():
+                last, earlier = self._maps(next(self.trunk.parameters()).new_zeros(1, 3, *visual.image_size))
+            if earlier.ndim == 4 and self._cells(earlier).shape[1] == self._cells(last).shape[1]:
+                self.width = self._cells(earlier).shape[2]
+            else:
+                self.last_block = None
+
+    def read(self, images: Tensor) -> Reading:
+        last, earlier = self._maps(images)
+        return Reading(self.pool(last), self._cells(last), self._cells(earlier))
+
+    def project(self, states: Tensor) -> Tensor:
+        return at_each_position(self._pool_cell, states)
+
+    def _maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The last feature map and the earlier one."""
+        if self.last_block is None:
+            return (self.trunk.forward_features(images),) * 2
+        with captured(self.last_block, "input") as entered:
+            last = self.trunk.forward_features(images)
+        return last, entered[0] if entered else last
+
+    def _cells(self, feature_map: Tensor) -> Tensor:                                       # (b, p, e)
+        return feature_map.flatten(1, 2) if self.channels_last else feature_map.flatten(2).mT
+
+    def _pool_cell(self, states: Tensor) -> Tensor:                                        # (n, 1, e) -> (n, d)
+        return self.pool(states[:, None] if self.channels_last else states.mT[..., None])  # a 1 x 1 feature map
+
+
+def _last_block(trunk: Any) -> nn.Module | None:
+    """The last block of the last stage by timm's own list of stages; None if the trunk has no such list."""
+    stages = getattr(trunk, "feature_info", None)
+    stage = dict(trunk.named_modules()).get(stages[-1]["module"]) if stages else None
+    blocks = [] if stage is None else [*getattr(stage, "blocks", stage).children()]
+    return blocks[-1] if blocks else None
