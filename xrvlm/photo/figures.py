@@ -34,7 +34,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("sets", nargs="*", metavar="NAME=DIR", help="folders with a split.csv: zero-shot on their test")
     given = parser.parse_args(arguments)
     model = photo_tower.load(given.trunk)
-    found = on_classes(cosines(model, given.trunk, given.photos), model.logit_scale.exp().item())
+    cosine = cosines(*features(model, given.trunk, given.photos))
+    found = on_classes(cosine, model.logit_scale.exp().item())
     for item in given.sets:
         name, _, folder = item.partition("=")
         found[name] = zero_shot(given.trunk, Path(folder))
@@ -77,9 +78,14 @@ def zero_shot(trunk: TrunkName, folder: Path) -> dict[str, float]:
     return {"top1": round(100 * metrics["top1"], 1), "calibration_error": round(100 * metrics["ece"], 1)}
 
 
-@torch.no_grad()
-def cosines(model: Any, trunk: TrunkName, photos: Path) -> Tensor:
+def cosines(photos: Tensor, words: Tensor) -> Tensor:
     """(1000, 1000) of photo i and the name of class j."""
+    return F.normalize(photos, dim=1) @ F.normalize(words, dim=1).T
+
+
+@torch.no_grad()
+def features(model: Any, trunk: TrunkName, photos: Path) -> tuple[Tensor, Tensor]:
+    """Two (1000, d), not normalised: of the photos, and of the names of their classes."""
     classes, transform = imagenet_classes(), photo_tower.transform(trunk)
     missing = [synset for synset in classes if not (photos / f"{synset}.jpg").is_file()]
     if missing:
@@ -87,8 +93,7 @@ def cosines(model: Any, trunk: TrunkName, photos: Path) -> Tensor:
     images = (evaluation_view(read_image(photos / f"{synset}.jpg"), transform) for synset in classes)
     rows = [model.encode_image(image[None]) for image in images]
     tokens = SimpleTokenizer()([TEMPLATE.format(name) for name in classes.values()])
-    words = torch.cat([model.encode_text(some) for some in tokens.split(100)])
-    return F.normalize(torch.cat(rows), dim=1) @ F.normalize(words, dim=1).T
+    return torch.cat(rows), torch.cat([model.encode_text(some) for some in tokens.split(100)])
 
 
 def _percent(right: Tensor) -> float:
