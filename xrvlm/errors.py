@@ -14,6 +14,8 @@ from typing import Any, ParamSpec, TypeVar
 # set while the command line runs: an environment variable, so that processes which decode images inherit it
 SPEAKS_KEYS = "XRVLM_ERRORS_NAME_KEYS"
 _NO_VALUE: Any = object()
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")      # a terminal follows them, or no file can hold them
+MOST_ALIASES, LARGEST_WHOLE = 10_000, 2**64
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -90,6 +92,38 @@ def imported(path: str, what: str) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"cannot find the {what} {path}: {error}; install the package that holds it, or put its folder "
                         "on PYTHONPATH, as in PYTHONPATH=. xrvlm ...") from error
+
+
+def odd_sign(text: str) -> str:
+    """In words, the first sign of `text` that no name may hold; "" where there is none."""
+    found = CONTROL.search(text)
+    if found is None:
+        return ""
+    return "a control character" if found[0] <= "\x9f" else "half a character, which is not UTF-8"
+
+
+def plain_text(value: Any) -> Any:
+    """`value`, of a file that may come from anyone. ValueError where a text in it holds an `odd_sign`.
+
+    ValueError, too, for a whole number beyond 64 bits, and where YAML's aliases repeat a value without end.
+    """
+    waiting, seen, again = [value], set[int](), 0
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, dict | list):
+            again += id(each) in seen
+            seen.add(id(each))
+            if again > MOST_ALIASES:
+                raise ValueError("it refers to itself or repeats itself without end")
+        if isinstance(each, dict):
+            waiting += [*each, *each.values()]
+        elif isinstance(each, list | tuple):
+            waiting += each
+        elif isinstance(each, str) and (odd := odd_sign(each)):
+            raise ValueError(f"a text with {odd}: {each[:60]!r}")
+        elif isinstance(each, int) and abs(each) > LARGEST_WHOLE:
+            raise ValueError("a whole number of more than 64 bits")
+    return value
 
 
 def seconds_of(name: str, value: Any, example: str, units: str, unit: str = "") -> float:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
-from xrvlm.errors import SPEAKS_KEYS, UserError, check_choice, unknown
+from xrvlm.errors import CONTROL, SPEAKS_KEYS, UserError, check_choice, unknown
 
 HELP = """\
 xrvlm adapts a frozen CLIP to fine-grained recognition.
@@ -296,5 +296,4 @@ def _tell(error: Exception, command: str = "") -> None:
         key = getattr(error, "full_key", "")
         short = f", as in `xrvlm {command} {_usage(command)}`" if key in POSITIONAL.get(command, ()) else ""
         message = f"{key} is not given; add {key}=VALUE{short}"
-    from xrvlm.files import CONTROL
     print(f"error: {CONTROL.sub(lambda found: ascii(found[0])[1:-1], ' '.join(message.split()))}", file=sys.stderr)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 from xrvlm.distributed import seed_of
-from xrvlm.errors import UserError, either, option, typed
-from xrvlm.files import digest, leads_out, plain_text, read_json, user_path, write_json
+from xrvlm.errors import UserError, either, fits, option, plain_text, typed
+from xrvlm.files import digest, leads_out, read_json, user_path, write_json
 from xrvlm.text.class_names import name_classes, names_of_sorted
 from xrvlm.text.class_text import few
 from xrvlm.views import ImageSource, unreadable_images
@@ -65,8 +65,7 @@ class Split:
 class Dataset:
     """A data set before sampling: every training image is in `train`; val and test are empty where none is given.
 
-    `loader` is {"name": registry name of the loader, "options": its options}, which `load_dataset` takes to load the
-    data set again; None for one that was made in memory.
+    `loader` is {"name": registry name, "options": of the loader}, which `load_dataset` takes to load it again, or None.
     """
 
     name: str
@@ -107,7 +106,7 @@ def with_test_set(split: Split) -> Split:
     test: set[Item] = set()
     for order in _drawn(split.train, len(split.classes), "test"):
         test.update(order[:(len(order) + 2) // 4])    # a quarter, rounded half up: one of two images, none of one
-    return replace(split, train=_without(split.train, test), test=_only(split.train, test))
+    return replace(split, train=_only(split.train, test, there=False), test=_only(split.train, test))
 
 
 def sample_shots(split: Split, shots: int | None, seed: int, val: bool = False) -> Split:
@@ -168,22 +167,31 @@ def write_split(path: Path, split: Split, source: ImageSource, *, seed: int, sho
 
 def read_split(path: Path) -> Split:
     """The split that `write_split` wrote; UserError if the file is damaged or was edited."""
-    fix = split_fix()
-    record = read_json(path, fix)
+    record = split_record(path)
+    labels = {name: label for label, name in enumerate(record["classes"])}
+    split = Split(tuple(labels), *(tuple(Item(entry["path"], labels[entry["class"]]) for entry in record[subset])
+                                   for subset in SUBSETS))
+    if split.fingerprint != record.get("fingerprint"):
+        raise UserError(f"{path} was changed after it was written; {split_fix()}")
+    return split
+
+
+def split_record(path: Path) -> dict[str, Any]:
+    """The content of a split.json, of anyone; UserError where it is none. The hashes in it are not checked."""
+    record = read_json(path, split_fix())
     try:
         plain_text(record)
-        labels = {name: label for label, name in enumerate(record["classes"])}
-        subsets = {subset: tuple(Item(entry["path"], labels[entry["class"]]) for entry in record[subset])
-                   for subset in SUBSETS}
-        split = Split(tuple(labels), **subsets)
-        intact = split.fingerprint == record["fingerprint"]
-        if any(leads_out(item.id) for items in subsets.values() for item in items):
+        entries = [entry for subset in SUBSETS for entry in record[subset]]
+        texts = [*record["classes"], *(entry[key] for entry in entries for key in ("path", "class"))]
+        if not fits(record["classes"], list) or not fits(texts, list[str]):
+            raise ValueError("a class or a path that is no text")
+        if unknown := {entry["class"] for entry in entries} - {*record["classes"]}:
+            raise ValueError(f"a class that is not among the classes: {min(unknown)!r}")
+        if any(leads_out(entry["path"]) for entry in entries):
             raise ValueError("an image outside of the folder of the images")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{path} is not a split: {error!r} in it; {fix}") from error
-    if not intact:
-        raise UserError(f"{path} was changed after it was written; {fix}")
-    return split
+        raise UserError(f"{path} is not a split: {error!r} in it; {split_fix()}") from error
+    return record
 
 
 def split_fix() -> str:
@@ -199,7 +207,7 @@ def drop_damaged(dataset: Dataset, workers: int) -> Dataset:
         return dataset
     log.warning("skipped %d of %d images, which cannot be read: %s", len(damaged), len(items),
                 few(sorted(item.id for item in damaged), 20))
-    kept = {subset: _without(getattr(dataset.split, subset), damaged) for subset in SUBSETS}
+    kept = {subset: _only(getattr(dataset.split, subset), damaged, there=False) for subset in SUBSETS}
     return replace(dataset, split=replace(dataset.split, **kept))
 
 
@@ -262,12 +270,8 @@ def _held_out(size: int, shots: int | None) -> int:
     return max(0, min(shots, MOST_VALIDATION_SHOTS, size - shots))
 
 
-def _only(items: Iterable[Item], chosen: set[Item]) -> tuple[Item, ...]:
-    return tuple(item for item in items if item in chosen)
-
-
-def _without(items: Iterable[Item], dropped: set[Item]) -> tuple[Item, ...]:
-    return tuple(item for item in items if item not in dropped)
+def _only(items: Iterable[Item], chosen: set[Item], there: bool = True) -> tuple[Item, ...]:
+    return tuple(item for item in items if (item in chosen) == there)
 
 
 def _check_enough(classes: Sequence[str], orders: Sequence[Sequence[Item]], shots: int | None) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
-from xrvlm.data.dataset import SUBSETS, Dataset, read_split, split_fix
-from xrvlm.errors import UserError, option
-from xrvlm.files import digest, folder_of, plain_text, read_json, user_path
+from xrvlm.data.dataset import SUBSETS, Dataset, read_split, split_fix, split_record
+from xrvlm.errors import UserError, option, plain_text
+from xrvlm.files import digest, folder_of, user_path
 from xrvlm.inference.classifier import Classifier
 from xrvlm.text.class_names import check_no_permutation, is_list, name_classes
 from xrvlm.text.class_text import few, text_maker
@@ -161,11 +161,8 @@ def source_of(folder: Path) -> ImageSource:
 
 def recorded_hashes(path: Path) -> dict[str, dict[str, str]]:
     """{subset: {id: sha256 of the image file's bytes}} in a split.json; UserError if it is damaged."""
-    record = read_json(path, split_fix())
-    try:
-        found = {subset: {str(entry["path"]): entry.get("sha256") for entry in record[subset]} for subset in SUBSETS}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a split: {error!r} in it; {split_fix()}") from error
+    record = split_record(path)
+    found = {subset: {entry["path"]: entry.get("sha256") for entry in record[subset]} for subset in SUBSETS}
     for hashes in found.values():
         for item, value in hashes.items():
             if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):

@@ -17,8 +17,8 @@ from torch import Tensor
 from xrvlm.backbones.base import Features, FrozenCLIP
 from xrvlm.backbones.registry import load_tower
 from xrvlm.backbones.tower import choose_precision
-from xrvlm.errors import UserError, check_options, fits, option, typed, unknown
-from xrvlm.files import parsed, plain_text, user_path, write_atomically
+from xrvlm.errors import UserError, check_options, fits, option, plain_text, typed, unknown
+from xrvlm.files import parsed, user_path, write_atomically
 from xrvlm.methods.base import Method
 from xrvlm.text.class_text import ClassText, few
 from xrvlm.views import evaluation_view, read_image

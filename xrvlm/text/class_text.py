@@ -9,8 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from xrvlm.errors import UserError, option, typed, unknown
-from xrvlm.files import CONTROL, packaged, read_json, user_path
+from xrvlm.errors import UserError, odd_sign, option, typed, unknown
+from xrvlm.files import packaged, read_json, user_path
 
 OF_OPEN_CLIP = {"openai": "SIMPLE_IMAGENET_TEMPLATES", "openai_imagenet": "OPENAI_IMAGENET_TEMPLATES"}
 TEMPLATES = "photo"                      # the list of templates unless another is asked for
@@ -118,8 +118,8 @@ def check_unique(names: Sequence[str], what: str) -> None:
     """UserError if two of `names` read the same to a tokenizer that lower-cases, joins spaces and reads `&amp;`."""
     seen: dict[str, str] = {}
     for name in names:
-        if CONTROL.search(name):
-            raise UserError(f"{name!r} in the {what} holds a control character; write it without")
+        if odd := odd_sign(name):
+            raise UserError(f"{name!r} in the {what} holds {odd}; write it without")
         key = " ".join(unescape(unescape(unicodedata.normalize("NFKC", readable(name)))).split()).casefold()
         if key in seen:
             alike = "" if readable(name) == readable(seen[key]) else ", which read the same to a tower"
