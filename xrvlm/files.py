@@ -70,7 +70,7 @@ def parsed(text: str | bytes, **how: Any) -> Any:
     """The value of JSON from anyone. ValueError, too, for levels or digits without end, and for half a character."""
     try:
         value = json.loads(text, parse_int=_whole, **how)
-        if re.search(rb"\\u[dD][89a-fA-F]" if isinstance(text, bytes) else r"\\u[dD][89a-fA-F]", text):
+        if re.search(r"\\u[dD][89a-fA-F]", text if isinstance(text, str) else text.decode("ascii", "ignore")):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise ValueError("a text in it holds half a character (a surrogate such as \\ud800)") from error
