@@ -167,7 +167,8 @@ def check_types(given: Mapping[str, Any], hints: Mapping[str, Any], group: str =
         named = option(f"{group}.{name}" if group else name)
         if typing.get_origin(hints[name]) is typing.Literal and isinstance(value, str):
             raise unknown(named, value, typing.get_args(hints[name]))
-        raise UserError(f"{named} must be {in_words(hints[name])}, found {_short(value)}")
+        wanted = in_words(hints[name], inside=isinstance(value, list | tuple))
+        raise UserError(f"{named} must be {wanted}, found {_short(value)}")
 
 
 def check_fields(record: Any, group: str = "", *, but: Sequence[str] = ()) -> None:
@@ -225,15 +226,17 @@ def fits(value: Any, hint: Any) -> bool:
     return not isinstance(checked, type) or getattr(checked, "_is_protocol", False) or isinstance(value, checked)
 
 
-def in_words(hint: Any) -> str:
-    """The type `hint` as a message says it: "a whole number or None"."""
+def in_words(hint: Any, inside: bool = False) -> str:
+    """The type `hint` as a message says it: "a whole number or None"; with `inside`, also what a list holds."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(in_words(argument) for argument in arguments))
+        return " or ".join(dict.fromkeys(in_words(argument, inside) for argument in arguments))
     if origin is typing.Literal:
         return " or ".join(str(argument) for argument in arguments)
     if hint is bool or hint is type(None):
         return either("True or False", "true or false") if hint is bool else either("None", "null")
+    if inside and origin in (list, Sequence) and str in arguments:
+        return "a list of texts"
     if origin is tuple and arguments[-1] is not ...:
         return f"a list of {len(arguments)}: {', '.join(in_words(argument) for argument in arguments)}"
     names = {int: "a whole number", float: "a number", str: "a text", tuple: "a list", list: "a list",

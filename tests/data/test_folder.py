@@ -321,6 +321,13 @@ def test_a_pipe_is_refused_at_once(tmp_path):
             use("a/2.jpg")
 
 
+def test_a_folder_without_a_name_is_told(tmp_path):
+    birds(tmp_path, " /1.jpg", "b/1.jpg")
+    with pytest.raises(UserError, match="one of the classes is empty"):
+        image_folder(tmp_path)
+    assert image_folder(tmp_path, class_names={" ": "a", "b": "b"}).split.classes == ("a", "b")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
 def test_a_name_that_is_not_utf8_is_named(tmp_path):
     birds(tmp_path, "a/1.jpg", "b/1.jpg")

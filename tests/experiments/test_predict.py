@@ -7,6 +7,7 @@ from photos import CLASSES, photo_folder
 from PIL import Image
 
 import xrvlm
+from xrvlm.cli.main import main
 from xrvlm.errors import UserError
 from xrvlm.evaluation.metrics import from_cell
 from xrvlm.experiments import predict as module
@@ -158,3 +159,25 @@ def test_a_second_predict_of_one_table_is_refused_and_other_photos_are_labelled_
     assert len({row["class_1"] for row in rows_of(out)}) == 1
     with pytest.raises(UserError, match=r"others is a folder; name a file with out, such as .*labels\.csv"):
         predict(model, photos, out=others, device="cpu")
+
+
+def test_no_classes_are_not_the_classes_of_the_run(model, photos, capsys):
+    with pytest.raises(UserError, match="classes is empty: give at least one class name, or leave it out"):
+        predict(model, photos, classes=[])
+    assert main(["predict", f"run={model}", f"images={photos}", "classes=[]", "device=cpu"]) == 2
+    assert "classes is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["backbone=vit_b32_openai", "backbone.pretrained=laion400m_e32", "+backbone.x=1"])
+def test_a_tower_beside_a_run_is_refused(model, photos, key, capsys):
+    assert main(["predict", str(model), str(photos), key, "device=cpu"]) == 2
+    told = f"{key.partition('=')[0]}= is not read with a run, which names its own tower: leave it out"
+    assert told in capsys.readouterr().err
+
+
+def test_names_for_the_images_of_a_run_are_none_for_other_images(model, photos):
+    dataset = xrvlm.image_folder(photo_folder(photos.parent / "more", images=2))
+    with pytest.raises(UserError, match="class_names are other names for the run's own test images: name the classes"):
+        xrvlm.evaluate(model, dataset, class_names={"a red bird": "x"})
+    with pytest.raises(UserError, match="class_names must be a text or a list or a mapping or None, found 5"):
+        xrvlm.evaluate(model, class_names=5)

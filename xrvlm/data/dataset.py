@@ -229,9 +229,7 @@ def assemble(name: str, source: ImageSource, found: Mapping[str, Sequence[tuple[
     if missing := [key for key in known if key not in trained and not test_only]:
         raise UserError(f"{name} has no training image of {len(missing)} classes: {few(missing)}; "
                         "add some to its training set or remove the class")
-    names = tuple(known)
-    if class_names is not None:
-        names = (names_of_sorted if classes is None else name_classes)(known, class_names)
+    names = (names_of_sorted if classes is None else name_classes)(known, class_names)
     labels = {key: label for label, key in enumerate(known)}
     subsets = {subset: tuple(Item(item_id, labels[key]) for item_id, key in sorted(found.get(subset, ())))
                for subset in SUBSETS}

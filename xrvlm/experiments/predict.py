@@ -218,6 +218,9 @@ def _classifier(run: str | Path | None, images: str | Path | Sequence[str | Path
                 classes: str | Sequence[str] | None, text: Mapping[str, Any], clip: FrozenCLIP | None,
                 device: DeviceName, precision: PrecisionName) -> Classifier:
     names = read_list(classes) if isinstance(classes, str) else classes
+    if names is not None and not names:
+        raise UserError(f"{option('classes')} is empty: give at least one class name, or leave it out for the classes "
+                        "of the run")
     given = {name: value for name, value in text.items() if value is not None}
     if run is None:
         if clip is None or names is None:
@@ -237,7 +240,7 @@ def _classifier(run: str | Path | None, images: str | Path | Sequence[str | Path
         return classifier
     first = user_path(images if isinstance(images, str | Path) else images[0])
     beside = first if first.is_dir() else first.parent
-    return saved.for_classes(classifier, names or classifier.names, given, beside)
+    return saved.for_classes(classifier, classifier.names if names is None else names, given, beside)
 
 
 def labelled(classifier: Classifier, files: Mapping[str, Path], workers: int, topk: int,

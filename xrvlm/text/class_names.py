@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xrvlm.errors import UserError, option
-from xrvlm.text.class_text import check_unique, few, find_text, lines, read_mapping
+from xrvlm.text.class_text import check_unique, check_words, few, find_text, lines, read_mapping
 
 
 def read_list(name_or_path: str) -> tuple[str, ...]:
@@ -26,6 +26,7 @@ def name_classes(folders: Sequence[str], names: str | Sequence[str] | Mapping[st
     file. Raises UserError if the names do not fit the folders.
     """
     if names is None:
+        check_words(folders, "classes")
         return tuple(folders)
     origin = names if isinstance(names, str) else option("data.class_names")
     if isinstance(names, str) and names.lower().endswith(".json"):

@@ -14,6 +14,7 @@ from xrvlm.files import packaged, read_json, user_path
 
 OF_OPEN_CLIP = {"openai": "SIMPLE_IMAGENET_TEMPLATES", "openai_imagenet": "OPENAI_IMAGENET_TEMPLATES"}
 TEMPLATES = "photo"                      # the list of templates unless another is asked for
+LONGEST_NAME = 500                       # characters of a class name; a tower reads far fewer
 
 
 @dataclass(frozen=True)
@@ -117,15 +118,26 @@ def few(names: Iterable[str], limit: int = 5) -> str:
 def check_unique(names: Sequence[str], what: str) -> None:
     """UserError if two of `names` read the same to a tokenizer that lower-cases, joins spaces and reads `&amp;`."""
     seen: dict[str, str] = {}
+    check_words(names, what)
     for name in names:
-        if odd := odd_sign(name):
-            raise UserError(f"{name!r} in the {what} holds {odd}; write it without")
         key = " ".join(unescape(unescape(unicodedata.normalize("NFKC", readable(name)))).split()).casefold()
         if key in seen:
             alike = "" if readable(name) == readable(seen[key]) else ", which read the same to a tower"
             raise UserError(f"duplicate {what}: {seen[key]!r} and {name!r}{alike}; give every class its own name "
                             f"({option('data.class_names')}), or make them one class")
         seen[key] = name
+
+
+def check_words(names: Sequence[str], what: str) -> None:
+    """UserError where one of `names` is empty, endless, or holds what no name may hold."""
+    for name in names:
+        if odd := odd_sign(name):
+            raise UserError(f"{name[:60]!r} in the {what} holds {odd}; write it without")
+        if not readable(name).strip():
+            raise UserError(f"one of the {what} is empty ({name!r}): name the class with a word")
+        if len(name) > LONGEST_NAME:
+            raise UserError(f"one of the {what} has {len(name):,} characters ({name[:40]!r}...): write a name of at "
+                            f"most {LONGEST_NAME}")
 
 
 def _render(names: tuple[str, ...], wanted: str | Sequence[str]) -> tuple[tuple[str, ...], ...]:
