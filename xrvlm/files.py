@@ -61,15 +61,15 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, fix: str) -> Any:
     """The parsed file. Raises UserError, which ends in `fix`, if it is damaged."""
     try:
-        return parsed(file_bytes(path).decode("utf-8"), object_pairs_hook=_without_repetition)
+        return parsed(file_bytes(path).decode("utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}; {fix}") from error
 
 
-def parsed(text: str | bytes, **how: Any) -> Any:
-    """The value of JSON from anyone. ValueError, too, for levels or digits without end, and for half a character."""
+def parsed(text: str | bytes) -> Any:
+    """The value of JSON from anyone. ValueError, too, for a key that occurs twice, half a character, endless levels."""
     try:
-        value = json.loads(text, parse_int=_whole, **how)
+        value = json.loads(text, parse_int=_whole, object_pairs_hook=_without_repetition)
         if re.search(r"\\u[dD][89a-fA-F]", text if isinstance(text, str) else text.decode("ascii", "ignore")):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:

@@ -110,6 +110,12 @@ def test_control_characters_are_refused(tmp_path, row, message):
         table(root, file="t.jsonl")
 
 
+def test_a_key_that_occurs_twice_is_refused(tmp_path):
+    (tmp_path / "table.jsonl").write_text('{"path": "1.jpg", "class": "jay", "class": "wren"}\n')
+    with pytest.raises(UserError, match="line 1: the key 'class' occurs twice; write one JSON object a line"):
+        table(tmp_path, file="table.jsonl")
+
+
 def test_levels_without_end_are_refused(tmp_path):
     (birds(tmp_path) / "t.jsonl").write_text("[" * 100_000 + "\n")
     with pytest.raises(UserError, match="t.jsonl, line 1: it is nested too deep; write one JSON object a line"):

@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 
 import xrvlm
 from xrvlm.cli.main import main
-from xrvlm.data.dataset import Split, read_split
+from xrvlm.data.dataset import Split
 from xrvlm.errors import UserError
 from xrvlm.evaluation.metrics import as_cell, from_cell, write_predictions
 from xrvlm.experiments.record import RunOptions, RunRecord, append_record, read_record, read_records
-from xrvlm.experiments.saved import SavedRun, recorded_hashes
+from xrvlm.experiments.saved import SavedRun, read_split, recorded_hashes
 from xrvlm.files import as_file_name, leads_out, parsed
 from xrvlm.inference.classifier import Classifier, ModelHeader
 from xrvlm.reporting.paired import read_outcomes

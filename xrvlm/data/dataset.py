@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 from xrvlm.distributed import seed_of
-from xrvlm.errors import UserError, either, fits, option, plain_text, typed
-from xrvlm.files import digest, leads_out, read_json, user_path, write_json
-from xrvlm.text.class_names import name_classes, names_of_sorted
+from xrvlm.errors import UserError, check_types, either, option, typed
+from xrvlm.files import digest, user_path, write_json
+from xrvlm.text.class_names import check_apart, name_classes, names_of_sorted
 from xrvlm.text.class_text import few
 from xrvlm.views import ImageSource, unreadable_images
 
@@ -45,6 +45,17 @@ class Split:
     train: tuple[Item, ...]
     val: tuple[Item, ...] = ()
     test: tuple[Item, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_types({"classes": self.classes}, {"classes": Sequence[str]})
+        for subset in SUBSETS:
+            try:
+                strange = {item.label for item in getattr(self, subset)} - {*range(len(self.classes))}
+            except (TypeError, AttributeError) as error:
+                raise UserError(f"{subset} of a Split must be a list of Items: {error}") from error
+            if strange:
+                raise UserError(f"{subset} of a Split has the label {min(strange, key=str)!r}, which is the index of "
+                                f"none of its {len(self.classes)} classes: labels are 0 ... {len(self.classes) - 1}")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -149,12 +160,14 @@ def write_split(path: Path, split: Split, source: ImageSource, *, seed: int, sho
                 hashes: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Write split.json, the images of each subset with their hashes, and return its content.
 
-    `duplicates` lists images of the test set that are byte-identical to a training or validation image.
+    `duplicates` lists images of the test set that are byte-identical to a training or validation image. Warns of them,
+    and of bytes that are images of two classes.
     """
     hashes = hashes or hash_images(split, source)
     subsets = {subset: [{"path": item.id, "class": split.classes[item.label], "sha256": hashes[item.id]}
                     for item in getattr(split, subset)] for subset in SUBSETS}
     duplicates = _duplicates([*subsets["train"], *subsets["val"]], subsets["test"])
+    _warn_of_two_classes([entry for entries in subsets.values() for entry in entries])
     if duplicates:
         log.warning("%d test images are also training images (byte-identical): %s; the test score counts them",
                     sum(len(pair["test"]) for pair in duplicates),
@@ -163,40 +176,6 @@ def write_split(path: Path, split: Split, source: ImageSource, *, seed: int, sho
               **subsets, "duplicates": duplicates}
     write_json(path, record)
     return record
-
-
-def read_split(path: Path) -> Split:
-    """The split that `write_split` wrote; UserError if the file is damaged or was edited."""
-    record = split_record(path)
-    labels = {name: label for label, name in enumerate(record["classes"])}
-    split = Split(tuple(labels), *(tuple(Item(entry["path"], labels[entry["class"]]) for entry in record[subset])
-                                   for subset in SUBSETS))
-    if split.fingerprint != record.get("fingerprint"):
-        raise UserError(f"{path} was changed after it was written; {split_fix()}")
-    return split
-
-
-def split_record(path: Path) -> dict[str, Any]:
-    """The content of a split.json, of anyone; UserError where it is none. The hashes in it are not checked."""
-    record = read_json(path, split_fix())
-    try:
-        plain_text(record)
-        entries = [entry for subset in SUBSETS for entry in record[subset]]
-        texts = [*record["classes"], *(entry[key] for entry in entries for key in ("path", "class"))]
-        if not fits(record["classes"], list) or not fits(texts, list[str]):
-            raise ValueError("a class or a path that is no text")
-        if unknown := {entry["class"] for entry in entries} - {*record["classes"]}:
-            raise ValueError(f"a class that is not among the classes: {min(unknown)!r}")
-        if any(leads_out(entry["path"]) for entry in entries):
-            raise ValueError("an image outside of the folder of the images")
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{path} is not a split: {error!r} in it; {split_fix()}") from error
-    return record
-
-
-def split_fix() -> str:
-    """The fix that the error of a damaged split.json ends in."""
-    return f"give the command of that run again with {option('force', True)}"
 
 
 def drop_damaged(dataset: Dataset, workers: int) -> Dataset:
@@ -229,6 +208,7 @@ def assemble(name: str, source: ImageSource, found: Mapping[str, Sequence[tuple[
     if missing := [key for key in known if key not in trained and not test_only]:
         raise UserError(f"{name} has no training image of {len(missing)} classes: {few(missing)}; "
                         "add some to its training set or remove the class")
+    check_apart(known, class_names)
     names = (names_of_sorted if classes is None else name_classes)(known, class_names)
     labels = {key: label for label, key in enumerate(known)}
     subsets = {subset: tuple(Item(item_id, labels[key]) for item_id, key in sorted(found.get(subset, ())))
@@ -286,6 +266,14 @@ def _warn_of_no_validation(classes: Sequence[str], held_out: set[Item]) -> None:
     if bare := [name for label, name in enumerate(classes) if label not in there]:
         log.warning("no image is left over for the validation of %d of %d classes: %s",
                     len(bare), len(classes), few(bare))
+
+
+def _warn_of_two_classes(entries: Iterable[Mapping[str, str]]) -> None:
+    first: dict[str, Mapping[str, str]] = {}
+    if twice := [(first[entry["sha256"]], entry) for entry in entries
+                 if first.setdefault(entry["sha256"], entry)["class"] != entry["class"]]:
+        log.warning("%d images are in two classes (byte-identical): %s; leave each in one class", len(twice),
+                    few(f"{one['path']} ({one['class']}) = {two['path']} ({two['class']})" for one, two in twice))
 
 
 def _duplicates(training: Iterable[Mapping[str, str]], test: Iterable[Mapping[str, str]]) -> list[dict[str, Any]]:

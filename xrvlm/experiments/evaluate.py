@@ -35,7 +35,8 @@ class Evaluation:
 def evaluate(run: str | Path, dataset: Dataset | None = None, *, among: Among = "run",
              class_names: str | Sequence[str] | Mapping[str, str] | None = None,
              text: Mapping[str, Any] | None = None, features: FeatureSettings | None = None, workers: int = 0,
-             clip: FrozenCLIP | None = None, device: DeviceName = "auto", precision: PrecisionName = "auto") -> Evaluation:
+             clip: FrozenCLIP | None = None, device: DeviceName = "auto", precision: PrecisionName = "auto",
+             ) -> Evaluation:
     """Score the run in the folder `run` on `dataset`, or again on its own test images.
 
     Images that the run learned from are left out, with a warning that counts them. Of `dataset`, the test set is used

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
-from xrvlm.data.dataset import SUBSETS, Dataset, read_split, split_fix, split_record
-from xrvlm.errors import UserError, option, plain_text
-from xrvlm.files import digest, folder_of, user_path
+from xrvlm.data.dataset import SUBSETS, Dataset, Item, Split
+from xrvlm.errors import UserError, fits, option, plain_text
+from xrvlm.files import digest, folder_of, leads_out, read_json, user_path
 from xrvlm.inference.classifier import Classifier
 from xrvlm.text.class_names import check_no_permutation, is_list, name_classes
 from xrvlm.text.class_text import few, text_maker
@@ -157,6 +157,40 @@ def _loaded(load: Any, name: str, options: Frozen) -> Dataset:
 def source_of(folder: Path) -> ImageSource:
     """Where the images of the run in `folder` are read from; UserError where it does not say."""
     return SavedRun(folder).source
+
+
+def read_split(path: Path) -> Split:
+    """The split that `write_split` wrote; UserError if the file is damaged or was edited."""
+    record = split_record(path)
+    labels = {name: label for label, name in enumerate(record["classes"])}
+    split = Split(tuple(labels), *(tuple(Item(entry["path"], labels[entry["class"]]) for entry in record[subset])
+                                   for subset in SUBSETS))
+    if split.fingerprint != record.get("fingerprint"):
+        raise UserError(f"{path} was changed after it was written; {split_fix()}")
+    return split
+
+
+def split_record(path: Path) -> dict[str, Any]:
+    """The content of a split.json, of anyone; UserError where it is none. The hashes in it are not checked."""
+    record = read_json(path, split_fix())
+    try:
+        plain_text(record)
+        entries = [entry for subset in SUBSETS for entry in record[subset]]
+        texts = [*record["classes"], *(entry[key] for entry in entries for key in ("path", "class"))]
+        if not fits(record["classes"], list) or not fits(texts, list[str]):
+            raise ValueError("a class or a path that is no text")
+        if unknown := {entry["class"] for entry in entries} - {*record["classes"]}:
+            raise ValueError(f"a class that is not among the classes: {min(unknown)!r}")
+        if any(leads_out(entry["path"]) for entry in entries):
+            raise ValueError("an image outside of the folder of the images")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{path} is not a split: {error!r} in it; {split_fix()}") from error
+    return record
+
+
+def split_fix() -> str:
+    """The fix that the error of a damaged split.json ends in."""
+    return f"give the command of that run again with {option('force', True)}"
 
 
 def recorded_hashes(path: Path) -> dict[str, dict[str, str]]:

@@ -13,9 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from xrvlm.data.dataset import split_record
 from xrvlm.errors import UserError
 from xrvlm.experiments.record import RunRecord
+from xrvlm.experiments.saved import split_record
 from xrvlm.reporting.results import Row
 
 ZERO_SHOT = "CLIP zero-shot"
