@@ -171,6 +171,12 @@ def check_types(given: Mapping[str, Any], hints: Mapping[str, Any], group: str =
         raise UserError(f"{named} must be {wanted}, found {_short(value)}")
 
 
+def check_has(name: str, value: Any, what: str, *attributes: str) -> None:
+    """UserError where the argument `name`, which should be `what`, lacks one of the `attributes` that tell one."""
+    if isinstance(value, type) or not all(hasattr(value, attribute) for attribute in attributes):
+        raise UserError(f"{name} must be {what}, found {_short(value)}")
+
+
 def check_fields(record: Any, group: str = "", *, but: Sequence[str] = ()) -> None:
     """`check_types` of a dataclass's fields, for its `__post_init__`; those in `but` are not looked at."""
     check_types({name: value for name, value in vars(record).items() if name not in but},

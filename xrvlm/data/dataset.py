@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 from xrvlm.distributed import seed_of
-from xrvlm.errors import UserError, check_types, either, option, typed
+from xrvlm.errors import UserError, check_fields, check_has, check_types, either, option, typed
 from xrvlm.files import digest, user_path, write_json
 from xrvlm.text.class_names import check_apart, name_classes, names_of_sorted
 from xrvlm.text.class_text import few
@@ -84,6 +84,10 @@ class Dataset:
     split: Split
     world: int | None = None    # the number of a drawn world
     loader: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, but=("source",))
+        check_has("source", self.source, "an ImageSource, which has read and sha256", "read", "sha256")
 
 
 def registered(name: str, layout: Callable[..., Any] | None = None,

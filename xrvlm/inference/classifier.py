@@ -156,6 +156,7 @@ class Classifier:
         return path
 
     @classmethod
+    @typed
     def load(cls, path: Path | str, clip: FrozenCLIP | None = None, **tower_options: Any) -> "Classifier":
         """Read what `save` wrote.
 
@@ -166,8 +167,6 @@ class Classifier:
             UserError: the file is missing or damaged, the tower is another one than the model was adapted on, or the
                 method's class or options are not what they were.
         """
-        if clip is not None and not hasattr(clip, "fingerprint"):
-            raise UserError(f"clip must be a tower, such as load_openclip and load_tiny_clip return; found {clip!r}")
         for name in set(tower_options) - {"device", "precision"}:
             raise unknown("argument", name, ("path", "clip", "device", "precision"))
         path = _model_file(user_path(path))
