@@ -1,5 +1,6 @@
 """Files are written atomically, by a temporary name. Also JSON, hashes, the cache folder, and the shipped files."""
 
+import codecs
 import contextlib
 import errno
 import hashlib
@@ -61,7 +62,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, fix: str) -> Any:
     """The parsed file. Raises UserError, which ends in `fix`, if it is damaged."""
     try:
-        return parsed(file_bytes(path).decode("utf-8"))
+        return parsed(file_text(path))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}; {fix}") from error
 
@@ -91,6 +92,12 @@ def file_bytes(path: Path) -> bytes:
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise OSError(errno.EINVAL, "it is a pipe or a device, no file", str(path))
     return path.read_bytes()
+
+
+def file_text(path: Path) -> str:
+    """A text file in UTF-8, or in UTF-16 where its first bytes say so; line ends stay. UnicodeDecodeError of others."""
+    data = file_bytes(path)
+    return data.decode("utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
 
 
 def append_text(path: Path, text: str) -> None:

@@ -358,6 +358,11 @@ def test_a_pipe_is_refused_at_once(tmp_path):
             use("a/2.jpg")
 
 
+def test_the_whole_disk_is_no_folder_of_images():
+    with pytest.raises(UserError, match="is the whole disk; root must be the folder that holds the images"):
+        image_folder(Path(Path.cwd().anchor))
+
+
 def test_a_folder_without_a_name_is_told(tmp_path):
     birds(tmp_path, " /1.jpg", "b/1.jpg")
     with pytest.raises(UserError, match="one of the classes is empty"):

@@ -70,6 +70,8 @@ def existing_folder(root: str | Path) -> Path:
         raise UserError(f"there is no folder {folder}; check {option('data.root')}")
     if not folder.is_dir():
         raise UserError(f"{folder} is a file; {option('data.root')} must be the folder that holds the images")
+    if folder.resolve() == folder.resolve().parent:
+        raise UserError(f"{folder} is the whole disk; {option('data.root')} must be the folder that holds the images")
     return folder.resolve()
 
 

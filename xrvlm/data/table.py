@@ -6,13 +6,14 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from xrvlm.data.dataset import SUBSETS, Dataset, assemble, registered
 from xrvlm.data.folder import existing_folder, subset_of
 from xrvlm.errors import UserError, odd_sign, option
-from xrvlm.files import FileSource, files_below, parsed, user_path
+from xrvlm.files import FileSource, file_text, files_below, parsed, user_path
 from xrvlm.text.class_text import few
 
 Row = tuple[int, Mapping[str, Any]]    # the line in the file, counted from 1, and its cells
@@ -183,7 +184,7 @@ def _read(path: Path) -> tuple[Sequence[str], Iterable[Row]]:
 
 
 def _csv_rows(path: Path) -> tuple[Sequence[str], list[Row]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with StringIO(file_text(path), newline="") as file:
         header = file.readline()
         file.seek(0)
         reader = csv.DictReader(file, delimiter=max(",\t;", key=header.count), strict=True)
@@ -201,7 +202,7 @@ def _csv_rows(path: Path) -> tuple[Sequence[str], list[Row]]:
 
 def _json_rows(path: Path) -> tuple[Sequence[str], list[Row]]:
     rows: list[Row] = []
-    for line, text in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+    for line, text in enumerate(file_text(path).split("\n"), start=1):
         if not text.strip():
             continue
         try:

@@ -26,13 +26,14 @@ LATEST = "latest"
 class SavedRun:
     """The run in a folder, or of a model file. `run` may be "latest": the newest finished run in the folder `runs`.
 
-    UserError where there is none.
+    "other/latest" is the newest in the folder other. UserError where there is none.
     """
 
     def __init__(self, run: str | Path, runs: str | Path = "runs"):
-        self.model = newest_run(user_path(runs)) if str(run) == LATEST else user_path(run)
+        latest, place = is_latest(run), runs if str(run) == LATEST else Path(run).parent
+        self.model = newest_run(user_path(place)) if latest else user_path(run)
         self.folder = folder_of(self.model)
-        if str(run) == LATEST:
+        if latest:
             log.info("latest: %s", self.folder)
 
     def classifier(self, clip: FrozenCLIP | None = None, *, device: DeviceName = "auto",
@@ -124,6 +125,11 @@ class SavedRun:
         if data.get("_target_") in FORMER:
             return FORMER[data["_target_"]], {key: value for key, value in data.items() if not key.startswith("_")}
         raise UserError(f"{self.folder} does not say where its images were; name them with {option('data.root')}")
+
+
+def is_latest(run: str | Path) -> bool:
+    """Whether `run` means the newest run: "latest", or "other/latest" where there is no file of that name."""
+    return str(run) == LATEST or (Path(run).name == LATEST and not user_path(run).exists())
 
 
 def _is_configuration(saved: dict[str, Any]) -> bool:

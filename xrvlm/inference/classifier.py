@@ -181,9 +181,12 @@ class Classifier:
     def _restored(cls, path: Path, header: ModelHeader, tensors: dict[str, Tensor], clip: FrozenCLIP) -> "Classifier":
         before = header.backbone
         if clip.fingerprint != before.fingerprint:
-            raise UserError(f"{path} was adapted on {before.name} at {before.image_size} pixels, not on "
-                            f"{clip.name} at {clip.transform.image_size}: load that tower, with the same transform, "
-                            "or adapt again")
+            named = (before.name, before.image_size) == (clip.name, clip.transform.image_size)
+            what = "the weights, the transform or the tokens of this one are others than they were then (fingerprint " \
+                   f"{before.fingerprint[:8]}, now {clip.fingerprint[:8]})" if named else \
+                   f"not on {clip.name} at {clip.transform.image_size}"
+            raise UserError(f"{path} was adapted on {before.name} at {before.image_size} pixels, {what}: load that "
+                            "tower, with the same transform, or adapt again")
         method = build_method(header, clip, path)
         broken = [name for name, value in tensors.items()
                   if value.is_floating_point() and not (value.abs() < LARGEST).all()]

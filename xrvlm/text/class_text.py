@@ -9,8 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from xrvlm.errors import UserError, odd_sign, option, typed, unknown
-from xrvlm.files import packaged, read_json, user_path
+from xrvlm.errors import UserError, either, odd_sign, option, typed, unknown
+from xrvlm.files import file_text, packaged, read_json, user_path
 
 OF_OPEN_CLIP = {"openai": "SIMPLE_IMAGENET_TEMPLATES", "openai_imagenet": "OPENAI_IMAGENET_TEMPLATES"}
 TEMPLATES = "photo"                      # the list of templates unless another is asked for
@@ -218,7 +218,7 @@ def _is_sentence(value: object) -> bool:
 def lines(path: Path) -> list[str]:
     """The lines of a text file without blank lines and without `#` comments at the start."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = [line.strip() for line in file_text(path).splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}; save it as UTF-8 text") from error
     while lines and lines[0].startswith("#"):
@@ -243,6 +243,10 @@ def find_text(name_or_path: str, folder: str, suffix: str, kind: str) -> Path:
         return path
     shipped = {path.stem: path for path in (packaged("prompts") / folder).glob(f"*{suffix}")}
     if name_or_path not in shipped:
+        if "," in name_or_path:
+            listed = [word.strip() for word in name_or_path.split(",")]
+            raise UserError(f"no {kind} is called {name_or_path[:60]!r}; a list is written "
+                            f"{either(str(listed), f'[{chr(44).join(listed)}]')[:200]}")
         known = [*shipped, *(OF_OPEN_CLIP if folder == "templates" else ())]
         raise unknown(kind, name_or_path, known, "or pass a path")
     return shipped[name_or_path]
