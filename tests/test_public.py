@@ -3,6 +3,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from photos import photo_folder
 
 import xrvlm
@@ -41,6 +42,19 @@ def test_every_public_name_is_there_and_known_to_type_checkers():
     (lambda clip, data: xrvlm.load_tiny_clip(devise="cpu"), "unknown argument of load_tiny_clip 'devise'"),
     (lambda clip, data: xrvlm.load_tiny_clip(device="gpu"), "unknown device 'gpu'"),
     (lambda clip, data: xrvlm.class_text("jay"), "classes must be a list, found 'jay'"),
+    (lambda clip, data: xrvlm.load(None), "path must be a Path or a text, found None"),
+    (lambda clip, data: xrvlm.load("run", 5), "clip must be a FrozenCLIP or None, found 5"),
+    (lambda clip, data: xrvlm.hub_dataset(None), "path must be a name on the hub, a folder, or a Dataset"),
+    (lambda clip, data: xrvlm.hub_dataset({"train": 5}), "path['train'] must be a datasets.Dataset, found 5"),
+    (lambda clip, data: xrvlm.wrap_openclip(None, None, name="x"), "model must be a model of open_clip, found None"),
+    (lambda clip, data: xrvlm.wrap_openclip(torch.nn.Linear(2, 2), None, name="x"), "model must be a model"),
+    (lambda clip, data: xrvlm.wrap_hf(7, None, name="x"), "model must be a CLIPModel or SiglipModel of transformers"),
+    (lambda clip, data: xrvlm.wrap_hf(7, None, name=3), "name must be a text, found 3"),
+    (lambda clip, data: xrvlm.evaluate("run", class_names=5), "class_names must be a text or a list or a mapping"),
+    (lambda clip, data: xrvlm.Split(5, ()), "classes must be a list, found 5"),
+    (lambda clip, data: xrvlm.Split(("a", "b"), ("x.jpg",)), "train of a Split must be a list of Items"),
+    (lambda clip, data: xrvlm.Dataset("x", data.source, None), "split must be a Split, found None"),
+    (lambda clip, data: xrvlm.Dataset("x", "photos", data.split), "source must be an ImageSource, which has read"),
     (lambda clip, data: xrvlm.export("run", format="pt"), "unknown format 'pt'; available: onnx"),
 ])
 def test_a_wrong_argument_is_told_by_its_name(clip, tmp_path_factory, call, message):

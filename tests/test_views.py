@@ -108,6 +108,22 @@ def test_16_bit_pgm_is_scaled():
     assert [decoded.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (7, 7, 7)]
 
 
+def test_whole_numbers_of_8_bits_are_8_bits_but_where_the_file_holds_16(tmp_path):
+    few = np.arange(256, dtype=np.int32).reshape(16, 16)
+    for image in (Image.fromarray(few), decode(encoded(Image.fromarray(few), "TIFF"), "a.tif")):
+        assert (np.asarray(to_rgb(image))[..., 0] == few).all()
+    assert (np.asarray(to_rgb(Image.fromarray(few * 257)))[..., 0] == few).all()
+    (tmp_path / "dark.pgm").write_bytes(b"P5 2 1 65535\n" + np.array([255, 0], dtype=">u2").tobytes())
+    with Image.open(tmp_path / "dark.pgm") as dark:
+        assert (dark.mode, pixel(read_image(dark))) == ("I", (1, 1, 1))
+    assert pixel(read_image(tmp_path / "dark.pgm")) == (1, 1, 1)
+
+
+def test_an_infinite_pixel_is_white_and_leaves_the_others_as_they_are():
+    odd = np.array([[np.inf, 128.0, 255.0, -np.inf, np.nan]], dtype=np.float32)
+    assert np.asarray(to_rgb(Image.fromarray(odd)))[0, :, 0].tolist() == [255, 128, 255, 0, 0]
+
+
 def test_values_beyond_16_bits_and_floats_that_are_no_number():
     large = np.array([[0, 2 ** 30, 2 ** 31 - 1, -5]], dtype=np.int32)
     assert np.asarray(to_rgb(Image.fromarray(large)))[0, :, 0].tolist() == [0, 128, 255, 0]

@@ -14,6 +14,8 @@ from typing import Any, ParamSpec, TypeVar
 # set while the command line runs: an environment variable, so that processes which decode images inherit it
 SPEAKS_KEYS = "XRVLM_ERRORS_NAME_KEYS"
 _NO_VALUE: Any = object()
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")      # a terminal follows them, or no file can hold them
+MOST_ALIASES, LARGEST_WHOLE = 10_000, 2**64
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -92,6 +94,38 @@ def imported(path: str, what: str) -> Any:
                         "on PYTHONPATH, as in PYTHONPATH=. xrvlm ...") from error
 
 
+def odd_sign(text: str) -> str:
+    """In words, the first sign of `text` that no name may hold; "" where there is none."""
+    found = CONTROL.search(text)
+    if found is None:
+        return ""
+    return "a control character" if found[0] <= "\x9f" else "half a character, which is not UTF-8"
+
+
+def plain_text(value: Any) -> Any:
+    """`value`, of a file that may come from anyone. ValueError where a text in it holds an `odd_sign`.
+
+    ValueError, too, for a whole number beyond 64 bits, and where YAML's aliases repeat a value without end.
+    """
+    waiting, seen, again = [value], set[int](), 0
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, dict | list):
+            again += id(each) in seen
+            seen.add(id(each))
+            if again > MOST_ALIASES:
+                raise ValueError("it refers to itself or repeats itself without end")
+        if isinstance(each, dict):
+            waiting += [*each, *each.values()]
+        elif isinstance(each, list | tuple):
+            waiting += each
+        elif isinstance(each, str) and (odd := odd_sign(each)):
+            raise ValueError(f"a text with {odd}: {each[:60]!r}")
+        elif isinstance(each, int) and abs(each) > LARGEST_WHOLE:
+            raise ValueError("a whole number of more than 64 bits")
+    return value
+
+
 def seconds_of(name: str, value: Any, example: str, units: str, unit: str = "") -> float:
     """A time such as `90s` or `1.5h` in seconds.
 
@@ -133,7 +167,14 @@ def check_types(given: Mapping[str, Any], hints: Mapping[str, Any], group: str =
         named = option(f"{group}.{name}" if group else name)
         if typing.get_origin(hints[name]) is typing.Literal and isinstance(value, str):
             raise unknown(named, value, typing.get_args(hints[name]))
-        raise UserError(f"{named} must be {in_words(hints[name])}, found {_short(value)}")
+        wanted = in_words(hints[name], inside=isinstance(value, list | tuple))
+        raise UserError(f"{named} must be {wanted}, found {_short(value)}")
+
+
+def check_has(name: str, value: Any, what: str, *attributes: str) -> None:
+    """UserError where the argument `name`, which should be `what`, lacks one of the `attributes` that tell one."""
+    if isinstance(value, type) or not all(hasattr(value, attribute) for attribute in attributes):
+        raise UserError(f"{name} must be {what}, found {_short(value)}")
 
 
 def check_fields(record: Any, group: str = "", *, but: Sequence[str] = ()) -> None:
@@ -191,15 +232,17 @@ def fits(value: Any, hint: Any) -> bool:
     return not isinstance(checked, type) or getattr(checked, "_is_protocol", False) or isinstance(value, checked)
 
 
-def in_words(hint: Any) -> str:
-    """The type `hint` as a message says it: "a whole number or None"."""
+def in_words(hint: Any, inside: bool = False) -> str:
+    """The type `hint` as a message says it: "a whole number or None"; with `inside`, also what a list holds."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(in_words(argument) for argument in arguments))
+        return " or ".join(dict.fromkeys(in_words(argument, inside) for argument in arguments))
     if origin is typing.Literal:
         return " or ".join(str(argument) for argument in arguments)
     if hint is bool or hint is type(None):
         return either("True or False", "true or false") if hint is bool else either("None", "null")
+    if inside and origin in (list, Sequence) and str in arguments:
+        return "a list of texts"
     if origin is tuple and arguments[-1] is not ...:
         return f"a list of {len(arguments)}: {', '.join(in_words(argument) for argument in arguments)}"
     names = {int: "a whole number", float: "a number", str: "a text", tuple: "a list", list: "a list",

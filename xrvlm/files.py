@@ -1,5 +1,6 @@
 """Files are written atomically, by a temporary name. Also JSON, hashes, the cache folder, and the shipped files."""
 
+import codecs
 import contextlib
 import errno
 import hashlib
@@ -18,11 +19,10 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from xrvlm.errors import UserError, option
+from xrvlm.errors import UserError, odd_sign, option
 
 _SHA256: dict[tuple[object, ...], str] = {}
-MOST_ALIASES = 10_000
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+LONGEST_NUMBER = 300                     # digits: a float holds no more
 IGNORED_FOLDERS = frozenset({"__MACOSX", "@eaDir", "__pycache__"})
 
 
@@ -62,17 +62,28 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, fix: str) -> Any:
     """The parsed file. Raises UserError, which ends in `fix`, if it is damaged."""
     try:
-        return parsed(file_bytes(path).decode("utf-8"), object_pairs_hook=_without_repetition)
+        return parsed(file_text(path))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}; {fix}") from error
 
 
-def parsed(text: str | bytes, **how: Any) -> Any:
-    """The value of JSON from anyone; a ValueError, too, for levels without end."""
+def parsed(text: str | bytes) -> Any:
+    """The value of JSON from anyone. ValueError, too, for a key that occurs twice, half a character, endless levels."""
     try:
-        return json.loads(text, **how)
+        value = json.loads(text, parse_int=_whole, object_pairs_hook=_without_repetition)
+        if re.search(r"\\u[dD][89a-fA-F]", text if isinstance(text, str) else text.decode("ascii", "ignore")):
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("a text in it holds half a character (a surrogate such as \\ud800)") from error
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
+    return value
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > LONGEST_NUMBER:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
 
 
 def file_bytes(path: Path) -> bytes:
@@ -83,6 +94,12 @@ def file_bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def file_text(path: Path) -> str:
+    """A text file in UTF-8, or in UTF-16 where its first bytes say so; line ends stay. UnicodeDecodeError of others."""
+    data = file_bytes(path)
+    return data.decode("utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
+
+
 def append_text(path: Path, text: str) -> None:
     """Add `text` to a file. Raises UserError if the disk is full or the file cannot be written."""
     try:
@@ -90,28 +107,6 @@ def append_text(path: Path, text: str) -> None:
             file.write(text)
     except OSError as error:
         raise _write_error(path, error) from error
-
-
-def plain_text(value: Any) -> Any:
-    """`value`, of a file that may come from anyone. ValueError where a text in it holds a control character.
-
-    A terminal would follow such characters. ValueError, too, where YAML's aliases repeat a value without end.
-    """
-    waiting, seen, again = [value], set[int](), 0
-    while waiting:
-        each = waiting.pop()
-        if isinstance(each, dict | list):
-            again += id(each) in seen
-            seen.add(id(each))
-            if again > MOST_ALIASES:
-                raise ValueError("it refers to itself or repeats itself without end")
-        if isinstance(each, dict):
-            waiting += [*each, *each.values()]
-        elif isinstance(each, list | tuple):
-            waiting += each
-        elif isinstance(each, str) and CONTROL.search(each):
-            raise ValueError(f"a text with a control character: {each[:60]!r}")
-    return value
 
 
 def leads_out(path: str) -> bool:
@@ -185,10 +180,8 @@ def listing(folder: Path) -> tuple[list[Path], list[Path]]:
     except OSError as error:
         raise UserError(f"cannot list {folder}: {error.strerror}; check that you may read it") from error
     for path, _ in found:
-        if any("\ud800" <= letter <= "\udfff" for letter in path.name):
-            raise UserError(f"the name {path.name!r} in {folder} is not UTF-8; rename it")
-        if CONTROL.search(path.name):
-            raise UserError(f"the name {path.name!r} in {folder} holds a control character; rename it")
+        if odd := odd_sign(path.name):
+            raise UserError(f"the name {path.name!r} in {folder} holds {odd}; rename it")
     return [path for path, is_folder in found if is_folder], [path for path, is_folder in found if not is_folder]
 
 

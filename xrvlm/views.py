@@ -43,15 +43,9 @@ FORMATS = tuple(name for name in _WANTED_FORMATS if name in Image.OPEN)
 SUFFIXES = frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)
 
 _ORIENTATION_TAG = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_TURN = Image.Transpose
+_UPRIGHT = {2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE,
+            6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90}
 
 
 class ImageSource(Protocol):
@@ -75,7 +69,7 @@ def decode(data: bytes, name: str) -> Image.Image:
         raise UserError(f"cannot read the image {name}: the file is empty; {damaged_fix()}")
     with _naming(name), Image.open(BytesIO(data), formats=FORMATS) as image:
         image.load()
-        return to_rgb(_upright(image))
+        return to_rgb(_upright(image), image.format)
 
 
 @contextlib.contextmanager
@@ -106,7 +100,7 @@ def read_image(image: Image.Image | str | Path) -> Image.Image:
             image.load()                 # which turns a TIFF upright by itself
             if 0 in image.size:
                 raise ValueError(f"it has {image.width} x {image.height} pixels")
-            return to_rgb(_upright(image))
+            return to_rgb(_upright(image), image.format)
     try:
         return decode(file_bytes(user_path(image)), str(image))
     except OSError as error:
@@ -127,10 +121,13 @@ def unreadable_images(ids: Sequence[str], source: ImageSource, workers: int) -> 
     return {item_id for item_id, readable in zip(ids, good, strict=True) if not readable}
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode of Pillow as RGB: 16 bits and floats are scaled (not clipped), transparency becomes white."""
+def to_rgb(image: Image.Image, kind: str | None = None) -> Image.Image:
+    """Any mode of Pillow as RGB: 16 bits and floats are scaled (not clipped), transparency becomes white.
+
+    `kind` is the format of the file that it is from: Pillow reads 16 bits of PGM, and earlier of PNG, as mode I.
+    """
     if image.mode == "I" or image.mode == "F" or image.mode.startswith("I;16"):
-        image = _to_8_bits(image)
+        image = _to_8_bits(image, "I;16" if image.mode == "I" and kind in ("PPM", "PNG") else image.mode)
     if image.mode in ("La", "RGBa"):    # premultiplied alpha, which converts only to its plain form
         image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
     if image.has_transparency_data:
@@ -142,15 +139,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    values = np.nan_to_num(np.asarray(image).astype(np.float64)).clip(min=0)
-    top = _white(image.mode, values.max(initial=0.0))
+def _to_8_bits(image: Image.Image, mode: str) -> Image.Image:
+    values = np.asarray(image).astype(np.float64)
+    top = _white(mode, values[np.isfinite(values)].max(initial=0.0))
+    values = np.nan_to_num(values, nan=0, posinf=top).clip(min=0)
     return Image.fromarray(np.rint(values * (255 / top)).clip(max=255).astype(np.uint8))
 
 
 def _white(mode: str, largest: float) -> float:
     """The value of white: the maximum of a usual range rather than of the image, so that a dark photo stays dark."""
-    ranges = (1.0, 255.0, 65535.0) if mode == "F" else (65535.0,)    # Pillow reads 16-bit PGM as I in 0..65535
+    ranges = {"F": (1.0, 255.0, 65535.0), "I": (255.0, 65535.0)}.get(mode, (65535.0,))
     return next((top for top in ranges if largest <= top), largest)
 
 

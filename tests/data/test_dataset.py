@@ -19,12 +19,12 @@ from xrvlm.data.dataset import (
     Split,
     drop_damaged,
     label_budget,
-    read_split,
     sample_shots,
     with_test_set,
     write_split,
 )
 from xrvlm.errors import UserError
+from xrvlm.experiments.saved import read_split
 from xrvlm.files import read_json, sha256
 from xrvlm.views import ImageDataset
 
@@ -236,9 +236,20 @@ def test_images_that_stand_in_training_and_in_test_are_listed(tmp_path, caplog):
     assert {pair["sha256"]: (pair["train"], pair["test"]) for pair in record["duplicates"]} == {
         sha256(twin): (["a/000.jpg", "b/001.jpg"], ["test/a/001.jpg"]),
         sha256(other): (["val/b/000.jpg"], ["test/b/000.jpg"])}
-    [message] = warnings_of(caplog)
+    classes, message = warnings_of(caplog)
     assert message.startswith("2 test images are also training images")
     assert "a/000.jpg = test/a/001.jpg" in message
+    assert classes == ("1 images are in two classes (byte-identical): a/000.jpg (a) = b/001.jpg (b); leave each in one "
+                       "class")
+
+
+@pytest.mark.parametrize(("subset", "message"), [
+    ([Item("a.jpg", 2)], "train of a Split has the label 2, which is the index of none of its 2 classes"),
+    ([Item("a.jpg", -1)], "the label -1"), ([Item("a.jpg", 0.5)], "the label 0.5"), ([Item("a.jpg", "a")], "'a'"),
+    ([("a.jpg", 0)], "must be a list of Items"), (None, "must be a list of Items"), (5, "must be a list of Items")])
+def test_a_split_whose_labels_name_no_class_is_refused(subset, message):
+    with pytest.raises(UserError, match=message):
+        Split(("a", "b"), subset)
 
 
 @pytest.mark.parametrize("damage", [

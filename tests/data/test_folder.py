@@ -198,7 +198,44 @@ def test_links_are_followed_but_not_in_circles(tmp_path, caplog):
     (root / "b" / "above").symlink_to(root, target_is_directory=True)
     (root / "b" / "far above").symlink_to(tmp_path, target_is_directory=True)
     assert [name for name, _ in found(image_folder(root))] == ["a/1.jpg", "b/1.jpg", "b/3.jpg", "c/2.jpg"]
-    assert [line.split(":")[0] for line in warnings_of(caplog)] == [f"links lead to 2 images outside of {root}"]
+    assert [line.split(":")[0] for line in warnings_of(caplog)] == [
+        f"links lead to 2 images outside of {root}", "1 images are in two classes, through links"]
+
+
+def test_a_link_that_puts_images_in_two_classes_is_told(tmp_path, caplog):
+    birds(tmp_path, "a/1.jpg", "a/2.jpg", "b/1.jpg")
+    (tmp_path / "c").symlink_to(tmp_path / "a", target_is_directory=True)
+    (tmp_path / "b" / "2.jpg").symlink_to(tmp_path / "a" / "2.jpg")
+    (tmp_path / "a" / "again.jpg").symlink_to(tmp_path / "a" / "2.jpg")        # in one class: no matter
+    image_folder(tmp_path)
+    [message] = warnings_of(caplog)
+    assert message.startswith("4 images are in two classes, through links: ")
+    assert "c/1.jpg is a/1.jpg" in message
+    assert "b/2.jpg is " in message
+
+
+@pytest.mark.parametrize("folders", [("1", "1.0", "2"), ("01", "1"), ("7", "x", "007")])
+def test_one_number_in_two_ways_is_refused(tmp_path, folders):
+    birds(tmp_path, *(f"{folder}/1.jpg" for folder in folders))
+    with pytest.raises(UserError, match="are one number: write it in one way, or name both in class_names"):
+        image_folder(tmp_path)
+    names = {folder: f"bird {place}" for place, folder in enumerate(folders)}
+    assert set(image_folder(tmp_path, class_names=names).split.classes) == set(names.values())
+
+
+@pytest.mark.parametrize("lines", ["0 daisy\n1 rose\n", "1. daisy\n2. rose\n", "0,daisy\n1,rose\n",
+                                   "id,name\n0,daisy\n1,rose\n", "daisy\t5\nrose\t7\n"])
+def test_a_list_that_holds_more_than_names_is_refused(tmp_path, lines):
+    birds(tmp_path / "photos", "a/1.jpg", "b/1.jpg")
+    (tmp_path / "names.txt").write_text(lines)
+    with pytest.raises(UserError, match=r"names\.txt holds more than names, such as .*: write the names alone"):
+        image_folder(tmp_path / "photos", class_names=str(tmp_path / "names.txt"))
+
+
+def test_numbers_that_belong_to_the_names_are_read(tmp_path):
+    birds(tmp_path, "a/1.jpg", "b/1.jpg")
+    for names in (["1 Series", "2 Series"], ["707-320", "727-200"], ["Smith, J", "Doe, K"]):
+        assert image_folder(tmp_path, class_names=names).split.classes == tuple(names)
 
 
 def test_a_dangling_link_is_a_damaged_image(tmp_path, caplog):
@@ -319,6 +356,18 @@ def test_a_pipe_is_refused_at_once(tmp_path):
     for use in (source.read, source.sha256):
         with pytest.raises(UserError, match=r"cannot read the image a/2\.jpg .* no file; remove or replace it"):
             use("a/2.jpg")
+
+
+def test_the_whole_disk_is_no_folder_of_images():
+    with pytest.raises(UserError, match="is the whole disk; root must be the folder that holds the images"):
+        image_folder(Path(Path.cwd().anchor))
+
+
+def test_a_folder_without_a_name_is_told(tmp_path):
+    birds(tmp_path, " /1.jpg", "b/1.jpg")
+    with pytest.raises(UserError, match="one of the classes is empty"):
+        image_folder(tmp_path)
+    assert image_folder(tmp_path, class_names={" ": "a", "b": "b"}).split.classes == ("a", "b")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")

@@ -110,6 +110,21 @@ def test_control_characters_are_refused(tmp_path, row, message):
         table(root, file="t.jsonl")
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "utf-8"])
+@pytest.mark.parametrize(("suffix", "text"), [
+    (".csv", "path,class\r\n1.jpg,jay\r\n2.jpg,Bl\u00e4ss\r\n"),
+    (".jsonl", '{"path": "1.jpg", "class": "jay"}\n{"path": "2.jpg", "class": "Bl\u00e4ss"}\n')])
+def test_a_table_in_the_encodings_of_spreadsheets(tmp_path, encoding, suffix, text):
+    (birds(tmp_path, ["1.jpg", "2.jpg"]) / f"t{suffix}").write_bytes(text.encode(encoding))
+    assert found(table(tmp_path, file=f"t{suffix}")) == [("train", "1.jpg", "jay"), ("train", "2.jpg", "Bl\u00e4ss")]
+
+
+def test_a_key_that_occurs_twice_is_refused(tmp_path):
+    (tmp_path / "table.jsonl").write_text('{"path": "1.jpg", "class": "jay", "class": "wren"}\n')
+    with pytest.raises(UserError, match="line 1: the key 'class' occurs twice; write one JSON object a line"):
+        table(tmp_path, file="table.jsonl")
+
+
 def test_levels_without_end_are_refused(tmp_path):
     (birds(tmp_path) / "t.jsonl").write_text("[" * 100_000 + "\n")
     with pytest.raises(UserError, match="t.jsonl, line 1: it is nested too deep; write one JSON object a line"):

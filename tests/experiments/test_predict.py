@@ -7,6 +7,7 @@ from photos import CLASSES, photo_folder
 from PIL import Image
 
 import xrvlm
+from xrvlm.cli.main import main
 from xrvlm.errors import UserError
 from xrvlm.evaluation.metrics import from_cell
 from xrvlm.experiments import predict as module
@@ -158,3 +159,69 @@ def test_a_second_predict_of_one_table_is_refused_and_other_photos_are_labelled_
     assert len({row["class_1"] for row in rows_of(out)}) == 1
     with pytest.raises(UserError, match=r"others is a folder; name a file with out, such as .*labels\.csv"):
         predict(model, photos, out=others, device="cpu")
+
+
+def test_no_classes_are_not_the_classes_of_the_run(model, photos, capsys):
+    with pytest.raises(UserError, match="classes is empty: give at least one class name, or leave it out"):
+        predict(model, photos, classes=[])
+    assert main(["predict", f"run={model}", f"images={photos}", "classes=[]", "device=cpu"]) == 2
+    assert "classes is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["backbone=vit_b32_openai", "backbone.pretrained=laion400m_e32", "+backbone.x=1"])
+def test_a_tower_beside_a_run_is_refused(model, photos, key, capsys):
+    assert main(["predict", str(model), str(photos), key, "device=cpu"]) == 2
+    told = f"{key.partition('=')[0]}= is not read with a run, which names its own tower: leave it out"
+    assert told in capsys.readouterr().err
+
+
+def test_names_for_the_images_of_a_run_are_none_for_other_images(model, photos):
+    dataset = xrvlm.image_folder(photo_folder(photos.parent / "more", images=2))
+    with pytest.raises(UserError, match="class_names are other names for the run's own test images: name the classes"):
+        xrvlm.evaluate(model, dataset, class_names={"a red bird": "x"})
+    with pytest.raises(UserError, match="class_names must be a text or a list or a mapping or None, found 5"):
+        xrvlm.evaluate(model, class_names=5)
+
+
+def test_a_file_that_is_named_twice_is_labelled_once(photos):
+    folder = sorted(photos.iterdir())[0]
+    files = images_of([folder, photos / ".." / photos.name / folder.name, next(folder.glob("*.png"))])
+    assert len(set(files.values())) == len(files) == 4
+
+
+def test_no_lock_is_left_where_the_table_cannot_be_written(model, photos, tmp_path, monkeypatch):
+    def full(*_):
+        raise UserError("cannot write: No space left")
+
+    monkeypatch.setattr(module, "append_text", full)
+    with pytest.raises(UserError, match="No space left"):
+        predict(model, photos, out=tmp_path / "p.csv")
+    assert not list(tmp_path.glob(".*.lock"))
+
+
+def test_latest_of_another_folder(model, photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "other" / "run"
+    run.mkdir(parents=True)
+    (run / "model.safetensors").write_bytes(model.read_bytes())
+    (run / "record.json").write_text("{}")
+    photo = next(photos.rglob("*.png"))
+    assert len(predict("other/latest", photo)) == 1
+    assert main(["predict", "latest", str(photo), "runs=other", "workers=0"]) == 2
+    assert "run=OTHER/latest for the newest in OTHER" in capsys.readouterr().err
+
+
+def test_a_photo_whose_name_begins_with_a_dash(model, photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-dash.png").write_bytes(next(photos.rglob("*.png")).read_bytes())
+    for words in (["-dash.png"], ["--", "-dash.png"]):
+        assert main(["predict", str(model), *words, "workers=0", "device=cpu"]) == 0
+        assert capsys.readouterr().out.startswith("-dash.png: ")
+    assert main(["predict", str(model), "-gone.png"]) == 2
+    assert "a photo of that name is ./-gone.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("classes=daisy,crocus",), ("classes=[daisy,crocus]", "text.templates=a,b")])
+def test_a_list_without_brackets_is_told_how_it_is_written(photos, words, capsys):
+    assert main(["predict", "backbone=tiny", f"images={photos}", *words, "workers=0", "device=cpu"]) == 2
+    assert f"a list is written [{words[-1].partition('=')[2]}]" in capsys.readouterr().err

@@ -307,6 +307,14 @@ def test_zero_shot_under_adapt_uses_no_label(clip, photos, tmp_path):
     assert run.record.prompts == "names"
 
 
+def test_what_learns_nothing_asks_for_no_training_image(clip, photos, tmp_path, caplog):
+    found = image_folder(photos)
+    bare = replace(found, split=replace(found.split, train=(), test=found.split.train))
+    assert adapt(clip, bare, "zero_shot", options=options(tmp_path)).record.label_budget == 0
+    adapt(clip, found, "zero_shot", shots=16, options=options(tmp_path))
+    assert "training images" not in caplog.text
+
+
 def test_validation_images_are_labels_too(clip, photos, tmp_path):
     run = adapt(clip, image_folder(photos), LinearProbe, shots=2, val=True, options=options(tmp_path))
     assert run.record.label_budget == 3 * 4
@@ -411,7 +419,7 @@ def test_evaluate_maps_the_classes_by_name(clip, photos, tmp_path, straight):
 
 
 def test_a_model_of_another_tower_class_or_method_is_refused(clip, straight, tmp_path):
-    with pytest.raises(UserError, match="was adapted on .* not on .*: load that tower"):
+    with pytest.raises(UserError, match="was adapted on .* (not on|fingerprint) .*: load that tower"):
         Classifier.load(straight.folder, other_tower())
     data = (straight.folder / "model.safetensors").read_bytes()
     for change, message in ((data[:-40], "is damaged or not a model"), (b"", "is damaged or not a model"),

@@ -1,5 +1,6 @@
 """A run folder that comes from anyone: what its files say is data, checked before it is used."""
 
+import contextlib
 import json
 import shutil
 from dataclasses import asdict
@@ -14,14 +15,17 @@ from safetensors.torch import save_file
 
 import xrvlm
 from xrvlm.cli.main import main
-from xrvlm.data.dataset import Split, read_split
+from xrvlm.data.dataset import Split
 from xrvlm.errors import UserError
 from xrvlm.evaluation.metrics import as_cell, from_cell, write_predictions
 from xrvlm.experiments.record import RunOptions, RunRecord, append_record, read_record, read_records
-from xrvlm.experiments.saved import SavedRun
-from xrvlm.files import as_file_name, leads_out
-from xrvlm.inference.classifier import Classifier
+from xrvlm.experiments.saved import SavedRun, read_split, recorded_hashes
+from xrvlm.files import as_file_name, leads_out, parsed
+from xrvlm.inference.classifier import Classifier, ModelHeader
 from xrvlm.reporting.paired import read_outcomes
+from xrvlm.reporting.published import published
+from xrvlm.reporting.results import rows_of
+from xrvlm.reporting.tables import tables, terminal_table
 
 
 @pytest.fixture(scope="module")
@@ -243,3 +247,48 @@ def test_a_finished_run_is_shown_from_a_disk_that_cannot_be_written(run, monkeyp
     monkeypatch.undo()
     assert again().folder == run
     assert (run.parent / "results.jsonl").exists() and not (run / "last.safetensors").exists()
+
+
+STRANGE = ["\ud800", "a\udfffb", 10**399, -(10**30), None, [], {}, True, 0.5, 1e308]
+
+
+def replaced_everywhere(value, strange):
+    """`value` with `strange` in the place of each part of it, one part at a time."""
+    yield strange
+    inner = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
+    for key, part in list(inner):
+        for changed in replaced_everywhere(part, strange):
+            copy = dict(value) if isinstance(value, dict) else list(value)
+            copy[key] = changed
+            yield copy
+
+
+@pytest.mark.parametrize("strange", STRANGE, ids=lambda value: repr(value)[:12])
+def test_any_part_of_a_file_may_be_strange(run, tmp_path, strange):
+    """Each is read or refused in one line, which a terminal can show."""
+    split, record = (json.loads((run / name).read_text()) for name in ("split.json", "record.json"))
+    path, table = tmp_path / "any.json", tmp_path / "results.jsonl"
+    for whole in replaced_everywhere(split, strange):
+        path.write_text(json.dumps(whole))
+        for read in (read_split, recorded_hashes):
+            with contextlib.suppress(UserError):
+                read(path)
+    for whole in replaced_everywhere(record, strange):
+        table.write_text(json.dumps(whole))
+        with contextlib.suppress(UserError):
+            rows = rows_of(read_records(table))
+            published(rows, tmp_path)
+            terminal_table([row.first for row in rows])
+            tables([row.first for row in rows])
+    with safe_open(run / "model.safetensors", framework="pt") as file:
+        header = json.loads(file.metadata()["xrvlm"])
+    for whole in replaced_everywhere(header, strange):
+        with contextlib.suppress(UserError, KeyError, TypeError, AttributeError, ValueError):
+            ModelHeader.from_json(json.dumps(whole), path).to_json().encode()
+
+
+@pytest.mark.parametrize("text", ['{"a": "\\ud800"}', b'["\\uDFFF"]', f'[{"9" * 400}]', '{"a": ' * 10**5])
+def test_json_that_cannot_be_used_is_no_json(text):
+    with pytest.raises(ValueError, match="half a character|400 digits|nested too deep"):
+        parsed(text)
+    assert parsed('["\\ud83d\\ude00", "\\\\ud800"]') == ["\U0001f600", "\\ud800"]     # a pair, and a backslash

@@ -13,8 +13,7 @@ from typing import Any, TypeVar
 
 from fuzz.trap import SPRUNG
 from xrvlm.cli.main import _tell, main
-from xrvlm.errors import UserError
-from xrvlm.files import CONTROL
+from xrvlm.errors import CONTROL, UserError
 
 USED, REFUSED = "used", "refused"
 CALLS = ("os.system", "os.exec", "os.posix_spawn", "os.startfile", "subprocess.Popen", "socket.connect",

@@ -109,7 +109,8 @@ def row_on(root: Path, classes: int, images: int, **changes) -> Row:
     """A row of one run whose split.json has so many classes and test images."""
     run = record(f"{classes}-{images}", split=f"{classes}-{images}", **({"backbone": TOWER, "shots": 16} | changes))
     (root / run.run).mkdir(parents=True, exist_ok=True)
-    (root / run.run / "split.json").write_text(json.dumps({"classes": ["x"] * classes, "test": [{}] * images}))
+    split = {"classes": ["x"] * classes, "train": [], "val": [], "test": [{"path": "a.jpg", "class": "x"}] * images}
+    (root / run.run / "split.json").write_text(json.dumps(split))
     return Row((run,))
 
 
@@ -184,3 +185,11 @@ def test_latex_tables_have_a_cell_for_each_column():
     for name in ("table", "tabular"):
         assert text.count(rf"\begin{{{name}}}") == text.count(rf"\end{{{name}}}") == 1
     assert text.index(r"\toprule") < text.index(r"\midrule") < text.index(r"\bottomrule")
+
+
+@pytest.mark.parametrize("split", ["null", "[]", '{"classes": null}', '{"classes": ["\\ud800"], "test": [{}]}',
+                                   '{"classes": ["x"], "train": null, "val": [], "test": [null]}'])
+def test_no_published_figure_beside_a_split_that_cannot_be_read(tmp_path, split):
+    row = row_on(tmp_path, 47, 1692, data="dtd", label="CoOp")
+    (tmp_path / row.first.run / "split.json").write_text(split)
+    assert "the one here is unknown, for its split.json does not hold it." in published([row], tmp_path).mismatch

@@ -126,6 +126,16 @@ def test_descriptions(tmp_path, by_path):
     assert text.kind == "descriptions"
 
 
+@pytest.mark.parametrize(("names", "message"), [
+    (["", "a"], "one of the class names is empty"), ([" ", "a"], "is empty"), (["_", "a"], "is empty"),
+    (["a" * 5000, "b"], r"has 5,000 characters \('a{40}'\.\.\.\): write a name of at most 500"),
+    (["a\ud800", "b"], "holds half a character"), ([1, 2], r"classes must be a list of texts, found \[1, 2\]")])
+def test_names_that_are_no_names(names, message):
+    with pytest.raises(UserError, match=message) as raised:
+        class_text(names)
+    assert len(str(raised.value)) < 200
+
+
 def test_descriptions_meet_their_classes_whatever_the_underscores_and_the_file_system():
     spelt = {"a b": "1", "c_d": "2", unicodedata.normalize("NFD", "caf\u00e9"): "3"}
     assert class_text(["a_b", "c d", "caf\u00e9"], descriptions=spelt).prompts == (("1",), ("2",), ("3",))

@@ -16,7 +16,7 @@ from xrvlm.backbones.base import OFFLINE, DeviceName, FrozenCLIP, ImageTransform
 from xrvlm.backbones.library_text_encoder import LibraryTextEncoder
 from xrvlm.backbones.text_encoder import TextPath, Tokens, check_text_path
 from xrvlm.backbones.tower import Components, ImageEncoder, Reading, Tower, adjusted, at_each_position, captured
-from xrvlm.errors import UserError, option, typed
+from xrvlm.errors import UserError, check_has, option, typed
 
 log = logging.getLogger(__name__)
 KINDS = ("clip", "siglip")               # fixed-size SigLIP 2 checkpoints are of kind siglip too
@@ -66,6 +66,7 @@ def load_hf(model: str | Path, *, image_size: int | None = None, resize_to: int 
                    loader={"name": "hf", "options": options})
 
 
+@typed
 def wrap_hf(model: Any, tokenizer: Any, *, name: str, transform: ImageTransform | None = None,
             image_size: int | None = None, resize_to: int | None = None, interpolation: Interpolation | None = None,
             text: TextPath = "fast", text_memory_gb: float | None = None,
@@ -75,6 +76,8 @@ def wrap_hf(model: Any, tokenizer: Any, *, name: str, transform: ImageTransform 
 
     `transform=None`: the usual one of its kind. `name`, `loader`: as in `wrap_openclip`. The rest: as in `load_hf`.
     """
+    check_has("model", model, "a CLIPModel or SiglipModel of transformers", "config", "text_model", "vision_model")
+    check_has("tokenizer", tokenizer, "a tokenizer of transformers", "get_vocab", "encode")
     _check_kind(name, model.config.model_type)
     transform = _resized(name, model.config.vision_config.patch_size, transform or _usual_transform(model), image_size)
     transform, adjustment = adjusted(transform, resize_to, interpolation)

@@ -31,11 +31,12 @@ from xrvlm.backbones.tower import (
     at_each_position,
     captured,
 )
-from xrvlm.errors import UserError
+from xrvlm.errors import UserError, check_has, typed
 
 log = logging.getLogger(__name__)
 
 
+@typed
 def wrap_openclip(model: Any, tokenizer: Any, *, name: str, transform: ImageTransform | None = None,
                   resize_to: int | None = None, interpolation: Interpolation | None = None,
                   text: TextPath = "fast", text_memory_gb: float | None = None,
@@ -58,6 +59,7 @@ def wrap_openclip(model: Any, tokenizer: Any, *, name: str, transform: ImageTran
     Raises:
         UserError: the tokenizer or the image transform is not supported, or the device is not available.
     """
+    check_has("model", model, "a model of open_clip", "visual", "encode_image", "encode_text", "logit_scale")
     chosen, adjustment = adjusted(transform or _transform(model), resize_to, interpolation)
     components = Components(
         image=image_encoder(model), text=_text_encoder(model, text, text_memory_gb), tokens=_tokens(tokenizer),

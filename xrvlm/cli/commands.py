@@ -49,6 +49,11 @@ def predict(config: DictConfig) -> None:
     from xrvlm.experiments.predict import predict as call
 
     zero_shot = config.run is None and config.classes is not None
+    unread = [each for each in HydraConfig.get().overrides.task if each.lstrip("+").startswith("backbone")]
+    if config.run is not None and unread:
+        key = unread[0].partition("=")[0]
+        raise UserError(f"{key}= is not read with a run, which names its own tower: leave it out, or leave the run "
+                        "out for zero-shot (backbone=... classes=names.txt images=DIR)")
     call(config.run, _plain(config.images), classes=_plain(config.classes), topk=config.topk, out=config.out,
          echo=print, text=_text(config), workers=config.workers, clip=_tower(config) if zero_shot else None,
          **_device(config))

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import yaml
 
-from xrvlm.cli.main import GROUPS, NAMES, SCALARS, config_name
+from xrvlm.cli.main import GROUPS, NAMES, POSITIONAL, SCALARS, config_name
 from xrvlm.errors import UserError, unknown
 from xrvlm.files import packaged, shipped, shipped_options
 
@@ -73,6 +73,13 @@ def complete(words: Sequence[str]) -> list[str]:
 def of_hydra(error: Exception, command: str, given: Sequence[str]) -> Exception:
     """The error itself, or for a key or a configuration that Hydra does not know, one that names the nearest."""
     key = re.search(r"Could not override '([^']+)'", str(error))
+    if key and key[1] == "runs" and POSITIONAL.get(command, ("",))[0] == "run":
+        return UserError(f"`xrvlm {command}` has no runs=: name the run, or run=OTHER/latest for the newest in OTHER")
+    if unread := re.search(r"Error parsing override '(([^'=]+)=(.*?))'", str(error), re.DOTALL):
+        if unread[2].lstrip("+") not in (known := _keys(command, given)):
+            return unknown("option", unread[2], known)
+        return UserError(f"cannot read {unread[1]}: a value with signs such as , : [ ] {{ }} stands in two kinds of "
+                         f"quotes, '{unread[2]}=\"...\"'; a list in brackets, {unread[2]}=[a,b]")
     choice = re.search(r"Could not find '(\w+)/([^']+)'", str(error))
     if key:
         return unknown("option", key[1], _keys(command, given))
@@ -81,6 +88,18 @@ def of_hydra(error: Exception, command: str, given: Sequence[str]) -> Exception:
     if choice and choice[1] in GROUPS:
         return unknown(choice[1], choice[2], shipped(choice[1]))
     return error
+
+
+def dashed(command: str, argument: str, value: str) -> UserError:
+    """What to write instead of `--shots 4`, the form of other programs; UserError, too, where there is no such key."""
+    name, equals, given = argument.lstrip("-").partition("=")
+    key, known = name.replace("-", "_"), _keys(command, ())
+    if key not in known:
+        hint = f"a photo of that name is ./{argument}, an option has no dashes: KEY=VALUE"
+        return unknown("option", argument, known, hint)
+    if not equals:
+        given = value if value and "=" not in value and value[0] != "-" and SCALARS.get(key) is not bool else "true"
+    return UserError(f"an option has no dashes here: instead of {argument} write {key}={given}")
 
 
 def _keys(command: str, before: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
-from xrvlm.errors import SPEAKS_KEYS, UserError, check_choice, unknown
+from xrvlm.errors import CONTROL, SPEAKS_KEYS, UserError, check_choice, unknown
 
 HELP = """\
 xrvlm adapts a frozen CLIP to fine-grained recognition.
@@ -35,7 +35,7 @@ xrvlm adapts a frozen CLIP to fine-grained recognition.
   xrvlm demo [small=true]                           the main job on the embedded default, offline
 
 A DIR holds a folder of photos for each class (other data sets: data=..., data.root=DIR). A RUN is the folder of a
-finished run, or `latest`: the newest in runs/.
+finished run, or `latest`: the newest in runs/ (`OTHER/latest`: in OTHER).
 """
 MORE = """
 Behind each command: overrides (`key=value`), `--cfg job` shows the configuration, `-m` sweeps over comma-separated
@@ -53,7 +53,8 @@ POSITIONAL = {"adapt": ["data.root"], "zeroshot": ["data.root"], "compare": ["da
               "eval": ["run"], "export": ["run"], "predict": ["run", "images"], "explain": ["run", "images"],
               "report": ["runs"]}
 SHOWN = {"data.root": "DIR", "run": "RUN", "images": "PHOTO_OR_DIR ...", "runs": "RUNS"}       # of these, in messages
-FLAGS = ("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m")
+SWEEP = {"-m", "--multirun"}
+FLAGS = ("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", *SWEEP)
 WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c", "--package", "-p",
               "--info", "-i", "--experimental-rerun")
 GROUPS = ("backbone", "data", "features", "method", "recipe", "experiment")
@@ -66,7 +67,6 @@ SCALARS: dict[str, Any] = {              # the types of values at the top level
     "selection": Literal["last", "val"], "protocol": Literal["few_shot", "base_to_new"],
     "among": Literal["run", "data"], "format": Literal["onnx"],
 }
-SWEEP = {"-m", "--multirun"}
 NAMES = ("adapt", "zeroshot", "eval", "predict", "explain", "export", "compare", "report", "demo", "data check",
          "cache list", "cache prune")
 
@@ -117,11 +117,14 @@ def _with_keys(command: str, arguments: Sequence[str]) -> list[str]:
     """The arguments with those that have no key given theirs: `adapt DIR` is `adapt data.root=DIR`."""
     keys, found, several, values = list(POSITIONAL.get(command, ())), [], [], iter(arguments)
     for argument in values:
+        if argument == "--":
+            continue
         if argument in WITH_VALUE:
             found += [argument, next(values, "")]
-        elif argument.startswith("-"):
+        elif argument.startswith("-") and not os.path.exists(argument):      # noqa: PTH110
             if argument not in FLAGS and argument.partition("=")[0] not in WITH_VALUE:
-                raise _dashed(argument, next(values, ""))
+                from xrvlm.cli.complete import dashed
+                raise dashed(command, argument, next(values, ""))
             found.append(argument)
         elif "=" in argument and not os.path.exists(argument):    # noqa: PTH110
             found.append(argument)
@@ -142,14 +145,6 @@ def _with_keys(command: str, arguments: Sequence[str]) -> list[str]:
 
 def _usage(command: str) -> str:
     return " ".join(SHOWN[key] for key in POSITIONAL.get(command, ())) or "no argument"
-
-
-def _dashed(argument: str, value: str) -> UserError:
-    """`--shots 4` in the form of other programs."""
-    name, equals, given = argument.lstrip("-").partition("=")
-    if not equals:
-        given = value if value and "=" not in value and value[0] != "-" and SCALARS.get(name) is not bool else "true"
-    return UserError(f"an option has no dashes here: instead of {argument} write {name.replace('-', '_')}={given}")
 
 
 def _list(key: str, values: Sequence[str]) -> str:
@@ -296,5 +291,4 @@ def _tell(error: Exception, command: str = "") -> None:
         key = getattr(error, "full_key", "")
         short = f", as in `xrvlm {command} {_usage(command)}`" if key in POSITIONAL.get(command, ()) else ""
         message = f"{key} is not given; add {key}=VALUE{short}"
-    from xrvlm.files import CONTROL
     print(f"error: {CONTROL.sub(lambda found: ascii(found[0])[1:-1], ' '.join(message.split()))}", file=sys.stderr)

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 from xrvlm.distributed import seed_of
-from xrvlm.errors import UserError, either, option, typed
-from xrvlm.files import digest, leads_out, plain_text, read_json, user_path, write_json
-from xrvlm.text.class_names import name_classes, names_of_sorted
+from xrvlm.errors import UserError, check_fields, check_has, check_types, either, option, typed
+from xrvlm.files import digest, user_path, write_json
+from xrvlm.text.class_names import check_apart, name_classes, names_of_sorted
 from xrvlm.text.class_text import few
 from xrvlm.views import ImageSource, unreadable_images
 
@@ -46,6 +46,17 @@ class Split:
     val: tuple[Item, ...] = ()
     test: tuple[Item, ...] = ()
 
+    def __post_init__(self) -> None:
+        check_types({"classes": self.classes}, {"classes": Sequence[str]})
+        for subset in SUBSETS:
+            try:
+                strange = {item.label for item in getattr(self, subset)} - {*range(len(self.classes))}
+            except (TypeError, AttributeError) as error:
+                raise UserError(f"{subset} of a Split must be a list of Items: {error}") from error
+            if strange:
+                raise UserError(f"{subset} of a Split has the label {min(strange, key=str)!r}, which is the index of "
+                                f"none of its {len(self.classes)} classes: labels are 0 ... {len(self.classes) - 1}")
+
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the class names and of the images and labels of each subset."""
@@ -65,8 +76,7 @@ class Split:
 class Dataset:
     """A data set before sampling: every training image is in `train`; val and test are empty where none is given.
 
-    `loader` is {"name": registry name of the loader, "options": its options}, which `load_dataset` takes to load the
-    data set again; None for one that was made in memory.
+    `loader` is {"name": registry name, "options": of the loader}, which `load_dataset` takes to load it again, or None.
     """
 
     name: str
@@ -74,6 +84,10 @@ class Dataset:
     split: Split
     world: int | None = None    # the number of a drawn world
     loader: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, but=("source",))
+        check_has("source", self.source, "an ImageSource, which has read and sha256", "read", "sha256")
 
 
 def registered(name: str, layout: Callable[..., Any] | None = None,
@@ -107,7 +121,7 @@ def with_test_set(split: Split) -> Split:
     test: set[Item] = set()
     for order in _drawn(split.train, len(split.classes), "test"):
         test.update(order[:(len(order) + 2) // 4])    # a quarter, rounded half up: one of two images, none of one
-    return replace(split, train=_without(split.train, test), test=_only(split.train, test))
+    return replace(split, train=_only(split.train, test, there=False), test=_only(split.train, test))
 
 
 def sample_shots(split: Split, shots: int | None, seed: int, val: bool = False) -> Split:
@@ -150,12 +164,14 @@ def write_split(path: Path, split: Split, source: ImageSource, *, seed: int, sho
                 hashes: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Write split.json, the images of each subset with their hashes, and return its content.
 
-    `duplicates` lists images of the test set that are byte-identical to a training or validation image.
+    `duplicates` lists images of the test set that are byte-identical to a training or validation image. Warns of them,
+    and of bytes that are images of two classes.
     """
     hashes = hashes or hash_images(split, source)
     subsets = {subset: [{"path": item.id, "class": split.classes[item.label], "sha256": hashes[item.id]}
                     for item in getattr(split, subset)] for subset in SUBSETS}
     duplicates = _duplicates([*subsets["train"], *subsets["val"]], subsets["test"])
+    _warn_of_two_classes([entry for entries in subsets.values() for entry in entries])
     if duplicates:
         log.warning("%d test images are also training images (byte-identical): %s; the test score counts them",
                     sum(len(pair["test"]) for pair in duplicates),
@@ -166,31 +182,6 @@ def write_split(path: Path, split: Split, source: ImageSource, *, seed: int, sho
     return record
 
 
-def read_split(path: Path) -> Split:
-    """The split that `write_split` wrote; UserError if the file is damaged or was edited."""
-    fix = split_fix()
-    record = read_json(path, fix)
-    try:
-        plain_text(record)
-        labels = {name: label for label, name in enumerate(record["classes"])}
-        subsets = {subset: tuple(Item(entry["path"], labels[entry["class"]]) for entry in record[subset])
-                   for subset in SUBSETS}
-        split = Split(tuple(labels), **subsets)
-        intact = split.fingerprint == record["fingerprint"]
-        if any(leads_out(item.id) for items in subsets.values() for item in items):
-            raise ValueError("an image outside of the folder of the images")
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{path} is not a split: {error!r} in it; {fix}") from error
-    if not intact:
-        raise UserError(f"{path} was changed after it was written; {fix}")
-    return split
-
-
-def split_fix() -> str:
-    """The fix that the error of a damaged split.json ends in."""
-    return f"give the command of that run again with {option('force', True)}"
-
-
 def drop_damaged(dataset: Dataset, workers: int) -> Dataset:
     """The data set without the images that cannot be decoded; a warning names them. Decodes every image once."""
     items = [item for subset in SUBSETS for item in getattr(dataset.split, subset)]
@@ -199,7 +190,7 @@ def drop_damaged(dataset: Dataset, workers: int) -> Dataset:
         return dataset
     log.warning("skipped %d of %d images, which cannot be read: %s", len(damaged), len(items),
                 few(sorted(item.id for item in damaged), 20))
-    kept = {subset: _without(getattr(dataset.split, subset), damaged) for subset in SUBSETS}
+    kept = {subset: _only(getattr(dataset.split, subset), damaged, there=False) for subset in SUBSETS}
     return replace(dataset, split=replace(dataset.split, **kept))
 
 
@@ -221,9 +212,8 @@ def assemble(name: str, source: ImageSource, found: Mapping[str, Sequence[tuple[
     if missing := [key for key in known if key not in trained and not test_only]:
         raise UserError(f"{name} has no training image of {len(missing)} classes: {few(missing)}; "
                         "add some to its training set or remove the class")
-    names = tuple(known)
-    if class_names is not None:
-        names = (names_of_sorted if classes is None else name_classes)(known, class_names)
+    check_apart(known, class_names)
+    names = (names_of_sorted if classes is None else name_classes)(known, class_names)
     labels = {key: label for label, key in enumerate(known)}
     subsets = {subset: tuple(Item(item_id, labels[key]) for item_id, key in sorted(found.get(subset, ())))
                for subset in SUBSETS}
@@ -262,12 +252,8 @@ def _held_out(size: int, shots: int | None) -> int:
     return max(0, min(shots, MOST_VALIDATION_SHOTS, size - shots))
 
 
-def _only(items: Iterable[Item], chosen: set[Item]) -> tuple[Item, ...]:
-    return tuple(item for item in items if item in chosen)
-
-
-def _without(items: Iterable[Item], dropped: set[Item]) -> tuple[Item, ...]:
-    return tuple(item for item in items if item not in dropped)
+def _only(items: Iterable[Item], chosen: set[Item], there: bool = True) -> tuple[Item, ...]:
+    return tuple(item for item in items if (item in chosen) == there)
 
 
 def _check_enough(classes: Sequence[str], orders: Sequence[Sequence[Item]], shots: int | None) -> None:
@@ -284,6 +270,14 @@ def _warn_of_no_validation(classes: Sequence[str], held_out: set[Item]) -> None:
     if bare := [name for label, name in enumerate(classes) if label not in there]:
         log.warning("no image is left over for the validation of %d of %d classes: %s",
                     len(bare), len(classes), few(bare))
+
+
+def _warn_of_two_classes(entries: Iterable[Mapping[str, str]]) -> None:
+    first: dict[str, Mapping[str, str]] = {}
+    if twice := [(first[entry["sha256"]], entry) for entry in entries
+                 if first.setdefault(entry["sha256"], entry)["class"] != entry["class"]]:
+        log.warning("%d images are in two classes (byte-identical): %s; leave each in one class", len(twice),
+                    few(f"{one['path']} ({one['class']}) = {two['path']} ({two['class']})" for one, two in twice))
 
 
 def _duplicates(training: Iterable[Mapping[str, str]], test: Iterable[Mapping[str, str]]) -> list[dict[str, Any]]:

@@ -70,6 +70,8 @@ def existing_folder(root: str | Path) -> Path:
         raise UserError(f"there is no folder {folder}; check {option('data.root')}")
     if not folder.is_dir():
         raise UserError(f"{folder} is a file; {option('data.root')} must be the folder that holds the images")
+    if folder.resolve() == folder.resolve().parent:
+        raise UserError(f"{folder} is the whole disk; {option('data.root')} must be the folder that holds the images")
     return folder.resolve()
 
 
@@ -131,8 +133,7 @@ def _labelled(root: Path, folder: Path, must_fill: bool) -> Iterator[tuple[str, 
         # NFC: macOS may write an accent as a character of its own, and train/ and test/ come from two machines
         name = unicodedata.normalize("NFC", class_folder.name)
         yield from ((path.relative_to(root).as_posix(), name) for path in images)
-    if outside := _outside(root, [path for files in below.values() for path in files if _is_image(path)]):
-        log.warning("links lead to %d images outside of %s: %s", len(outside), root, few(map(str, outside)))
+    _warn_of_links(root, {path: folder.name for folder, files in below.items() for path in files if _is_image(path)})
     if empty and must_fill:
         raise _empty_error(folder, empty, len(class_folders))
     if unreadable:
@@ -170,11 +171,18 @@ def _check_nesting(below: Mapping[Path, Sequence[Path]]) -> None:
                         f"({option('data')}=table)")
 
 
-def _outside(root: Path, images: Sequence[Path]) -> list[Path]:
-    folders = {folder: folder.resolve() for folder in {path.parent for path in images}}
-    real = root.resolve()
-    return [path for path in images      # realpath: a link to itself is no error
-            if not (Path(os.path.realpath(path)) if path.is_symlink() else folders[path.parent]).is_relative_to(real)]
+def _warn_of_links(root: Path, images: Mapping[Path, str]) -> None:
+    """Say which of `images`, {path: class}, links take from outside of `root`, and which they put in two classes."""
+    real = {folder: folder.resolve() for folder in {path.parent for path in images}}
+    linked = {path: Path(os.path.realpath(path)) if path.is_symlink() else real[path.parent] / path.name
+              for path in images if path.is_symlink() or real[path.parent] != path.parent}  # realpath: also of a loop
+    if outside := [path for path, target in linked.items() if not target.is_relative_to(root.resolve())]:
+        log.warning("links lead to %d images outside of %s: %s", len(outside), root, few(map(str, outside)))
+    first = {target: path for path, target in reversed(linked.items())} | {
+        path: path for path in images if path not in linked}
+    if twice := [(path, first[target]) for path, target in linked.items() if images[first[target]] != images[path]]:
+        log.warning("%d images are in two classes, through links: %s; remove the links, or make them one class",
+                    len(twice), few(f"{one.relative_to(root)} is {other.relative_to(root)}" for one, other in twice))
 
 
 def _is_image(path: Path) -> bool:

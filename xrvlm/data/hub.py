@@ -14,7 +14,7 @@ from PIL import Image
 from xrvlm.data.dataset import SUBSETS, Dataset, assemble, registered
 from xrvlm.data.folder import subset_of
 from xrvlm.data.table import label_of
-from xrvlm.errors import UserError, option
+from xrvlm.errors import UserError, check_has, option
 from xrvlm.files import damaged_fix, file_bytes, sha256, user_path
 from xrvlm.text.class_text import few
 
@@ -59,9 +59,14 @@ def hub_dataset(path: Any, *, config: str | None = None, image_column: str | Non
     Raises:
         UserError: the data set cannot be loaded or a column cannot be found; the message names the fix.
     """
+    if not isinstance(path, str | Path | Mapping):
+        kinds = "a name on the hub, a folder, or a Dataset or DatasetDict of the library datasets"
+        check_has(option("data.path"), path, kinds, "features", "select_columns", "with_format")
     _library()
     loaded = _load(str(path), config) if isinstance(path, str | Path) else path
     splits = dict(loaded) if isinstance(loaded, Mapping) else {"train": loaded}
+    for split, rows in splits.items():
+        check_has(f"{option('data.path')}[{split!r}]", rows, "a datasets.Dataset", "features", "select_columns")
     title = name or (Path(path).name if isinstance(path, str | Path) else "hub")
     subsets = _subsets(list(splits), title)
     features = splits[min(subsets, key=lambda split: SUBSETS.index(subsets[split]))].features

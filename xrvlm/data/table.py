@@ -6,13 +6,14 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from xrvlm.data.dataset import SUBSETS, Dataset, assemble, registered
 from xrvlm.data.folder import existing_folder, subset_of
-from xrvlm.errors import UserError, option
-from xrvlm.files import CONTROL, FileSource, files_below, parsed, user_path
+from xrvlm.errors import UserError, odd_sign, option
+from xrvlm.files import FileSource, file_text, files_below, parsed, user_path
 from xrvlm.text.class_text import few
 
 Row = tuple[int, Mapping[str, Any]]    # the line in the file, counted from 1, and its cells
@@ -79,8 +80,8 @@ def label_of(value: Any, where: str) -> str | None:
     if isinstance(value, bytes | list | tuple | Mapping):
         raise UserError(f"{where}: {value!r} is no class; write one name a row as text (an image has one class here)")
     label = unicodedata.normalize("NFC", str(value).strip())
-    if CONTROL.search(label):
-        raise UserError(f"{where}: the class {label!r} holds a control character; write it without")
+    if odd := odd_sign(label):
+        raise UserError(f"{where}: the class {label!r} holds {odd}; write it without")
     return None if label.casefold() in MISSING else label
 
 
@@ -183,7 +184,7 @@ def _read(path: Path) -> tuple[Sequence[str], Iterable[Row]]:
 
 
 def _csv_rows(path: Path) -> tuple[Sequence[str], list[Row]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with StringIO(file_text(path), newline="") as file:
         header = file.readline()
         file.seek(0)
         reader = csv.DictReader(file, delimiter=max(",\t;", key=header.count), strict=True)
@@ -201,7 +202,7 @@ def _csv_rows(path: Path) -> tuple[Sequence[str], list[Row]]:
 
 def _json_rows(path: Path) -> tuple[Sequence[str], list[Row]]:
     rows: list[Row] = []
-    for line, text in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+    for line, text in enumerate(file_text(path).split("\n"), start=1):
         if not text.strip():
             continue
         try:
@@ -248,8 +249,8 @@ def _subset(word: str, where: str) -> str:
 
 def _relative(root: Path, name: str, where: str) -> str:
     """`name` relative to `root` and without `..`, so that an image has only one id."""
-    if CONTROL.search(name):
-        raise UserError(f"{where}: the path {name!r} holds a control character; write it without")
+    if odd := odd_sign(name):
+        raise UserError(f"{where}: the path {name!r} holds {odd}; write it without")
     path = Path(os.path.normpath(root / name))
     for base, candidate in ((root, path), (root, Path(os.path.realpath(path)))):    # a path may contain a link
         if candidate.is_relative_to(base) and candidate != base:

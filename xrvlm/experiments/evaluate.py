@@ -32,10 +32,11 @@ class Evaluation:
 
 
 @typed
-def evaluate(run: str | Path, dataset: Dataset | None = None, *, among: Among = "run", class_names: Any = None,
+def evaluate(run: str | Path, dataset: Dataset | None = None, *, among: Among = "run",
+             class_names: str | Sequence[str] | Mapping[str, str] | None = None,
              text: Mapping[str, Any] | None = None, features: FeatureSettings | None = None, workers: int = 0,
-             clip: FrozenCLIP | None = None, device: DeviceName = "auto",
-             precision: PrecisionName = "auto") -> Evaluation:
+             clip: FrozenCLIP | None = None, device: DeviceName = "auto", precision: PrecisionName = "auto",
+             ) -> Evaluation:
     """Score the run in the folder `run` on `dataset`, or again on its own test images.
 
     Images that the run learned from are left out, with a warning that counts them. Of `dataset`, the test set is used
@@ -54,10 +55,7 @@ def evaluate(run: str | Path, dataset: Dataset | None = None, *, among: Among = 
     """
     saved, own = SavedRun(run), dataset is None
     classifier = saved.classifier(clip, device=device, precision=precision)
-    dataset = dataset or saved.dataset(class_names)
-    if own and class_names is None and dataset.split.classes != classifier.names:
-        raise UserError(f"the model and the split.json in {saved.folder} name other classes: one of them was changed; "
-                        f"adapt again with {option('force', True)}")
+    dataset = _with_names(saved, class_names, classifier) if dataset is None else _without_names(dataset, class_names)
     items = dataset.split.test or (() if own else (*dataset.split.train, *dataset.split.val))
     hashes = {item.id: dataset.source.sha256(item.id) for item in items}
     tested = digest([hashes[item.id] for item in items])
@@ -71,6 +69,22 @@ def evaluate(run: str | Path, dataset: Dataset | None = None, *, among: Among = 
     if not own:
         transfer_record(saved.folder, folder, dataset, classifier.header.classes, metrics, among, scored, tested)
     return Evaluation(folder, dataset.name, metrics, scored, note)
+
+
+def _with_names(saved: SavedRun, class_names: Any, classifier: Classifier) -> Dataset:
+    """The run's own images; UserError where the run's files disagree on their classes."""
+    dataset = saved.dataset(class_names)
+    if class_names is None and dataset.split.classes != classifier.names:
+        raise UserError(f"the model and the split.json in {saved.folder} name other classes: one of them was changed; "
+                        f"adapt again with {option('force', True)}")
+    return dataset
+
+
+def _without_names(dataset: Dataset, class_names: Any) -> Dataset:
+    if class_names is not None:
+        raise UserError("class_names are other names for the run's own test images: name the classes of `dataset` "
+                        "where it is loaded, as in image_folder(root, class_names=...)")
+    return dataset
 
 
 def _turned(saved: SavedRun, classifier: Classifier, dataset: Dataset, among: Among,

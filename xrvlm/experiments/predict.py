@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
 from xrvlm.data.folder import counted_suffixes
+from xrvlm.distributed import Bar
 from xrvlm.errors import UserError, either, option, typed
 from xrvlm.evaluation.metrics import as_cell, from_cell
 from xrvlm.files import FileSource, alone, append_text, digest, files_below, user_path, write_text
@@ -76,10 +76,11 @@ def predict(run: str | Path | None, images: str | Path | Sequence[str | Path], *
     lock = table.path.with_name(f".{table.path.name}.lock")
     busy = f"another predict writes {table.path.name}; wait for it, or name another file with {option('out')}"
     with alone(lock, busy):
-        found = _labelled(classifier, files, workers, topk, echo, table)
-        with suppress(OSError):              # Windows keeps a file that is open
-            lock.unlink()
-    return found
+        try:
+            return _labelled(classifier, files, workers, topk, echo, table)
+        finally:
+            with suppress(OSError):          # Windows keeps a file that is open
+                lock.unlink()
 
 
 def _state(path: Path) -> tuple[int, int]:
@@ -178,7 +179,8 @@ def images_of(images: str | Path | Sequence[str | Path]) -> dict[str, Path]:
         root, names = image_files(path)
         folder = Path(path) if user_path(path).is_dir() else Path(path).parent
         shown = folder if len(given) > 1 else Path()
-        found |= {(shown / name).as_posix(): root / name for name in names}
+        there = set(found.values())          # a file that is named twice is labelled once
+        found |= {(shown / name).as_posix(): root / name for name in names if root / name not in there}
     if not found:
         raise UserError(f"{option('images')} names no image")
     return found
@@ -218,6 +220,9 @@ def _classifier(run: str | Path | None, images: str | Path | Sequence[str | Path
                 classes: str | Sequence[str] | None, text: Mapping[str, Any], clip: FrozenCLIP | None,
                 device: DeviceName, precision: PrecisionName) -> Classifier:
     names = read_list(classes) if isinstance(classes, str) else classes
+    if names is not None and not names:
+        raise UserError(f"{option('classes')} is empty: give at least one class name, or leave it out for the classes "
+                        "of the run")
     given = {name: value for name, value in text.items() if value is not None}
     if run is None:
         if clip is None or names is None:
@@ -227,7 +232,7 @@ def _classifier(run: str | Path | None, images: str | Path | Sequence[str | Path
             raise UserError(f"{option('text.parts')} is not read without {option('run')}: zero-shot reads "
                             f"{option('text.descriptions')} and {option('text.templates')}")
         return zero_shot_classifier(clip, text_maker(given)(names))
-    if names is None and not given and str(run) != "latest":
+    if names is None and not given and Path(run).name != "latest":
         return Classifier.load(run, clip, device=device, precision=precision)
     from xrvlm.experiments.saved import SavedRun
 
@@ -237,7 +242,7 @@ def _classifier(run: str | Path | None, images: str | Path | Sequence[str | Path
         return classifier
     first = user_path(images if isinstance(images, str | Path) else images[0])
     beside = first if first.is_dir() else first.parent
-    return saved.for_classes(classifier, names or classifier.names, given, beside)
+    return saved.for_classes(classifier, classifier.names if names is None else names, given, beside)
 
 
 def labelled(classifier: Classifier, files: Mapping[str, Path], workers: int, topk: int,
@@ -249,7 +254,8 @@ def labelled(classifier: Classifier, files: Mapping[str, Path], workers: int, to
     order = torch.arange(len(ids)).split(BATCH) if ids else ()
     loaded = load_images(ids, FileSource(Path("/")), EvaluationViews(clip.transform), order, workers, clip.device,
                          problems)
-    for batch, (rows, images) in zip(order, tqdm(loaded, total=len(order), disable=None, leave=False), strict=True):
+    shown = Bar(loaded, total=len(order), desc="labelling", unit="step")
+    for batch, (rows, images) in zip(order, shown, strict=True):
         best: dict[int, tuple[tuple[str, float], ...]] = {}
         if len(rows):
             # of equal probabilities the first class; both (b, k)

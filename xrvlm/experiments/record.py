@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from xrvlm import files
-from xrvlm.errors import UserError, check_fields, fits, option
+from xrvlm.errors import UserError, check_fields, fits, option, plain_text
 from xrvlm.features.bank import FEATURES_REVISION
 from xrvlm.features.source import FeatureSettings
 from xrvlm.inference.classifier import ModelHeader
@@ -143,7 +143,7 @@ class RunRecord:
             wrong.append("train_seconds")
         if "run" not in wrong and files.leads_out(self.run):
             wrong.append("run")
-        files.plain_text(asdict(self))
+        plain_text(asdict(self))
         if wrong:
             raise ValueError(f"missing or of the wrong type: {', '.join(dict.fromkeys(wrong))}")
 

@@ -11,16 +11,7 @@ from typing import Any
 import yaml
 
 from xrvlm.backbones.base import FrozenCLIP
-from xrvlm.data.dataset import (
-    Dataset,
-    Item,
-    Split,
-    hash_images,
-    label_budget,
-    sample_shots,
-    with_test_set,
-    write_split,
-)
+from xrvlm.data.dataset import Dataset, Item, Split, hash_images, label_budget, sample_shots, with_test_set, write_split
 from xrvlm.distributed import processes, seeded
 from xrvlm.errors import UserError, option, typed
 from xrvlm.evaluation.metrics import write_scores
@@ -84,22 +75,22 @@ def adapt(clip: FrozenCLIP, dataset: Dataset, method: MethodFactory | str = "xr_
     """
     options = options or RunOptions()
     factory, text = _factory(method), text_maker(text, [getattr(dataset.source, "root", None)])
-    whole, split = _split(dataset, shots, seed, val or options.selection == "val", protocol)
-    if options.selection == "val" and not split.val:
-        raise UserError(f"{option('selection', 'val')} needs validation images, and the shots take all there are: use "
-                        f"fewer {option('shots')}, or {option('selection', 'last')}")
+    whole = with_test_set(dataset.split)
+    if protocol != "few_shot":
+        check_protocol(protocol, dataset.split.classes)
+    split = base_half(whole) if protocol == "base_to_new" else whole
     classes = text(split.classes)
     with seeded(seed, "initial weights"):
         adapted = factory(clip, classes).to(clip.device)
+    split = _drawn(dataset, split, adapted, shots, seed, val, options.selection)
     new = None
     if protocol == "base_to_new":
         adapted.check_open()
         new = new_classes(whole, split, text)
     chosen = fitting_recipe(recipe, adapted)
     check_selection(chosen, options.selection)
-    if not adapted.learns:
-        split, shots = replace(split, train=(), val=()), 0
-    return _Setup(clip, dataset, split, adapted, chosen, "all" if shots is None else shots, seed,
+    told = 0 if not adapted.learns else "all" if shots is None else shots
+    return _Setup(clip, dataset, split, adapted, chosen, told, seed,
                   ModelHeader.of(clip, factory, classes, split.fingerprint), options, saved_text(text), new).run()
 
 
@@ -142,16 +133,18 @@ def _factory(method: MethodFactory | str) -> MethodFactory:
     return find(method)
 
 
-def _split(dataset: Dataset, shots: int | None, seed: int, val: bool, protocol: Protocol) -> tuple[Split, Split]:
-    """All classes with their test images, and what the run trains on and is tested on."""
-    whole = with_test_set(dataset.split)
-    if protocol != "few_shot":
-        check_protocol(protocol, dataset.split.classes)
-    split = sample_shots(base_half(whole) if protocol == "base_to_new" else whole, shots, seed, val)
+def _drawn(dataset: Dataset, split: Split, method: Method, shots: int | None, seed: int, val: bool,
+           selection: str) -> Split:
+    """What the run trains on (nothing, where the method learns nothing) and what it is tested on."""
     if not split.test:
-        raise UserError(f"{dataset.name} has no image left to test on: give at least one class two images, or a test "
-                        "set")
-    return whole, split
+        raise UserError(f"{dataset.name} has no image left to test on: give a class two images, or a test set")
+    if not method.learns:
+        return replace(split, train=(), val=())
+    drawn = sample_shots(split, shots, seed, val or selection == "val")
+    if selection == "val" and not drawn.val:
+        raise UserError(f"{option('selection', 'val')} needs validation images, and the shots take all: use fewer "
+                        f"{option('shots')}, or {option('selection', 'last')}")
+    return drawn
 
 
 @dataclass(frozen=True)

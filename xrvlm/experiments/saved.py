@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
-from xrvlm.data.dataset import SUBSETS, Dataset, read_split, split_fix
-from xrvlm.errors import UserError, option
-from xrvlm.files import digest, folder_of, plain_text, read_json, user_path
+from xrvlm.data.dataset import SUBSETS, Dataset, Item, Split
+from xrvlm.errors import UserError, fits, option, plain_text
+from xrvlm.files import digest, folder_of, leads_out, read_json, user_path
 from xrvlm.inference.classifier import Classifier
 from xrvlm.text.class_names import check_no_permutation, is_list, name_classes
 from xrvlm.text.class_text import few, text_maker
@@ -26,13 +26,14 @@ LATEST = "latest"
 class SavedRun:
     """The run in a folder, or of a model file. `run` may be "latest": the newest finished run in the folder `runs`.
 
-    UserError where there is none.
+    "other/latest" is the newest in the folder other. UserError where there is none.
     """
 
     def __init__(self, run: str | Path, runs: str | Path = "runs"):
-        self.model = newest_run(user_path(runs)) if str(run) == LATEST else user_path(run)
+        latest, place = is_latest(run), runs if str(run) == LATEST else Path(run).parent
+        self.model = newest_run(user_path(place)) if latest else user_path(run)
         self.folder = folder_of(self.model)
-        if str(run) == LATEST:
+        if latest:
             log.info("latest: %s", self.folder)
 
     def classifier(self, clip: FrozenCLIP | None = None, *, device: DeviceName = "auto",
@@ -126,6 +127,11 @@ class SavedRun:
         raise UserError(f"{self.folder} does not say where its images were; name them with {option('data.root')}")
 
 
+def is_latest(run: str | Path) -> bool:
+    """Whether `run` means the newest run: "latest", or "other/latest" where there is no file of that name."""
+    return str(run) == LATEST or (Path(run).name == LATEST and not user_path(run).exists())
+
+
 def _is_configuration(saved: dict[str, Any]) -> bool:
     """Whether what is read of a config.yaml has the types that are read here."""
     if not isinstance(saved.get("data"), dict):
@@ -159,13 +165,44 @@ def source_of(folder: Path) -> ImageSource:
     return SavedRun(folder).source
 
 
-def recorded_hashes(path: Path) -> dict[str, dict[str, str]]:
-    """{subset: {id: sha256 of the image file's bytes}} in a split.json; UserError if it is damaged."""
+def read_split(path: Path) -> Split:
+    """The split that `write_split` wrote; UserError if the file is damaged or was edited."""
+    record = split_record(path)
+    labels = {name: label for label, name in enumerate(record["classes"])}
+    split = Split(tuple(labels), *(tuple(Item(entry["path"], labels[entry["class"]]) for entry in record[subset])
+                                   for subset in SUBSETS))
+    if split.fingerprint != record.get("fingerprint"):
+        raise UserError(f"{path} was changed after it was written; {split_fix()}")
+    return split
+
+
+def split_record(path: Path) -> dict[str, Any]:
+    """The content of a split.json, of anyone; UserError where it is none. The hashes in it are not checked."""
     record = read_json(path, split_fix())
     try:
-        found = {subset: {str(entry["path"]): entry.get("sha256") for entry in record[subset]} for subset in SUBSETS}
-    except (KeyError, TypeError, AttributeError) as error:
+        plain_text(record)
+        entries = [entry for subset in SUBSETS for entry in record[subset]]
+        texts = [*record["classes"], *(entry[key] for entry in entries for key in ("path", "class"))]
+        if not fits(record["classes"], list) or not fits(texts, list[str]):
+            raise ValueError("a class or a path that is no text")
+        if unknown := {entry["class"] for entry in entries} - {*record["classes"]}:
+            raise ValueError(f"a class that is not among the classes: {min(unknown)!r}")
+        if any(leads_out(entry["path"]) for entry in entries):
+            raise ValueError("an image outside of the folder of the images")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path} is not a split: {error!r} in it; {split_fix()}") from error
+    return record
+
+
+def split_fix() -> str:
+    """The fix that the error of a damaged split.json ends in."""
+    return f"give the command of that run again with {option('force', True)}"
+
+
+def recorded_hashes(path: Path) -> dict[str, dict[str, str]]:
+    """{subset: {id: sha256 of the image file's bytes}} in a split.json; UserError if it is damaged."""
+    record = split_record(path)
+    found = {subset: {entry["path"]: entry.get("sha256") for entry in record[subset]} for subset in SUBSETS}
     for hashes in found.values():
         for item, value in hashes.items():
             if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):

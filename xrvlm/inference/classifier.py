@@ -17,8 +17,8 @@ from torch import Tensor
 from xrvlm.backbones.base import Features, FrozenCLIP
 from xrvlm.backbones.registry import load_tower
 from xrvlm.backbones.tower import choose_precision
-from xrvlm.errors import UserError, check_options, fits, option, typed, unknown
-from xrvlm.files import parsed, plain_text, user_path, write_atomically
+from xrvlm.errors import UserError, check_options, fits, option, plain_text, typed, unknown
+from xrvlm.files import parsed, user_path, write_atomically
 from xrvlm.methods.base import Method
 from xrvlm.text.class_text import ClassText, few
 from xrvlm.views import evaluation_view, read_image
@@ -156,6 +156,7 @@ class Classifier:
         return path
 
     @classmethod
+    @typed
     def load(cls, path: Path | str, clip: FrozenCLIP | None = None, **tower_options: Any) -> "Classifier":
         """Read what `save` wrote.
 
@@ -166,8 +167,6 @@ class Classifier:
             UserError: the file is missing or damaged, the tower is another one than the model was adapted on, or the
                 method's class or options are not what they were.
         """
-        if clip is not None and not hasattr(clip, "fingerprint"):
-            raise UserError(f"clip must be a tower, such as load_openclip and load_tiny_clip return; found {clip!r}")
         for name in set(tower_options) - {"device", "precision"}:
             raise unknown("argument", name, ("path", "clip", "device", "precision"))
         path = _model_file(user_path(path))
@@ -182,9 +181,12 @@ class Classifier:
     def _restored(cls, path: Path, header: ModelHeader, tensors: dict[str, Tensor], clip: FrozenCLIP) -> "Classifier":
         before = header.backbone
         if clip.fingerprint != before.fingerprint:
-            raise UserError(f"{path} was adapted on {before.name} at {before.image_size} pixels, not on "
-                            f"{clip.name} at {clip.transform.image_size}: load that tower, with the same transform, "
-                            "or adapt again")
+            named = (before.name, before.image_size) == (clip.name, clip.transform.image_size)
+            what = "the weights, the transform or the tokens of this one are others than they were then (fingerprint " \
+                   f"{before.fingerprint[:8]}, now {clip.fingerprint[:8]})" if named else \
+                   f"not on {clip.name} at {clip.transform.image_size}"
+            raise UserError(f"{path} was adapted on {before.name} at {before.image_size} pixels, {what}: load that "
+                            "tower, with the same transform, or adapt again")
         method = build_method(header, clip, path)
         broken = [name for name, value in tensors.items()
                   if value.is_floating_point() and not (value.abs() < LARGEST).all()]

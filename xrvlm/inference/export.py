@@ -57,6 +57,8 @@ def export_onnx(classifier: Classifier, path: Path | str, *, images: Tensor | No
         raise UserError(f"{classifier.method.label} runs the text tower anew for every image, and an exported file "
                         "holds the image side alone: export a run of another method, such as coop")
     path = user_path(path)
+    if path.suffix.lower() != ".onnx":
+        raise UserError(f"{path} must end in .onnx: an ONNX file is what is written (`Classifier.save` writes others)")
     deployed = Deployed(_in_float32(classifier)).eval()
     program = _graph(deployed, classifier)
     program.model.metadata_props.update(_metadata(classifier))

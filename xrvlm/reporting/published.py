@@ -15,7 +15,7 @@ from typing import Any
 
 from xrvlm.errors import UserError
 from xrvlm.experiments.record import RunRecord
-from xrvlm.files import read_json
+from xrvlm.experiments.saved import split_record
 from xrvlm.reporting.results import Row
 
 ZERO_SHOT = "CLIP zero-shot"
@@ -63,10 +63,10 @@ def published(rows: Sequence[Row], root: Path) -> Published:
 def _test_set(folder: Path) -> tuple[int, int] | None:
     """The numbers of classes and test images of a run, None if its split.json is missing or damaged."""
     try:
-        split = read_json(folder / "split.json", "")
-        return len(split["classes"]), len(split["test"])
-    except (UserError, OSError, ValueError, LookupError, TypeError):
+        split = split_record(folder / "split.json")
+    except UserError:
         return None
+    return len(split["classes"]), len(split["test"])
 
 
 def _data_key(run: RunRecord) -> str | None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from xrvlm import files
-from xrvlm.errors import UserError, fits, option
+from xrvlm.errors import UserError, fits, option, plain_text
 from xrvlm.evaluation import metrics
 from xrvlm.evaluation.metrics import METRICS_FILE, PREDICTIONS
 from xrvlm.experiments.record import LOSSES
@@ -196,7 +196,7 @@ def _of_metrics(path: Path, table: str, columns: Mapping[str, Any]) -> list[dict
     """The rows of a table of metrics.json. ValueError where a value is of another type, or no share of 1."""
     rows = [{key: row[key] for key in columns} for row in files.parsed(path.read_bytes())[table]]
     for row in rows:
-        for key, value in files.plain_text(row).items():
+        for key, value in plain_text(row).items():
             most = math.inf if columns[key] is int else 1
             beyond = isinstance(value, int | float) and not 0 <= value <= most
             if beyond or not fits(value, columns[key]):

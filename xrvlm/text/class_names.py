@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xrvlm.errors import UserError, option
-from xrvlm.text.class_text import check_unique, few, find_text, lines, read_mapping
+from xrvlm.text.class_text import check_unique, check_words, few, find_text, lines, read_mapping
 
 
 def read_list(name_or_path: str) -> tuple[str, ...]:
@@ -15,6 +15,7 @@ def read_list(name_or_path: str) -> tuple[str, ...]:
     found = tuple(lines(path))
     if not found:
         raise UserError(f"{path} holds no class name; write one per line, in the sorted order of the class folders")
+    _check_no_columns(found, str(path))
     check_unique(found, f"class names in {path}")
     return found
 
@@ -26,6 +27,7 @@ def name_classes(folders: Sequence[str], names: str | Sequence[str] | Mapping[st
     file. Raises UserError if the names do not fit the folders.
     """
     if names is None:
+        check_words(folders, "classes")
         return tuple(folders)
     origin = names if isinstance(names, str) else option("data.class_names")
     if isinstance(names, str) and names.lower().endswith(".json"):
@@ -38,6 +40,7 @@ def name_classes(folders: Sequence[str], names: str | Sequence[str] | Mapping[st
         chosen = read_list(names) if isinstance(names, str) else tuple(names)
         _check_count(chosen, folders, origin)
         check_no_permutation(folders, chosen)
+        _check_no_columns(chosen, origin)
     wrong = [name for name in chosen if not isinstance(name, str) or not name.strip()]
     if wrong:
         raise UserError(f"class name {wrong[0]!r} in {origin} is not a word; write every name as text")
@@ -81,6 +84,31 @@ def list_order(known: Sequence[str], class_names: Any) -> list[str]:
                         f"{few(other[start:], 3)} or {few(known[start:], 3)}? Give {{class: name}}, or a .json file "
                         "of it")
     return counted
+
+
+def check_apart(known: Sequence[str], class_names: Any) -> None:
+    """UserError where classes are one number written in two ways, `1` and `1.0` and `01`, and nothing names each."""
+    seen: dict[int, str] = {}
+    for key in known if class_names is None or is_list(class_names) else ():
+        number = re.fullmatch(r"\s*[-+]?(\d+)(\.0*)?\s*", key)
+        if number and len(key) < 300 and seen.setdefault(int(number[1]), key) != key:
+            raise UserError(f"the classes {seen[int(number[1])]!r} and {key!r} are one number: write it in one way, or "
+                            f"name both in {option('data.class_names')}, as {{class: name}} or a .json file of it")
+
+
+def _check_no_columns(names: Sequence[Any], origin: str) -> None:
+    """UserError where a list of class names holds numbers or other columns beside the names: `0 daisy`, `0,daisy`."""
+    if len(names) < 2 or not all(isinstance(name, str) for name in names):
+        return
+    counted = [found for name in names if (found := re.fullmatch(r"\s*(\d{1,9})[\s,;:.)\]-]+(\S.*)", name))]
+    numbers, others = sorted(int(found[1]) for found in counted), {found[2] for found in counted}
+    numbered = len(others) == len(names) and numbers in ([*range(len(names))], [*range(1, len(names) + 1)])
+    cells = [re.split(r"[\t,;]", name) for name in names]
+    columns = list(zip(*cells, strict=True)) if len({len(row) for row in cells}) == 1 else []
+    coded = any(all(re.fullmatch(r"\s*[a-z]*\d+\s*", cell) for cell in column[1:]) for column in columns)
+    if numbered or "\t" in names[-1] or (coded and len(columns) > 1 and len(names) > 2):
+        raise UserError(f"{origin} holds more than names, such as {names[-1]!r}: write the names alone, one for each "
+                        "class in the order of the classes, or a .json file of {class: name}")
 
 
 def _letters(key: str) -> tuple[str, str]:

@@ -9,11 +9,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from xrvlm.errors import UserError, option, typed, unknown
-from xrvlm.files import CONTROL, packaged, read_json, user_path
+from xrvlm.errors import UserError, either, odd_sign, option, typed, unknown
+from xrvlm.files import file_text, packaged, read_json, user_path
 
 OF_OPEN_CLIP = {"openai": "SIMPLE_IMAGENET_TEMPLATES", "openai_imagenet": "OPENAI_IMAGENET_TEMPLATES"}
 TEMPLATES = "photo"                      # the list of templates unless another is asked for
+LONGEST_NAME = 500                       # characters of a class name; a tower reads far fewer
 
 
 @dataclass(frozen=True)
@@ -117,15 +118,26 @@ def few(names: Iterable[str], limit: int = 5) -> str:
 def check_unique(names: Sequence[str], what: str) -> None:
     """UserError if two of `names` read the same to a tokenizer that lower-cases, joins spaces and reads `&amp;`."""
     seen: dict[str, str] = {}
+    check_words(names, what)
     for name in names:
-        if CONTROL.search(name):
-            raise UserError(f"{name!r} in the {what} holds a control character; write it without")
         key = " ".join(unescape(unescape(unicodedata.normalize("NFKC", readable(name)))).split()).casefold()
         if key in seen:
             alike = "" if readable(name) == readable(seen[key]) else ", which read the same to a tower"
             raise UserError(f"duplicate {what}: {seen[key]!r} and {name!r}{alike}; give every class its own name "
                             f"({option('data.class_names')}), or make them one class")
         seen[key] = name
+
+
+def check_words(names: Sequence[str], what: str) -> None:
+    """UserError where one of `names` is empty, endless, or holds what no name may hold."""
+    for name in names:
+        if odd := odd_sign(name):
+            raise UserError(f"{name[:60]!r} in the {what} holds {odd}; write it without")
+        if not readable(name).strip():
+            raise UserError(f"one of the {what} is empty ({name!r}): name the class with a word")
+        if len(name) > LONGEST_NAME:
+            raise UserError(f"one of the {what} has {len(name):,} characters ({name[:40]!r}...): write a name of at "
+                            f"most {LONGEST_NAME}")
 
 
 def _render(names: tuple[str, ...], wanted: str | Sequence[str]) -> tuple[tuple[str, ...], ...]:
@@ -206,7 +218,7 @@ def _is_sentence(value: object) -> bool:
 def lines(path: Path) -> list[str]:
     """The lines of a text file without blank lines and without `#` comments at the start."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = [line.strip() for line in file_text(path).splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}; save it as UTF-8 text") from error
     while lines and lines[0].startswith("#"):
@@ -231,6 +243,10 @@ def find_text(name_or_path: str, folder: str, suffix: str, kind: str) -> Path:
         return path
     shipped = {path.stem: path for path in (packaged("prompts") / folder).glob(f"*{suffix}")}
     if name_or_path not in shipped:
+        if "," in name_or_path:
+            listed = [word.strip() for word in name_or_path.split(",")]
+            raise UserError(f"no {kind} is called {name_or_path[:60]!r}; a list is written "
+                            f"{either(str(listed), f'[{chr(44).join(listed)}]')[:200]}")
         known = [*shipped, *(OF_OPEN_CLIP if folder == "templates" else ())]
         raise unknown(kind, name_or_path, known, "or pass a path")
     return shipped[name_or_path]
