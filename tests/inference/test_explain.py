@@ -188,8 +188,8 @@ def test_the_terms_of_xr_vlm_plus_are_exact(turned):
         prior = (method.prior_weight * method.zero_shot.logits(x, method.zero_shot.weights))[0]
         best, rival = names.index(explanation.predicted), names.index("wren")
         assert best == logits.argmax()
-        # three part sentences and the class's own vector; the whole image is the first part
-        assert explanation.relations.shape == explanation.logit.contributions.shape == (4, PARTS + 1, len(names))
+        # three part sentences and the class's own vector; the whole image is the first part, pairs the last
+        assert explanation.relations.shape == explanation.logit.contributions.shape == (4, PARTS + 2, len(names))
         assert explanation.logit.exact
         assert explanation.logit.baseline == 0
         scale = logits.abs().max().item()

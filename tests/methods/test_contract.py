@@ -149,7 +149,7 @@ def test_class_order_permutes_the_probabilities(case, clip, bank, fitted):
     permuted = FeatureBank(bank.shards, 16, bank.ids, order.argsort()[bank.labels], views=2, seed=1)
     one = probabilities(fitted(case), clip, bank)
     other = probabilities(trained(case, clip, permuted, classes([NAMES[i] for i in order])), clip, permuted)
-    torch.testing.assert_close(other, one[:, order], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(other, one[:, order], rtol=1e-3, atol=5e-4)
 
 
 def test_two_classes_work(case, clip, bank):

@@ -1,11 +1,14 @@
+from itertools import islice
 from math import exp
 
 import pytest
 import torch
+from banks import bank_of
 from reference import assert_close, load, needs_reference, reference, slow_maps, slow_parts
+from towers import tiny_vit
 
 from xrvlm.backbones.base import Features
-from xrvlm.methods.xr_vlm.parts import ABSENT, SOFTNESS, WHOLE, FoundParts, patches
+from xrvlm.methods.xr_vlm.parts import ABSENT, SOFTNESS, FoundParts
 from xrvlm.methods.xr_vlm.xr_vlm import PartPooling
 
 
@@ -75,22 +78,25 @@ def test_a_live_part_learns_where_the_other_kind_is_dead():
 def found(positions: int, *, parts: int = 3, dim: int = 4, images: int = 6) -> tuple[FoundParts, Features]:
     """Parts with drawn centres, and images with as many positions."""
     torch.manual_seed(0)
-    x = Features(torch.randn(images, dim), 1 + 2 * torch.randn(images, positions, dim))
-    pooling = FoundParts(dim, parts)
-    assert x.tokens is not None
-    standard = pooling.start(patches(x.tokens).flatten(0, 1))
-    assert standard.mean(dim=0).abs().max() < 1e-5
-    assert torch.allclose(standard.std(dim=0), torch.ones(dim), atol=1e-4)
+    clip = tiny_vit()
+    clip.embed_dim, clip.image_width = dim, 5
+    x = Features(torch.randn(images, dim), 1 + 2 * torch.randn(images, positions, dim),
+                 torch.randn(images, positions, 5))
+    pooling = FoundParts(clip, parts, inputs="pooled", scaling="none", pairs=3)
+    pooling.mean.copy_(torch.randn(dim))
+    pooling.deviation.copy_(torch.rand(dim) + 0.5)
     pooling.centres.copy_(torch.randn(parts, dim))
+    pooling.directions.copy_(torch.linalg.qr(torch.randn(5, 3)).Q)
     return pooling, x
 
 
 @pytest.mark.parametrize("positions", [9, 10], ids=["grid", "class token"])
 def test_found_maps_share_out_the_positions(positions):
     pooling, x = found(positions)
-    assert x.tokens is not None
+    assert x.tokens is not None and x.mid_tokens is not None
     maps, before = pooling.part_maps(x), positions - 9
-    assert maps.shape == (6, 4, positions)
+    assert maps.shape == (6, 5, positions)
+    assert list(islice(pooling.names(), 5)) == ["whole image", "part 1", "part 2", "part 3", "pairs of channels"]
     assert (maps >= 0).all()
     assert (maps[:, :, :before] == 0).all()
     assert (maps[:, :, before:] > 0).all()
@@ -106,20 +112,30 @@ def test_found_maps_share_out_the_positions(positions):
             column = [share[part] for share in shares]
             expected = torch.tensor([share / (sum(column) + ABSENT) for share in column])
             assert torch.allclose(maps[image, part + 1, before:], expected, atol=1e-5)
+        lengths = (x.mid_tokens[image, before:] @ pooling.directions).square().sum(dim=1)
+        assert torch.allclose(maps[image, 4, before:], lengths / lengths.sum(), atol=1e-5)
 
 
 @pytest.mark.parametrize("positions", [9, 10], ids=["grid", "class token"])
-def test_found_parts_are_means_of_positions(positions):
+def test_found_parts_are_means_of_positions_and_of_their_pairs(positions):
     pooling, x = found(positions)
-    assert x.tokens is not None
+    assert x.tokens is not None and x.mid_tokens is not None
     standard = (x.tokens - pooling.mean) / pooling.deviation
-    features = pooling.of(x) * pooling.part_deviation + pooling.part_mean
-    assert torch.allclose(features[:, 0], x.pooled, atol=1e-6)
-    assert torch.allclose(features[:, 1:], pooling.part_maps(x)[:, 1:] @ standard, atol=1e-5)
+    whole, clusters, pairs = pooling.blocks()
+    features = pooling.of(x)
+    assert features.shape == (6, 4 + 3 * 4 + 2 * 9) == (6, sum(pooling.widths))
+    assert torch.equal(features[:, whole], x.pooled)
+    assert torch.allclose(features[:, clusters], (pooling.part_maps(x)[:, 1:4] @ standard).flatten(1), atol=1e-5)
+    for image, row in enumerate(features[:, pairs]):
+        z = x.mid_tokens[image, positions - 9:] @ pooling.directions                       # (9, 3)
+        for start, at in ((0, z), (9, z - z.mean(dim=0))):
+            mean = sum(torch.outer(each, each) for each in at) / 9
+            assert torch.allclose(row[start:start + 9], (mean / mean.norm() / 2 ** 0.5).flatten(), atol=1e-5)
     if positions == 10:
-        changed = x.tokens.clone()
-        changed[:, 0] = 1000.0
-        assert torch.equal(pooling.of(Features(x.pooled, changed)), pooling.of(x)), "a class token has no say"
+        changed, earlier = x.tokens.clone(), x.mid_tokens.clone()
+        changed[:, 0] = earlier[:, 0] = 1000.0
+        again = pooling.of(Features(x.pooled, changed, earlier))
+        assert torch.equal(again, features), "a class token has no say"
 
 
 def test_a_part_that_no_position_is_near_to_is_not_seen():
@@ -130,13 +146,38 @@ def test_a_part_that_no_position_is_near_to_is_not_seen():
     assert pooling.of(x).isfinite().all()
 
 
-def test_standardised_parts_have_their_lengths():
+def test_fitted_parts_have_mean_0_and_length_1():
     pooling, x = found(10, images=40)
-    pooling.standardise(pooling.of(x))
-    features = pooling.of(x)                                                               # (n, m + 1, d)
-    assert features.mean(dim=0).abs().max() < 1e-5
-    squares = features.square().sum(dim=0) / 39                                            # (m + 1, d)
-    assert squares[0].sum().item() == pytest.approx(WHOLE ** 2, rel=1e-3)
-    assert squares[1:].sum().item() == pytest.approx(1.0, rel=1e-3)
-    assert torch.allclose(squares[0], squares[0].mean().expand(4), rtol=1e-3), "each number as long as the others"
-    assert torch.allclose(squares[1:], squares[1:].mean().expand(3, 4), rtol=1e-3)
+    bank = bank_of(x, torch.arange(2).repeat(20))
+    rows = pooling.fit(bank, torch.device("cpu"))
+    features = pooling.of(x)
+    assert torch.allclose(rows, features, atol=1e-4)
+    assert features.mean(dim=0).abs().max() < 1e-4
+    for some in pooling.blocks():
+        assert features[:, some].square().sum(dim=1).mean().item() == pytest.approx(1.0, rel=1e-3)
+    clusters = features[:, pooling.blocks()[1]].square().mean(dim=0)
+    assert torch.allclose(clusters, clusters.mean().expand(12), rtol=1e-3), "each number as long as the others"
+    weighed = pooling.weigh((1.0, 0.25, 0.0))
+    assert torch.allclose(pooling.of(x), features * weighed, atol=1e-5)
+    assert weighed.unique().tolist() == [0.0, 0.5, 1.0]
+
+
+def test_the_directions_are_those_of_the_longest_positions():
+    pooling, x = found(9, images=30)
+    assert x.mid_tokens is not None
+    x.mid_tokens[:, :, 1:4] *= 10
+    pooling.fit(bank_of(x, torch.zeros(30, dtype=torch.long)), torch.device("cpu"))
+    assert torch.allclose(pooling.directions.T @ pooling.directions, torch.eye(3), atol=1e-4)
+    assert pooling.directions[[0, 4]].abs().max() < 0.1
+
+
+def test_parts_without_clusters_and_pairs_are_the_whole_image():
+    _, x = found(9)
+    clip = tiny_vit()
+    clip.embed_dim, clip.image_width = 4, 5
+    pooling = FoundParts(clip, 0, inputs="pooled", scaling="none")
+    assert pooling.needs == {"pooled", "tokens"}
+    assert torch.equal(pooling.of(x), x.pooled)
+    assert pooling.part_maps(x).shape == (6, 1, 9)
+    rows = pooling.fit(bank_of(x, torch.zeros(6, dtype=torch.long)), torch.device("cpu"))
+    assert rows.square().sum(dim=1).mean().item() == pytest.approx(1.0, rel=1e-3)

@@ -164,10 +164,13 @@ def test_the_baseline_is_where_the_first_normalisation_gives_zero(name):
     assert seen[0].abs().max() < 1e-5
 
 
+WIDTHS = (4, 6, 3)                       # of the image parts
+
+
 def started(text_share: float = 1.0, own_share: float = 0.1) -> tuple[LinearRelations, Tensor, Tensor]:
     """Linear relations of 3 image parts and 2 prompts with a drawn image space, class features and codes."""
     torch.manual_seed(0)
-    head, class_features = LinearRelations(6, 3, 2, 5), 1 + torch.randn(2, 5, 6)
+    head, class_features = LinearRelations(6, WIDTHS, 2, 5), 1 + torch.randn(2, 5, 6)
     class_features[1] *= 7                                   # the prompts are of other lengths
     codes = head.start(class_features, text_share, own_share)
     head.image_space.copy_(torch.randn(head.image_space.shape))
@@ -191,21 +194,22 @@ def test_codes_have_the_products_that_the_shares_say(text_share, own_share):
 @torch.no_grad()
 def test_linear_relations_agree_with_the_formula():
     head, class_features, codes = started()
-    parts = torch.randn(4, 3, 6)
+    parts = torch.randn(4, 13)
+    pieces, spaces = parts.split(WIDTHS, dim=1), head.image_space.split(WIDTHS)
     expected = torch.zeros(4, 5)
     for image in range(4):
         for label in range(5):
             for part in range(3):
-                expected[image, label] += parts[image, part] @ head.image_space[part] @ codes[label]
+                expected[image, label] += pieces[part][image] @ spaces[part] @ codes[label]
     assert torch.allclose(logits_of(head, parts, class_features), expected, atol=1e-4)
     relations = head.relate(parts, head.of_prompts(class_features))
     assert relations.shape == (4, 3, 3, 5)
     assert torch.allclose(head.score(relations), expected, atol=1e-4)
     for prompt in range(2):                                  # A_ij of the docstring: part 1 with each prompt
-        between = head.image_space[1] @ head.text_space[prompt].T
+        between = spaces[1] @ head.text_space[prompt].T
         centred = class_features[prompt] - class_features[prompt].mean(dim=0)
-        assert torch.allclose(relations[:, prompt, 1], parts[:, 1] @ between @ centred.T, atol=1e-4)
-    assert torch.allclose(relations[:, 2, 1], parts[:, 1] @ head.image_space[1] @ head.own.T, atol=1e-4)
+        assert torch.allclose(relations[:, prompt, 1], pieces[1] @ between @ centred.T, atol=1e-4)
+    assert torch.allclose(relations[:, 2, 1], pieces[1] @ spaces[1] @ head.own.T, atol=1e-4)
     assert head.linear
     assert head.baseline() == 0
 
@@ -213,7 +217,7 @@ def test_linear_relations_agree_with_the_formula():
 @torch.no_grad()
 def test_linear_relations_turned_to_other_classes():
     head, class_features, _ = started()
-    parts, before = torch.randn(4, 3, 6), {name: value.clone() for name, value in head.state_dict().items()}
+    parts, before = torch.randn(4, 13), {name: value.clone() for name, value in head.state_dict().items()}
     new = torch.randn(2, 1, 6)
     turned = head.for_classes([3, None, 0])
     features = torch.cat([class_features[:, [3]], new, class_features[:, [0]]], dim=1)     # (g, 3, d)
@@ -235,11 +239,11 @@ def test_linear_relations_turned_to_other_classes():
 def test_the_state_of_turned_relations_can_be_loaded(places):
     head, _, _ = started()
     turned = head.for_classes(places)
-    parts, features = torch.randn(4, 3, 6), torch.randn(2, len(places), 6)
+    parts, features = torch.randn(4, 13), torch.randn(2, len(places), 6)
     expected = logits_of(turned, parts, features)
     state = {name: value.clone() for name, value in turned.state_dict().items()}
     assert state["own"].shape == (len(places), 5), "r stays that of the classes trained on"
-    fresh = LinearRelations(6, 3, 2, len(places))
+    fresh = LinearRelations(6, WIDTHS, 2, len(places))
     fresh.load_state_dict(state)
     assert torch.equal(logits_of(fresh, parts, features), expected)
     own = head.own.clone()

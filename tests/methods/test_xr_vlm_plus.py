@@ -9,14 +9,20 @@ from xrvlm.backbones.base import Features
 from xrvlm.errors import UserError
 from xrvlm.methods import XRVLMPlus, ZeroShot
 from xrvlm.methods.base import probabilities
+from xrvlm.methods.linear_probe import FOLDS, PATIENCE
 from xrvlm.methods.xr_vlm import xr_vlm_plus as module
 from xrvlm.methods.xr_vlm.xr_vlm_plus import (
-    FOLDS,
+    CHOOSING,
+    CLUSTERS,
     LONE_STRENGTHS,
-    PATIENCE,
+    PAIRS,
     STRENGTHS,
     _best_strength,
     _Examples,
+    _losses,
+    _solve,
+    _span,
+    _splits,
 )
 from xrvlm.methods.zero_shot import PRIOR_PENALTY, fitted_weight
 from xrvlm.text.class_text import ClassText, class_text
@@ -27,7 +33,7 @@ RELATE_TO = ("text_and_classes", "text", "classes")
 
 
 def prepared(clip, bank, val=None, classes=CLASSES, **options) -> XRVLMPlus:
-    method = XRVLMPlus(clip, classes, **{"image_parts": 4} | options)
+    method = XRVLMPlus(clip, classes, **{"image_parts": 4, "inputs": "pooled", "pairs": 0} | options)
     method.prepare(clip, bank, val=val)
     return method
 
@@ -94,16 +100,16 @@ def test_where_labels_pay_it_learns_what_the_text_does_not_say(clip, relate_to):
 @pytest.mark.parametrize(("labels", "strength"), [((0, 1, 0), LONE_STRENGTHS[0]), ((1, 2, 0), LONE_STRENGTHS[1])])
 def test_of_one_image_a_class_the_strength_is_that_of_a_right_or_of_a_wrong_prior(clip, monkeypatch, labels, strength):
     asked = []
-    solve = _Examples.solve
-    monkeypatch.setattr(_Examples, "solve", lambda self, start, codes, strength: asked.append(strength)
-                        or solve(self, start, codes, strength))
+    monkeypatch.setattr(module, "_solve", lambda *given, **steps: asked.append(given[4]) or _solve(*given, **steps))
     shown = features_of(made_bank(clip, CLASSES, torch.tensor(labels), text=4.0, parts=4.0))
     bank = bank_of(shown, torch.arange(3))
     right = (zero_shot_logits(clip, shown).argmax(dim=1) == bank.labels).sum()
     assert right == (0 if labels[0] else 2)
     method = prepared(clip, bank)
     assert asked == [strength]
-    assert method.relations.image_space.abs().max() > 0
+    whole, clusters, _ = method.pooling.blocks()
+    assert method.relations.image_space[whole].abs().max() > 0
+    assert method.relations.image_space[clusters].abs().max() == 0, "only held-out images can tell what parts are worth"
     assert accuracy(method, clip, bank) >= right / 3
 
 
@@ -122,143 +128,144 @@ def examples(labels: torch.Tensor, width: int = 5) -> _Examples:
     draws = torch.Generator().manual_seed(0)
     rows = len(labels)
     prior = torch.cat([torch.arange(rows)[:, None].float(), torch.randn(rows, 2, generator=draws)], dim=1)
-    return _Examples(prior, torch.randn(rows, width, generator=draws), labels)
+    return _Examples(torch.randn(rows, width, generator=draws), prior, labels)
 
 
 @pytest.mark.parametrize("counts", [(2, 2, 2), (8, 8, 8), (3, 20, 9), (16, 16, 16), (1, 5, 2)])
-@pytest.mark.parametrize("width", [4, 200])
-def test_folds_are_disjoint_whole_and_stratified(counts, width):
+def test_folds_are_disjoint_whole_and_stratified(counts):
     labels = torch.repeat_interleave(torch.arange(3), torch.tensor(counts))
-    whole = examples(labels, width)
-    folds = whole.folds()
-    assert len(folds) == min(FOLDS, max(counts))
-    held_out = torch.cat([rest.prior[:, 0] for _, rest in folds])
-    assert held_out.sort().values.tolist() == list(range(len(labels))), "each image is held out once"
-    for train, rest in folds:
-        own, others = set(train.prior[:, 0].tolist()), set(rest.prior[:, 0].tolist())
-        assert own | others == set(range(len(labels)))
-        assert not own & others
-        for part in (train, rest):
-            rows = part.prior[:, 0].long()
-            assert torch.equal(part.labels, labels[rows])
-            assert torch.equal(part.prior, whole.prior[rows])
-        # what the relations see of an image is its products with the others
-        expected = whole.parts[train.prior[:, 0].long()] @ whole.parts[rest.prior[:, 0].long()].T
-        assert torch.allclose(train.parts @ rest.parts.T, expected, atol=1e-4 * width)
-        assert train.parts.shape[1] <= min(len(labels), width)
-    shares = torch.stack([rest.labels.bincount(minlength=3) for _, rest in folds])
+    given, fit = _splits(examples(labels), None)
+    assert torch.equal(given.prior[:, 0], torch.arange(len(labels)).float())
+    assert fit.shape == (min(FOLDS, max(counts)), len(labels))
+    assert ((~fit).sum(dim=0) == 1).all(), "each image is held out once"
+    shares = torch.stack([labels[~row].bincount(minlength=3) for row in fit])
     assert (shares.max(dim=0).values - shares.min(dim=0).values).max() <= 1
 
 
 def test_one_image_a_class_leaves_no_folds():
-    assert examples(torch.arange(4)).folds() == []
+    assert _splits(examples(torch.arange(4)), None)[1] is None
 
 
-def test_validation_images_take_the_place_of_folds(clip, monkeypatch):
+def test_validation_images_are_held_out_and_few_images_choose(monkeypatch):
+    given, fit = _splits(examples(torch.arange(3).repeat(4)), examples(torch.arange(3).repeat(2)))
+    assert fit.tolist() == [[True] * 12 + [False] * 6]
+    assert torch.equal(given.prior[12:, 0], torch.arange(6).float())
+    monkeypatch.setattr(module, "CHOOSING", 6)
+    given, fit = _splits(examples(torch.arange(3).repeat(4)), examples(torch.arange(3).repeat(6)))
+    assert fit.tolist() == [[True] * 6 + [False] * 6]
+    assert given.labels.bincount().tolist() == [4, 4, 4], "of each class as many"
+    assert CHOOSING == 2000
+
+
+@pytest.mark.parametrize(("rows", "width"), [(7, 4), (7, 200), (12, 5)])
+def test_in_the_span_of_images_products_stay(rows, width):
+    x = torch.randn(rows, width, generator=torch.Generator().manual_seed(0))
+    x[1] = x[0]                                              # and no dimension is taken twice
+    span, axes = _span(x @ x.T, rows - 2)
+    assert span.shape == (rows, min(rows - 3, width))
+    inside = x[:rows - 2]
+    torch.testing.assert_close(span[:rows - 2] @ span.T, inside @ x.T, rtol=1e-3, atol=1e-3)
+    weight = torch.randn(span.shape[1], 3, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(x @ (inside.T @ (axes @ weight)), span @ weight, rtol=1e-3, atol=1e-3)
+
+
+def test_validation_images_take_the_place_of_folds(clip):
     bank = made_bank(clip, CLASSES, LABELS, parts=4.0)
     val = made_bank(clip, CLASSES, LABELS, parts=4.0, seed=1)
     against = bank_of(features_of(val), (LABELS + 1) % 3)    # what training shows is wrong here
     assert prepared(clip, bank).relations.image_space.abs().max() > 0
-    monkeypatch.setattr(_Examples, "folds", lambda self: pytest.fail("folds beside validation images"))
     method, misled = prepared(clip, bank, val=val), prepared(clip, bank, val=against)
-    assert method.relations.image_space.abs().max() > 0
-    assert misled.relations.image_space.abs().max() == 0
+    _, clusters, _ = method.pooling.blocks()
+    assert method.relations.image_space[clusters].abs().max() > 0
+    assert misled.relations.image_space[clusters].abs().max() == 0
     assert torch.equal(method.pooling.centres, misled.pooling.centres), "validation images set nothing else"
     assert torch.equal(method.prior_weight, misled.prior_weight)
 
 
 # --- what is solved ---
 
-def objective(weight, given: _Examples, codes, strength: float) -> torch.Tensor:
-    """Written out: the mean cross-entropy and the penalty."""
+def objective(weight, span, given: _Examples, codes, rows: list[int], strength: float) -> torch.Tensor:
+    """Written out for one split: the mean cross-entropy of the images to fit on, and the penalty."""
     total = torch.zeros((), dtype=weight.dtype)
-    for prior, parts, label in zip(given.prior, given.parts, given.labels, strict=True):
-        scores = [prior[c] + sum(parts[i] * weight[i, r] * codes[c, r] for i in range(len(parts))
-                                 for r in range(codes.shape[1])) for c in range(len(codes))]
-        total = total - scores[label] + torch.stack(scores).exp().sum().log()
-    count = len(given.labels)
-    return total / count + strength / count ** 0.5 * (weight ** 2).sum()
+    for row in rows:
+        scores = [given.prior[row, c] + sum(span[row, i] * weight[i, r] * codes[c, r] for i in range(span.shape[1])
+                                            for r in range(codes.shape[1])) for c in range(len(codes))]
+        total = total - scores[given.labels[row]] + torch.stack(scores).exp().sum().log()
+    return total / len(rows) + strength / len(rows) ** 0.5 * (weight ** 2).sum()
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.01, 0.0001])
-def test_solving_reaches_the_minimum(strength):
+def test_solving_reaches_the_minimum_of_each_split(strength):
     draws = torch.Generator().manual_seed(0)
-    given = _Examples(*(torch.randn(7, size, generator=draws, dtype=torch.float64) for size in (3, 2)),
-                      torch.tensor([0, 1, 2, 0, 1, 2, 0]))
+    span, prior = (torch.randn(7, size, generator=draws, dtype=torch.float64) for size in (2, 3))
+    given = _Examples(span, prior, torch.tensor([0, 1, 2, 0, 1, 2, 0]))
     codes = torch.randn(3, 2, generator=draws, dtype=torch.float64)
-    found = given.solve(torch.zeros(2, 2, dtype=torch.float64), codes, strength)
-    slow = torch.zeros(4, dtype=torch.float64)
-    for _ in range(12):                                      # Newton's method, with halved steps where one is too long
-        at = lambda flat: objective(flat.view(2, 2), given, codes, strength)    # noqa: E731
-        slope = torch.autograd.functional.jacobian(at, slow)
-        step = torch.linalg.solve(torch.autograd.functional.hessian(at, slow), slope)
-        while at(slow - step) > at(slow) + 1e-12:
-            step = step / 2
-        slow = slow - step
-    lowest = objective(slow.view(2, 2), given, codes, strength)
-    assert slow.abs().max() > 0.01, "the minimum is away from the start"
-    assert objective(found, given, codes, strength) <= lowest + 1e-6
-    slope = torch.autograd.functional.jacobian(lambda weight: objective(weight, given, codes, strength), found)
-    assert slope.abs().max() < 1e-3
-    torch.testing.assert_close(found, slow.view(2, 2), rtol=0.02, atol=0.01)
+    fit = torch.tensor([[True] * 7, [True] * 5 + [False] * 2])
+    found = _solve(given, span, codes, fit, strength, span.new_zeros(2, 2, 2), steps=100)
+    for split, rows in ((0, [0, 1, 2, 3, 4, 5, 6]), (1, [0, 1, 2, 3, 4])):
+        at = lambda flat, rows=rows: objective(flat.view(2, 2), span, given, codes, rows, strength)    # noqa: E731
+        slow = torch.zeros(4, dtype=torch.float64)
+        for _ in range(12):                                  # Newton's method, with halved steps where one is too long
+            slope = torch.autograd.functional.jacobian(at, slow)
+            step = torch.linalg.solve(torch.autograd.functional.hessian(at, slow), slope)
+            while at(slow - step) > at(slow) + 1e-12:
+                step = step / 2
+            slow = slow - step
+        assert slow.abs().max() > 0.01, "the minimum is away from the start"
+        assert at(found[split]) <= at(slow) + 1e-6
+        torch.testing.assert_close(found[split], slow.view(2, 2), rtol=0.02, atol=0.01)
 
 
-def test_the_model_holds_the_minimum_for_the_strength_chosen(clip, monkeypatch):
-    """Folds are solved in a turned space; the relations kept are those of the parts themselves."""
-    monkeypatch.setattr(module, "_best_strength", lambda splits, codes: 0.1)
-    bank = made_bank(clip, CLASSES, LABELS, parts=4.0)
-    method = prepared(clip, bank)
+def test_losses_are_of_every_image_with_each_relation():
+    given, codes, weight = examples(torch.tensor([0, 1, 2])), torch.randn(3, 2), torch.randn(4, 5, 2)
+    losses = _losses(given, given.rows, codes, weight)
+    assert losses.shape == (4, 3)
+    for split in range(4):
+        expected = F.cross_entropy(given.prior + given.rows @ weight[split] @ codes.T, given.labels, reduction="none")
+        torch.testing.assert_close(losses[split], expected)
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.0, 0.0), (1.0, CLUSTERS, 0.0), (1.0, CLUSTERS, PAIRS)])
+def test_the_model_holds_the_minimum_for_what_was_chosen(clip, monkeypatch, weights):
+    """It is solved in the space that the images span; the relations kept are those of the parts themselves."""
+    monkeypatch.setattr(XRVLMPlus, "_choose", lambda *_: (weights, 0.01))
+    bank = with_pairs(made_bank(clip, CLASSES, LABELS, parts=4.0), clip)
+    method = prepared(clip, bank, pairs=8)
     space = method.relations.image_space.detach().clone().requires_grad_()
+    features = method.pooling.of(features_of(bank))
+    for some, weight in zip(method.pooling.blocks(), weights, strict=True):
+        assert features[:, some].square().sum(dim=1).mean().item() == pytest.approx(weight, abs=1e-4)
+        assert (space[some].abs().max() > 0) == (weight > 0)
 
     def loss(space):
-        parts = method.pooling.of(features_of(bank))
         text = method.class_prompts(clip) - method.relations.text_mean
         codes = torch.einsum("gcd,gdr->cr", text, method.relations.text_space) + method.relations.own
         prior = method.prior_weight * zero_shot_logits(clip, features_of(bank))
-        scores = prior + torch.einsum("bmd,mdr,cr->bc", parts, space, codes)
-        return F.cross_entropy(scores, LABELS) + 0.1 / len(LABELS) ** 0.5 * space.square().sum()
+        scores = prior + torch.einsum("bf,fr,cr->bc", features, space, codes)
+        return F.cross_entropy(scores, LABELS) + 0.01 / len(LABELS) ** 0.5 * space.square().sum()
 
     (slope,) = torch.autograd.grad(loss(space), space)
     (at_start,) = torch.autograd.grad(loss(zero := torch.zeros_like(space, requires_grad=True)), zero)
     assert slope.abs().max() < 0.01 * at_start.abs().max()
 
 
-class Scripted:
-    """A split whose held-out loss for a strength is given."""
-
-    def __init__(self, losses: dict[float, float]):
-        self.losses, self.asked = losses, []
-        self.parts = torch.zeros(1, 1)
-
-    def solve(self, start, codes, strength):
-        self.asked.append(strength)
-        return torch.full((1, 1), strength)
-
-    def loss(self, weight, codes, reduction):
-        assert reduction == "sum", "each image counts once, whatever the size of its fold"
-        return torch.tensor(self.losses.get(round(weight.item(), 9), 1.0))
-
-
 @pytest.mark.parametrize(("held_out", "best", "tried"), [
-    ((11, 12, 13, 0), None, PATIENCE),                       # all worse than the prior alone, whose loss is 10
-    ((10, 10, 10, 0), None, PATIENCE),                       # no better is not enough
+    ((11, 12, 13, 14, 0), 0, 1 + PATIENCE),
     ((9, 9.5, 9.6, 8.5, 8.7, 8.8, 8.9, 0), 3, 4 + PATIENCE),
     ((11, 12, 9, 13, 8, 14, 15, 16, 0), 4, 5 + PATIENCE),
-    (tuple(range(9, 9 - len(STRENGTHS), -1)), len(STRENGTHS) - 1, len(STRENGTHS)),
+    (tuple(range(20, 20 - len(STRENGTHS), -1)), len(STRENGTHS) - 1, len(STRENGTHS)),
 ])
-def test_the_search_stops_where_weaker_penalties_do_worse(held_out, best, tried):
-    assert PATIENCE == 3
-    losses = {0.0: 10.0} | {round(torch.tensor(strength).item(), 9): float(loss)
-                            for strength, loss in zip(STRENGTHS, held_out, strict=False)}
-    train, rest = Scripted({}), Scripted(losses)
-    found = _best_strength([(train, rest)], torch.zeros(2, 1))
-    assert found == (None if best is None else STRENGTHS[best])
-    assert train.asked == list(STRENGTHS[:tried])
-    assert rest.asked == []
+def test_the_search_stops_where_weaker_penalties_do_worse(monkeypatch, held_out, best, tried):
+    asked, fit = [], torch.tensor([[True, False]])
+    monkeypatch.setattr(module, "_solve", lambda *given, steps: asked.append(given[4]) or given[5])
+    monkeypatch.setattr(module, "_losses", lambda *_: torch.tensor([[100.0, held_out[len(asked) - 1]]]))
+    given = examples(torch.tensor([0, 1]))
+    assert _best_strength(given, given.rows, torch.eye(3), fit) == (STRENGTHS[best], held_out[best])
+    assert asked == list(STRENGTHS[:tried])
 
 
 def test_strengths_go_from_strong_to_weak():
-    assert STRENGTHS[0] == 1
+    assert STRENGTHS[0] == 0.1
     assert list(STRENGTHS) == sorted(STRENGTHS, reverse=True)
 
 
@@ -272,7 +279,7 @@ def twins() -> ClassText:
 
 @pytest.fixture
 def always_related(monkeypatch):
-    monkeypatch.setattr(module, "_best_strength", lambda splits, codes: 0.001)
+    monkeypatch.setattr(XRVLMPlus, "_choose", lambda *_: ((1.0, CLUSTERS, 0.0), 0.001))
 
 
 def test_by_text_alone_classes_of_one_text_are_one(clip, always_related):
@@ -313,6 +320,70 @@ def test_a_method_can_be_turned_again(clip, always_related):
                                atol=1e-4)
 
 
+# --- pairs, and what chooses among parts ---
+
+def with_pairs(bank, clip, pattern: float = 0.0, seed: int = 0):
+    """The bank with positions of an earlier block: noise, in which two channels of each class go together."""
+    draws, labels = torch.Generator().manual_seed(seed), bank.labels
+    x = features_of(bank)
+    noise = torch.randn(len(labels), x.tokens.shape[1], clip.image_width, generator=draws)
+    for row, label in zip(noise, labels.tolist(), strict=True):
+        row[:, 2 * label + 1] += pattern * row[:, 2 * label]
+    return bank_of(Features(x.pooled, x.tokens, noise), labels)
+
+
+def test_pairs_are_related_where_they_tell_classes_apart(clip):
+    bank = with_pairs(made_bank(clip, CLASSES, MORE), clip, pattern=2.0)
+    unseen = with_pairs(made_bank(clip, CLASSES, torch.arange(3).repeat(20), seed=1), clip, pattern=2.0, seed=1)
+    method = prepared(clip, bank, pairs=clip.image_width)
+    *_, pairs = method.pooling.blocks()
+    assert method.relations.image_space[pairs].abs().max() > 0
+    assert accuracy(method, clip, unseen) > 0.8
+    assert accuracy(prepared(clip, bank, pairs=0), clip, unseen) < 0.6
+
+
+def test_held_out_images_choose_the_parts(clip, monkeypatch):
+    """Each weighting has a held-out loss; the lowest of all is taken, none where zero-shot's is lower."""
+    train = examples(torch.arange(3).repeat(4), width=9)
+    method = XRVLMPlus(clip, CLASSES, image_parts=2, inputs="pooled", pairs=2)
+    monkeypatch.setattr(method.pooling, "blocks", lambda: [slice(0, 3), slice(3, 6), slice(6, 9)])
+    alone = F.cross_entropy(train.prior, train.labels, reduction="sum").item()
+    for lowest in (0, 1, 2, 3, None):
+        losses = [alone + 1] * 4 if lowest is None else [alone - 1 - (index == lowest) for index in range(4)]
+        left = iter(losses)
+        monkeypatch.setattr(module, "_best_strength", lambda *_, left=left: (0.01, next(left)))
+        chosen = method._choose(train, None, torch.eye(3))
+        every = [(1.0, 0.0, 0.0), (1.0, 0.0, PAIRS), (1.0, CLUSTERS, 0.0), (1.0, CLUSTERS, PAIRS)]
+        assert chosen == (None if lowest is None else (every[lowest], 0.01))
+    monkeypatch.setattr(module, "_best_strength", lambda *_: (0.01, 0.0))
+    method = XRVLMPlus(clip, CLASSES, image_parts=0, inputs="pooled", pairs=0)
+    assert method._choose(train, None, torch.eye(3)) == ((1.0, 0.0, 0.0), 0.01), "what is not there is not tried"
+
+
+def test_a_model_of_revision_1_keeps_its_numbers(clip):
+    """Its parts had one width and stood in rows, each number standardised."""
+    bank = made_bank(clip, CLASSES, LABELS, parts=4.0)
+    options = XRVLMPlus.options_of(1, {"image_parts": 2, "relate_to": "text"})
+    assert options == {"inputs": "pooled", "scaling": "none", "pairs": 0, "image_parts": 2, "relate_to": "text"}
+    trained, width = prepared(clip, bank, **options), clip.embed_dim
+    state = trained.state_dict()
+    mean, deviation = torch.randn(3, width), torch.rand(3, width) + 0.5
+    space = torch.randn(3, width, 3)
+    for name in ("offset", "scale", "directions"):
+        del state[f"pooling.{name}"]
+    state |= {"pooling.part_mean": mean, "pooling.part_deviation": deviation, "pooling.length": torch.ones(3, 1),
+              "relations.image_space": space}
+    method = XRVLMPlus(clip, CLASSES, **options)
+    method.load_state_dict(state)
+    x = features_of(bank)
+    standard = (x.tokens - trained.pooling.mean) / trained.pooling.deviation
+    parts = torch.cat([x.pooled[:, None], trained.pooling.part_maps(x)[:, 1:] @ standard], dim=1)
+    related = torch.einsum("bmd,mdr->br", (parts - mean) / deviation, space)
+    codes = method.class_features(clip).sum(dim=0)
+    expected = method.prior_weight * zero_shot_logits(clip, x) + related @ codes.T
+    torch.testing.assert_close(logits(method, clip, bank), expected, rtol=1e-3, atol=1e-2)
+
+
 # --- the rest ---
 
 def test_draws_do_not_come_from_outside(clip):
@@ -345,7 +416,9 @@ def test_part_descriptions_are_the_prompts_where_there_are_any(clip, always_rela
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"relate_to": "texts"}, "unknown relate_to 'texts'; did you mean 'text'.*available: classes"),
-    ({"image_parts": 0}, "image_parts must be at least 1, found 0"),
+    ({"image_parts": -1}, "image_parts must be at least 0, found -1"),
+    ({"pairs": -1}, "pairs must be at least 0, found -1"),
+    ({"inputs": "raw"}, "unknown inputs 'raw'"),
 ])
 def test_bad_options_are_told(clip, options, message):
     with pytest.raises(UserError, match=message):

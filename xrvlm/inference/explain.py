@@ -178,8 +178,7 @@ def prompt_names(classifier: Classifier, explanation: Explanation) -> list[str]:
 
 def part_names(classifier: Classifier, parts: int) -> list[str]:
     """What to call each of the m parts."""
-    whole = parts_and_relations(classifier.method)[0].whole_first
-    return ["whole image"] * whole + [f"part {part + 1}" for part in range(parts - whole)]
+    return list(islice(parts_and_relations(classifier.method)[0].names(), parts))
 
 
 def _prompt_names(classifier: Classifier, prompts: int) -> list[str]:

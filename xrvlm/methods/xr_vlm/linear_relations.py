@@ -14,6 +14,9 @@ class LinearRelations(RelationHead):
 
     A logit is the sum of its relations. r is the number of classes at construction. Not trained by gradient steps:
     `start` computes the codes of the classes in that space, XR-VLM+ then solves for `image_space`.
+
+    Args:
+        widths: of the features of each image part; f is their sum.
     """
 
     linear = True
@@ -21,10 +24,10 @@ class LinearRelations(RelationHead):
     text_space: Tensor                   # (g, d, r)
     own: Tensor                          # (c, r) class-specific vectors
 
-    def __init__(self, embed_dim: int, image_parts: int, text_parts: int, classes: int):
+    def __init__(self, embed_dim: int, widths: Sequence[int], text_parts: int, classes: int):
         super().__init__()
-        self.sizes = embed_dim, image_parts, text_parts, classes
-        self.image_space = nn.Parameter(torch.zeros(image_parts, embed_dim, classes), requires_grad=False)
+        self.sizes, self.widths = (embed_dim, text_parts, classes), tuple(widths)
+        self.image_space = nn.Parameter(torch.zeros(sum(widths), classes), requires_grad=False)    # (f, r)
         self.register_buffer("text_mean", torch.zeros(text_parts, 1, embed_dim))
         self.register_buffer("text_space", torch.zeros(text_parts, embed_dim, classes))
         self.register_buffer("own", torch.zeros(classes, classes))
@@ -60,7 +63,7 @@ class LinearRelations(RelationHead):
                 own[label] = self.own[index]
         # a deep copy, so that the hook for loading is bound to it; around the same tensors
         turned = deepcopy(self, {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())})
-        turned.own, turned.sizes = own, (*self.sizes[:3], len(before))
+        turned.own, turned.sizes = own, (*self.sizes[:2], len(before))
         return turned
 
     def of_prompts(self, class_features: Tensor) -> Tensor:
@@ -69,22 +72,27 @@ class LinearRelations(RelationHead):
         return torch.cat([text, self.own[None]])
 
     def relate(self, image_parts: Tensor, prompts: Tensor) -> Tensor:
-        """(b, g + 1, m, c); the last prompt is the class-specific vector."""
-        return torch.einsum("bmr,gcr->bgmc", torch.einsum("bmd,mdr->bmr", image_parts, self.image_space), prompts)
+        """(b, g + 1, m, c) from (b, f); the last prompt is the class-specific vector."""
+        pieces = zip(image_parts.split(self.widths, dim=1), self.image_space.split(self.widths), strict=True)
+        related = torch.stack([part @ space for part, space in pieces], dim=1)             # (b, m, r)
+        return torch.einsum("bmr,gcr->bgmc", related, prompts)
 
     def score(self, relations: Tensor) -> Tensor:
         """(b, c) logits."""
         return relations.sum(dim=(1, 2))
 
     def forward(self, image_parts: Tensor, prompts: Tensor) -> Tensor:
-        """(b, c) logits; equal to `score(relate(...))` with the sums taken first."""
-        return torch.einsum("bmd,mdr->br", image_parts, self.image_space) @ prompts.sum(dim=0).T
+        """(b, c) logits from (b, f); equal to `score(relate(...))` with the sums taken first."""
+        return image_parts @ self.image_space @ prompts.sum(dim=0).T
 
 
 def _allocate(head: LinearRelations, state: dict[str, Tensor], prefix: str, *_: object) -> None:
     """Before loading: r of a head that was turned to other classes is known from the saved tensors only."""
-    embed_dim, image_parts, text_parts, classes = head.sizes
+    embed_dim, text_parts, classes = head.sizes
     rank = state[f"{prefix}own"].shape[1] if f"{prefix}own" in state else classes
-    head.image_space.data = head.image_space.new_empty(image_parts, embed_dim, rank)
+    space = f"{prefix}image_space"
+    if space in state and state[space].ndim == 3:            # of revision 1 of XR-VLM+: (m, d, r)
+        state[space] = state[space].flatten(0, 1)
+    head.image_space.data = head.image_space.new_empty(sum(head.widths), rank)
     head.text_space = head.text_space.new_empty(text_parts, embed_dim, rank)
     head.own = head.own.new_empty(classes, rank)

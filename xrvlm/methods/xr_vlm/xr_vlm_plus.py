@@ -1,94 +1,108 @@
 """XR-VLM+ (ours): zero-shot logits plus linear relations of image parts and prompts, regularised by cross-validation.
 
-Parts are clusters, by k-means over the positions of the training images. Every part is related to every prompt of every
-class by a bilinear form with an L2 penalty, whose strength is chosen by cross-validation on the training images. The
-problem is convex: it is solved by L-BFGS, not trained by gradient steps.
-`docs/results/plus.md` tells how the method was developed.
+The parts of an image are the whole of it, clusters of positions by k-means, and the pairs of channels of an earlier
+block. Every part is related to every prompt of every class by a bilinear form with an L2 penalty. Cross-validation on
+the training images chooses which parts are related, and the strength of the penalty. The problem is convex: it is
+solved by L-BFGS, not trained by gradient steps. `docs/results/plus.md` tells how the method was developed.
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from xrvlm.backbones.base import Features, FrozenCLIP
-from xrvlm.distributed import generator
 from xrvlm.errors import UserError, option, unknown
 from xrvlm.features.source import FeatureSource
 from xrvlm.methods.base import TRAINING_FREE, Method
-from xrvlm.methods.linear_probe import stratified
+from xrvlm.methods.inputs import Inputs, Scaling
+from xrvlm.methods.linear_probe import FOLDS, PATIENCE, stratified
 from xrvlm.methods.xr_vlm.linear_relations import LinearRelations
-from xrvlm.methods.xr_vlm.parts import FoundParts, patches
-from xrvlm.methods.zero_shot import ZeroShot, fitted_weight, minimise
+from xrvlm.methods.xr_vlm.parts import FoundParts
+from xrvlm.methods.zero_shot import ZeroShot, fitted_weight, minimise, zero_shot_logits
 from xrvlm.text.class_text import ClassText
 from xrvlm.text.fixed_prompts import ClassSentences, PartDescriptions
 from xrvlm.text.learned_prompts import ClassPrompts
 
 RelateTo = Literal["text_and_classes", "text", "classes"]
-STRENGTHS = tuple(10.0 ** (power / 2) for power in range(0, -11, -1))    # of the penalty, from 1 to 0.00001
+Weights = tuple[float, float, float]     # of the whole image, the clusters and the pairs
+STRENGTHS = tuple(10.0 ** (power / 2) for power in range(-2, -17, -1))   # of the penalty, from 0.1 to 0.00000001
 OWN_SHARE = 0.1                          # weight of the class-specific vectors relative to the text
-POSITIONS = 20_000                       # that k-means clusters
-FOLDS = 8
-LONE_STRENGTHS = 0.03, 0.003             # with one image a class: prior right on at least half, or not
-PATIENCE = 3                             # stop after this many strengths in a row without an improvement
+CLUSTERS, PAIRS = 0.25, 1.0              # weight of these parts relative to the whole image, where they are related
+LONE_STRENGTHS = 0.006, 0.0006           # with one image a class: prior right on at least half, or not
+CHOOSING = 2000                          # images at most that choose
+ROUGH, EXACT = 40, 100                   # steps of L-BFGS, of the solutions that only choose and of the last
 
 
 class XRVLMPlus(Method):
     """`logits = w * zero-shot + sum over image parts i and prompts j of <V_i, A_ij T_jc> + <V_i, o_ic>`.
 
-    The whole image is one of the parts. w is fitted to the training images first; A and o then minimise the
-    cross-entropy plus a penalty on their squared norm. Where no strength of the penalty beats zero-shot in
-    cross-validation, the prediction is that of zero-shot. With one image a class nothing can be held out, and the
-    strength is fixed. The prompts are the part descriptions where there are any, else the sentences of the classes. New
-    classes can be scored: their text is related by the same A, without o.
+    w is fitted to the training images first; A and o then minimise the cross-entropy plus a penalty on their squared
+    norm. The whole image is always related; the clusters, the pairs, both or neither, as held-out images have it. Where
+    nothing beats zero-shot on them, the prediction is that of zero-shot. With one image a class nothing can be held
+    out: the whole image alone is related, and the strength is fixed. The prompts are the part descriptions where there
+    are any, else the sentences of the classes. New classes can be scored: their text is related by the same A, without
+    o.
 
     Args:
-        image_parts: m, clusters of positions, not counting the whole image.
+        image_parts: m, clusters of positions; 0: none.
+        pairs: k, the directions of the earlier block whose pairs are related; 0: none. See `FoundParts`.
+        inputs, scaling: of the whole image's feature; see `ImageInputs`.
         relate_to: `text`: A only, `classes`: o only, or `text_and_classes`.
     """
 
-    needs = frozenset({"pooled", "tokens"})
+    needs = frozenset({"pooled", "tokens", "mid_tokens"})
     recipe, open_classes = TRAINING_FREE, True
     label = "XR-VLM+"
+    revision = 2                         # the unprojected feature, pairs, and a choice of parts
 
-    def __init__(self, clip: FrozenCLIP, classes: ClassText, *, image_parts: int = 16,
-                 relate_to: RelateTo = "text_and_classes"):
+    def __init__(self, clip: FrozenCLIP, classes: ClassText, *, image_parts: int = 16, pairs: int = 64,
+                 inputs: Inputs = "auto", scaling: Scaling = "auto", relate_to: RelateTo = "text_and_classes"):
         super().__init__(clip, classes)
         if relate_to not in get_args(RelateTo):
             raise unknown(option("method.relate_to"), relate_to, get_args(RelateTo))
-        if image_parts < 1:
-            raise UserError(f"{option('method.image_parts')} must be at least 1, found {image_parts}")
+        for name, value in (("image_parts", image_parts), ("pairs", pairs)):
+            if value < 0:
+                raise UserError(f"{option(f'method.{name}')} must be at least 0, found {value}")
         self.relate_to: RelateTo = relate_to
         self.zero_shot = ZeroShot(clip, classes)
         self.prior_weight: Tensor
         self.register_buffer("prior_weight", torch.ones(()))
-        self.pooling = FoundParts(clip.embed_dim, image_parts)
+        self.pooling = FoundParts(clip, image_parts, inputs=inputs, scaling=scaling, pairs=pairs)
+        self.needs = self.pooling.needs
         self.class_prompts: ClassPrompts = (PartDescriptions if classes.parts else ClassSentences)(clip, classes)
         self.prompts = self._prompts_label(classes)
-        self.relations = LinearRelations(clip.embed_dim, image_parts + 1, self.class_prompts.text_parts,
+        self.relations = LinearRelations(clip.embed_dim, self.pooling.widths, self.class_prompts.text_parts,
                                          len(classes.names))
+
+    @classmethod
+    def options_of(cls, revision: int, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Revision 1 related the pooled feature, each number standardised, and clusters."""
+        own = {"inputs": "pooled", "scaling": "none", "pairs": 0} if revision == 1 else {}
+        return own | dict(options)
 
     def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None) -> None:
         assert support is not None
         self.zero_shot.prepare(clip, None)
         self.class_prompts.prepare(clip)
-        self._find_parts(clip, support)
+        rows = self.pooling.fit(support, clip.device)                                      # (n, f)
+        prior, labels = zero_shot_logits(self.zero_shot, support, clip.device)             # (n, c), (n,)
+        self.prior_weight.copy_(fitted_weight(prior, labels))
         shares = (float("text" in self.relate_to), OWN_SHARE * ("classes" in self.relate_to))
         codes = self.relations.start(self.class_prompts(clip), *shares)                    # (c, r)
-        prior, parts, y = self._read(clip, support)                          # (n, c), (n, (m + 1) * d), (n,)
-        self.prior_weight.copy_(fitted_weight(prior, y))
-        train = _Examples(self.prior_weight * prior, parts, y)
-        if val is None:
-            splits = train.folds()
-        else:
-            val_prior, val_parts, val_y = self._read(clip, val)
-            splits = [(train, _Examples(self.prior_weight * val_prior, val_parts, val_y))]
-        strength = _best_strength(splits, codes) if splits else _lone_strength(train)
-        if strength is not None:
-            solution = train.solve(torch.zeros(parts.shape[1], codes.shape[1]).to(parts), codes, strength)
-            self.relations.image_space.data = solution.view_as(self.relations.image_space)
+        train = _Examples(rows, self.prior_weight * prior, labels)
+        chosen = self._choose(train, None if val is None else self._examples(clip, val), codes)
+        if chosen is not None:
+            weights, strength = chosen
+            train.rows *= self.pooling.weigh(weights)
+            span, back = _span(train.rows @ train.rows.T, len(rows))
+            start = span.new_zeros(1, span.shape[1], codes.shape[1])
+            solved = _solve(train, span, codes, torch.ones_like(labels)[None], strength, start, steps=EXACT)
+            self.relations.image_space.data = train.rows.T @ (back @ solved[0])            # (f, r)
 
     def turn(self, clip: FrozenCLIP, classes: ClassText) -> None:
         self.zero_shot = self.zero_shot.for_classes(clip, classes)
@@ -108,86 +122,100 @@ class XRVLMPlus(Method):
         return f"{self.zero_shot.prompts} + {self.class_prompts.label}" if classes.parts else self.zero_shot.prompts
 
     @torch.no_grad()
-    def _find_parts(self, clip: FrozenCLIP, support: FeatureSource) -> None:
-        from sklearn.cluster import KMeans
+    def _examples(self, clip: FrozenCLIP, source: FeatureSource) -> "_Examples":
+        prior, labels = zero_shot_logits(self.zero_shot, source, clip.device)
+        rows = torch.cat([self.pooling.of(x.to(clip.device)) for x, _ in source.in_order()])
+        return _Examples(rows, self.prior_weight * prior, labels)
 
-        share = POSITIONS / len(support.labels)
-        draws, chosen, parts = generator(0, "positions"), [], []
-        for x, _ in support.in_order():
-            assert x.tokens is not None
-            rows = patches(x.tokens).flatten(0, 1).cpu()                                   # (b * h * w, d)
-            some = torch.randperm(len(rows), generator=draws)[:max(1, round(share * len(x)))]
-            chosen.append(rows[some])
-        positions = self.pooling.start(torch.cat(chosen).to(clip.device))                  # (n, d)
-        if len(positions) < (wanted := len(self.pooling.centres)):
-            raise UserError(f"{option('method.image_parts', wanted)} is more than the {len(positions)} positions of "
-                            "all training images: use fewer parts, or more shots")
-        found = KMeans(len(self.pooling.centres), n_init="auto", random_state=0).fit(positions.cpu().numpy())
-        self.pooling.centres.copy_(torch.from_numpy(found.cluster_centers_))
-        for x, _ in support.in_order():
-            parts.append(self.pooling.of(x.to(clip.device)))                               # (b, m, d)
-        self.pooling.standardise(torch.cat(parts))
-
-    @torch.no_grad()
-    def _read(self, clip: FrozenCLIP, source: FeatureSource) -> tuple[Tensor, Tensor, Tensor]:
-        """Zero-shot logits (n, c), part features (n, m * d) and labels (n,)."""
-        prior, parts = [], []
-        for batch, _ in source.in_order():
-            x = batch.to(clip.device)
-            prior.append(self.zero_shot.logits(x, self.zero_shot.weights))
-            parts.append(self.pooling.of(x).flatten(1))
-        return torch.cat(prior), torch.cat(parts), source.labels.to(clip.device)
+    def _choose(self, train: "_Examples", val: "_Examples | None", codes: Tensor) -> tuple[Weights, float] | None:
+        """The weights of the parts and the strength of lowest held-out loss; None where zero-shot alone has it."""
+        given, fit = _splits(train, val)
+        if fit is None:
+            right = (train.prior.argmax(dim=1) == train.labels).float().mean()
+            return (1.0, 0.0, 0.0), LONE_STRENGTHS[0] if right >= 0.5 else LONE_STRENGTHS[1]
+        grams = [given.rows[:, some] @ given.rows[:, some].T for some in self.pooling.blocks()]
+        _, clusters, pairs = self.pooling.groups
+        best, lowest = None, F.cross_entropy(given.prior, given.labels, reduction="none")[~fit.all(dim=0)].sum().item()
+        for weights in product((1.0,), (0.0, CLUSTERS)[:1 + bool(clusters)], (0.0, PAIRS)[:1 + bool(pairs)]):
+            gram = torch.stack([weight * gram for weight, gram in zip(weights, grams, strict=True) if weight])
+            span, _ = _span(gram.sum(dim=0), int(fit.any(dim=0).sum()))
+            strength, loss = _best_strength(given, span, codes, fit)
+            if loss < lowest:
+                best, lowest = (weights, strength), loss
+        return best
 
 
 @dataclass
 class _Examples:
     """The data of the convex problem."""
 
+    rows: Tensor                         # (n, f) the features of all parts in a row
     prior: Tensor                        # (n, c) weighted zero-shot logits
-    parts: Tensor                        # (n, f) the features of all parts, concatenated
     labels: Tensor                       # (n,)
 
-    def folds(self) -> list[tuple["_Examples", "_Examples"]]:
-        """(training, held out) pairs, stratified by class; none where there is one image a class."""
-        # n images span at most n dimensions: a rotation into these reduces the size and changes nothing else
-        left, lengths, _ = torch.linalg.svd(self.parts, full_matrices=False)
-        turned = replace(self, parts=left * lengths)
-        fold = stratified(self.labels, FOLDS)                                              # (n,)
-        count = int(fold.max()) + 1
-        return [(turned._only(fold != index), turned._only(fold == index)) for index in range(count)] * (count > 1)
-
-    def loss(self, weight: Tensor, codes: Tensor, reduction: str = "mean") -> Tensor:
-        """() cross-entropy with relations `weight` (f, r) and `codes` (c, r)."""
-        return F.cross_entropy(self.prior + self.parts @ weight @ codes.T, self.labels, reduction=reduction)
-
-    def solve(self, start: Tensor, codes: Tensor, strength: float) -> Tensor:
-        """(f, r) the relations for a `strength` of the penalty; `start` is the initial value."""
-        weight, penalty = start.requires_grad_(), strength / len(self.labels) ** 0.5
-        minimise(weight, lambda: self.loss(weight, codes) + penalty * weight.square().sum(), steps=60)
-        return weight.detach()
-
-    def _only(self, rows: Tensor) -> "_Examples":
-        return _Examples(self.prior[rows], self.parts[rows], self.labels[rows])
+    def some(self) -> "_Examples":
+        """At most `CHOOSING` images, of each class as large a share."""
+        kept = stratified(self.labels, -(-len(self.labels) // CHOOSING)) == 0
+        return _Examples(self.rows[kept], self.prior[kept], self.labels[kept])
 
 
-def _best_strength(splits: list[tuple[_Examples, _Examples]], codes: Tensor) -> float | None:
-    """The strength with the lowest held-out loss, or None where none has a lower one than the prior alone."""
-    weights = [train.parts.new_zeros(train.parts.shape[1], codes.shape[1]) for train, _ in splits]
+def _splits(train: _Examples, val: _Examples | None) -> tuple[_Examples, Tensor | None]:
+    """The images that choose, those to fit on first, and (s, n) whether image n is one to fit on in split s.
 
-    def held_out_loss() -> float:
-        return sum(rest.loss(weight, codes, "sum").item() for weight, (_, rest) in zip(weights, splits, strict=True))
+    The split is that of training and validation images, or folds stratified by class; None with one image a class.
+    """
+    train = train.some()
+    if val is None:
+        fold = stratified(train.labels, FOLDS)                                             # (n,)
+        numbers = torch.arange(int(fold.max()) + 1, device=fold.device)
+        return train, fold != numbers[:, None] if len(numbers) > 1 else None
+    val = val.some()
+    both = _Examples(*(torch.cat(pair) for pair in zip(vars(train).values(), vars(val).values(), strict=True)))
+    return both, (torch.arange(len(both.labels), device=both.labels.device) < len(train.labels))[None]
 
-    best, lowest, worse = None, held_out_loss(), 0
+
+def _span(gram: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(n, k) the images in the space that the first `count` of them span, of the same products; (count, k) the axes.
+
+    Args:
+        gram: (n, n) products of the images. n images span at most n dimensions, where the problem is smaller and has
+            the same solution: the weights in the space of the features are those in this one, times the axes, times
+            the features of the first images.
+    """
+    values, vectors = torch.linalg.eigh(gram[:count, :count].double())
+    kept = values > 1e-6 * values[-1]
+    axes = vectors[:, kept] / values[kept].sqrt()                                          # (count, k)
+    return (gram[:, :count].double() @ axes).to(gram), axes.to(gram)
+
+
+def _losses(given: _Examples, span: Tensor, codes: Tensor, weight: Tensor) -> Tensor:
+    """(s, n) cross-entropies of all images with each of the relations `weight` (s, k, r)."""
+    logits = given.prior + (span @ weight) @ codes.T                                       # (s, n, c)
+    return F.cross_entropy(logits.mT, given.labels.expand(len(weight), -1), reduction="none")
+
+
+def _solve(given: _Examples, span: Tensor, codes: Tensor, fit: Tensor, strength: float, start: Tensor, *,
+           steps: int) -> Tensor:
+    """(s, k, r) the relations of each split for a `strength` of the penalty: all splits at once, as they are apart."""
+    weight, counts = start.clone().requires_grad_(), fit.sum(dim=1)
+
+    def loss() -> Tensor:
+        means = (_losses(given, span, codes, weight) * fit).sum(dim=1) / counts            # (s,)
+        return (means + strength / counts.sqrt() * weight.square().sum(dim=(1, 2))).sum()
+
+    minimise(weight, loss, steps=steps)
+    return weight.detach()
+
+
+def _best_strength(given: _Examples, span: Tensor, codes: Tensor, fit: Tensor) -> tuple[float, float]:
+    """The strength of lowest loss on the images that are held out, and this loss."""
+    weight = span.new_zeros(len(fit), span.shape[1], codes.shape[1])
+    best, lowest, worse = STRENGTHS[0], float("inf"), 0
     for strength in STRENGTHS:
-        weights = [train.solve(weight, codes, strength) for weight, (train, _) in zip(weights, splits, strict=True)]
-        loss = held_out_loss()
+        weight = _solve(given, span, codes, fit, strength, weight, steps=ROUGH)
+        with torch.no_grad():
+            loss = (_losses(given, span, codes, weight) * ~fit).sum().item()
         best, lowest, worse = (strength, loss, 0) if loss < lowest else (best, lowest, worse + 1)
         if worse == PATIENCE:
             break
-    return best
-
-
-def _lone_strength(train: _Examples) -> float:
-    """The strength with one image a class, where none can be held out."""
-    right = (train.prior.argmax(dim=1) == train.labels).float().mean()
-    return LONE_STRENGTHS[0] if right >= 0.5 else LONE_STRENGTHS[1]
+    return best, lowest
