@@ -41,7 +41,7 @@ results: $(READY)       ## the tables of docs/results/index.md and plus.md: 3 se
 	$(RESULTS) data.world=0,2,3 $(SHOTS) method=tip_adapter_f,residual_probe text.descriptions=descriptions.json features.views=0
 	$(RESULTS) data.world=0,2,3 $(SHOTS) method=xr_vlm_plus
 	$(RESULTS) data.world=0,2,3 $(SHOTS) method=xr_vlm_plus $(DESCRIBED)
-	$(RESULTS) data.world=0,2,3 $(SHOTS) method=xr_vlm_plus $(DESCRIBED) method.image_parts=1
+	$(RESULTS) data.world=0,2,3 $(SHOTS) method=xr_vlm_plus $(DESCRIBED) method.image_parts=0 method.pairs=0
 	$(RESULTS) data.world=0,2,3 $(SHOTS) method=xr_vlm_plus $(DESCRIBED) method.relate_to=classes
 	$(RESULTS) data.world=0,2,3 $(SHOTS) method=xr_vlm method.part_prompts=descriptions text.parts=parts.json
 	$(RESULTS) data.world=0,2 $(SHOTS) method=coop,xr_vlm
@@ -73,6 +73,7 @@ bench: $(READY)         ## the speeds that matter most, against a baseline in th
 	$(BIN)/python benchmarks/train_step.py --classes 100 --turns 3
 	$(BIN)/python benchmarks/predict.py --only memory
 	$(BIN)/python benchmarks/start_up.py
+	$(BIN)/python benchmarks/cold_start.py --turns 1
 
 ablation: $(READY)      ## docs/results/ablation.md: 25 settings, 3 seeds; an hour and a half
 	$(BIN)/xrvlm adapt -m experiment=ablation

@@ -97,13 +97,12 @@ def openclip_of_trunk(trunk: str, trunk_state: Mapping[str, Tensor] | None, proj
                           f"the trunk {trunk} of timm")
     width = getattr(model.visual.trunk, "head_hidden_size", model.visual.trunk.num_features)
     if len(projection) != width:
-        raise UserError(f"the pooled feature of {trunk} has {width} numbers, the projection reads {len(projection)}; "
-                        f"pass one of shape ({width}, d)")
-    # open_clip's own reads as many numbers as the last map has channels, which MobileNet changes once more
+        raise UserError(f"the feature of {trunk} has {width} numbers, the projection reads {len(projection)}; pass one "
+                        f"of shape ({width}, d)")
+    # open_clip's own reads the channels of the last map, which MobileNet changes once more
     model.visual.head.proj = nn.Linear(len(projection), projection.shape[1])
-    own = {"visual.head.proj.weight": projection.T, "visual.head.proj.bias": bias}
+    own = {"visual.head.proj.weight": projection.T, "visual.head.proj.bias": bias} | dict(text_state or {})
     own |= {f"visual.trunk.{name}": value for name, value in (trunk_state or {}).items()}
-    own |= dict(text_state or {})
     try:
         loaded = model.load_state_dict(own, strict=False)
     except RuntimeError as error:
