@@ -28,8 +28,8 @@ LAYERS = (
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 ONLY_IMPORTERS = {
     "hydra": {"cli"}, "omegaconf": {"cli"}, "open_clip": {"backbones", "demo", "photo"}, "timm": {"backbones", "photo"},
-    "transformers": {"backbones"}, "matplotlib": {"reporting"}, "jinja2": {"reporting"}, "sklearn": {"methods", "demo"},
-    "datasets": {"data"}, "scipy": {"data"},
+    "transformers": {"backbones"}, "matplotlib": {"reporting"}, "jinja2": {"reporting"},
+    "sklearn": {"methods", "demo", "photo"}, "datasets": {"data"}, "scipy": {"data"},
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

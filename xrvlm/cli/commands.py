@@ -101,7 +101,8 @@ def compare(config: DictConfig) -> None:
 def demo(config: DictConfig) -> None:
     from xrvlm.demo.demo import run_demo
 
-    run_demo(user_path(config.runs), small=config.small, workers=config.workers, **_device(config))
+    photos = None if config.photos is None else user_path(config.photos)
+    run_demo(user_path(config.runs), photos=photos, small=config.small, workers=config.workers, **_device(config))
 
 
 def data_check(config: DictConfig) -> None:

@@ -32,7 +32,7 @@ xrvlm adapts a frozen CLIP to fine-grained recognition.
   xrvlm data check DIR [data=cub]                   what of a data set is there and what is missing
   xrvlm cache list                                  stored features, also those of older versions
   xrvlm cache prune [older_than=30d] [all=true]     delete what is stale, old or everything
-  xrvlm demo [small=true]                           the main job on the embedded default, offline
+  xrvlm demo [photos=DIR] [small=true]              a table on drawn birds or on your own photos, offline
 
 A DIR holds a folder of photos for each class (other data sets: data=..., data.root=DIR). A RUN is the folder of a
 finished run, or `latest`: the newest in runs/ (`OTHER/latest`: in OTHER).

@@ -18,8 +18,8 @@ from typing import Any, ParamSpec
 from xrvlm.distributed import seed_of
 from xrvlm.errors import UserError, check_fields, check_has, check_types, either, option, typed
 from xrvlm.files import digest, user_path, write_json
-from xrvlm.text.class_names import check_apart, name_classes, names_of_sorted
-from xrvlm.text.class_text import few
+from xrvlm.text.class_names import is_list, name_classes, names_of_sorted
+from xrvlm.text.class_text import check_numbers, check_words, few
 from xrvlm.views import ImageSource, unreadable_images
 
 log = logging.getLogger(__name__)
@@ -212,8 +212,12 @@ def assemble(name: str, source: ImageSource, found: Mapping[str, Sequence[tuple[
     if missing := [key for key in known if key not in trained and not test_only]:
         raise UserError(f"{name} has no training image of {len(missing)} classes: {few(missing)}; "
                         "add some to its training set or remove the class")
-    check_apart(known, class_names)
-    names = (names_of_sorted if classes is None else name_classes)(known, class_names)
+    if class_names is None or is_list(class_names):
+        check_numbers(known)
+    if class_names is None:
+        check_words(known, "classes")
+    by_name = names_of_sorted if classes is None else name_classes
+    names = tuple(known) if class_names is None else by_name(known, class_names)
     labels = {key: label for label, key in enumerate(known)}
     subsets = {subset: tuple(Item(item_id, labels[key]) for item_id, key in sorted(found.get(subset, ())))
                for subset in SUBSETS}

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
 from xrvlm.data.folder import counted_suffixes
-from xrvlm.distributed import Bar
 from xrvlm.errors import UserError, either, option, typed
 from xrvlm.evaluation.metrics import as_cell, from_cell
 from xrvlm.files import FileSource, alone, append_text, digest, files_below, user_path, write_text
@@ -254,8 +254,7 @@ def labelled(classifier: Classifier, files: Mapping[str, Path], workers: int, to
     order = torch.arange(len(ids)).split(BATCH) if ids else ()
     loaded = load_images(ids, FileSource(Path("/")), EvaluationViews(clip.transform), order, workers, clip.device,
                          problems)
-    shown = Bar(loaded, total=len(order), desc="labelling", unit="step")
-    for batch, (rows, images) in zip(order, shown, strict=True):
+    for batch, (rows, images) in zip(order, tqdm(loaded, total=len(order), disable=None, leave=False), strict=True):
         best: dict[int, tuple[tuple[str, float], ...]] = {}
         if len(rows):
             # of equal probabilities the first class; both (b, k)

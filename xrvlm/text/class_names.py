@@ -86,16 +86,6 @@ def list_order(known: Sequence[str], class_names: Any) -> list[str]:
     return counted
 
 
-def check_apart(known: Sequence[str], class_names: Any) -> None:
-    """UserError where classes are one number written in two ways, `1` and `1.0` and `01`, and nothing names each."""
-    seen: dict[int, str] = {}
-    for key in known if class_names is None or is_list(class_names) else ():
-        number = re.fullmatch(r"\s*[-+]?(\d+)(\.0*)?\s*", key)
-        if number and len(key) < 300 and seen.setdefault(int(number[1]), key) != key:
-            raise UserError(f"the classes {seen[int(number[1])]!r} and {key!r} are one number: write it in one way, or "
-                            f"name both in {option('data.class_names')}, as {{class: name}} or a .json file of it")
-
-
 def _check_no_columns(names: Sequence[Any], origin: str) -> None:
     """UserError where a list of class names holds numbers or other columns beside the names: `0 daisy`, `0,daisy`."""
     if len(names) < 2 or not all(isinstance(name, str) for name in names):

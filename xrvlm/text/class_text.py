@@ -1,5 +1,6 @@
 """The text of a data set's classes: names, templates, descriptions and part sentences, by shipped name or path."""
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -126,6 +127,16 @@ def check_unique(names: Sequence[str], what: str) -> None:
             raise UserError(f"duplicate {what}: {seen[key]!r} and {name!r}{alike}; give every class its own name "
                             f"({option('data.class_names')}), or make them one class")
         seen[key] = name
+
+
+def check_numbers(known: Sequence[str]) -> None:
+    """UserError where classes are one number written in two ways, `1` and `1.0` and `01`, and nothing names each."""
+    seen: dict[int, str] = {}
+    for key in known:
+        number = re.fullmatch(r"\s*[-+]?(\d+)(\.0*)?\s*", key)
+        if number and len(key) < 300 and seen.setdefault(int(number[1]), key) != key:
+            raise UserError(f"the classes {seen[int(number[1])]!r} and {key!r} are one number: write it in one way, or "
+                            f"name both in {option('data.class_names')}, as {{class: name}} or a .json file of it")
 
 
 def check_words(names: Sequence[str], what: str) -> None:
