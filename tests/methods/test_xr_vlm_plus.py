@@ -17,6 +17,7 @@ from xrvlm.methods.xr_vlm.xr_vlm_plus import (
     LONE_STRENGTHS,
     PAIRS,
     STRENGTHS,
+    TEXT_FROM,
     _best_strength,
     _Examples,
     _losses,
@@ -100,6 +101,7 @@ def test_where_labels_pay_it_learns_what_the_text_does_not_say(clip, relate_to):
 @pytest.mark.parametrize(("labels", "strength"), [((0, 1, 0), LONE_STRENGTHS[0]), ((1, 2, 0), LONE_STRENGTHS[1])])
 def test_of_one_image_a_class_the_strength_is_that_of_a_right_or_of_a_wrong_prior(clip, monkeypatch, labels, strength):
     asked = []
+    monkeypatch.setattr(module, "BELIEVED", -1.0)            # three images cannot convince
     monkeypatch.setattr(module, "_solve", lambda *given, **steps: asked.append(given[4]) or _solve(*given, **steps))
     shown = features_of(made_bank(clip, CLASSES, torch.tensor(labels), text=4.0, parts=4.0))
     bank = bank_of(shown, torch.arange(3))
@@ -107,6 +109,7 @@ def test_of_one_image_a_class_the_strength_is_that_of_a_right_or_of_a_wrong_prio
     assert right == (0 if labels[0] else 2)
     method = prepared(clip, bank)
     assert asked == [strength]
+    assert (method.relations.text_space.abs().max() > 0) == (right > 0), "a text that is wrong is not related"
     whole, clusters, _ = method.pooling.blocks()
     assert method.relations.image_space[whole].abs().max() > 0
     assert method.relations.image_space[clusters].abs().max() == 0, "only held-out images can tell what parts are worth"
@@ -228,7 +231,7 @@ def test_losses_are_of_every_image_with_each_relation():
 @pytest.mark.parametrize("weights", [(1.0, 0.0, 0.0), (1.0, CLUSTERS, 0.0), (1.0, CLUSTERS, PAIRS)])
 def test_the_model_holds_the_minimum_for_what_was_chosen(clip, monkeypatch, weights):
     """It is solved in the space that the images span; the relations kept are those of the parts themselves."""
-    monkeypatch.setattr(XRVLMPlus, "_choose", lambda *_: (weights, 0.01))
+    monkeypatch.setattr(XRVLMPlus, "_choose", lambda *_: (True, weights, 0.01))
     bank = with_pairs(made_bank(clip, CLASSES, LABELS, parts=4.0), clip)
     method = prepared(clip, bank, pairs=8)
     space = method.relations.image_space.detach().clone().requires_grad_()
@@ -279,7 +282,7 @@ def twins() -> ClassText:
 
 @pytest.fixture
 def always_related(monkeypatch):
-    monkeypatch.setattr(XRVLMPlus, "_choose", lambda *_: ((1.0, CLUSTERS, 0.0), 0.001))
+    monkeypatch.setattr(XRVLMPlus, "_choose", lambda *_: (True, (1.0, CLUSTERS, 0.0), 0.001))
 
 
 def test_by_text_alone_classes_of_one_text_are_one(clip, always_related):
@@ -345,19 +348,47 @@ def test_pairs_are_related_where_they_tell_classes_apart(clip):
 def test_held_out_images_choose_the_parts(clip, monkeypatch):
     """Each weighting has a held-out loss; the lowest of all is taken, none where zero-shot's is lower."""
     train = examples(torch.arange(3).repeat(4), width=9)
-    method = XRVLMPlus(clip, CLASSES, image_parts=2, inputs="pooled", pairs=2)
+    method = XRVLMPlus(clip, CLASSES, image_parts=2, inputs="pooled", pairs=2, relate_to="classes")
+    text = torch.zeros(1, 3, clip.embed_dim)
     monkeypatch.setattr(method.pooling, "blocks", lambda: [slice(0, 3), slice(3, 6), slice(6, 9)])
     alone = F.cross_entropy(train.prior, train.labels, reduction="sum").item()
     for lowest in (0, 1, 2, 3, None):
         losses = [alone + 1] * 4 if lowest is None else [alone - 1 - (index == lowest) for index in range(4)]
         left = iter(losses)
         monkeypatch.setattr(module, "_best_strength", lambda *_, left=left: (0.01, next(left)))
-        chosen = method._choose(train, None, torch.eye(3))
+        chosen = method._choose(train, None, text)
         every = [(1.0, 0.0, 0.0), (1.0, 0.0, PAIRS), (1.0, CLUSTERS, 0.0), (1.0, CLUSTERS, PAIRS)]
-        assert chosen == (None if lowest is None else (every[lowest], 0.01))
+        assert chosen == (None if lowest is None else (True, every[lowest], 0.01))
     monkeypatch.setattr(module, "_best_strength", lambda *_: (0.01, 0.0))
     method = XRVLMPlus(clip, CLASSES, image_parts=0, inputs="pooled", pairs=0)
-    assert method._choose(train, None, torch.eye(3)) == ((1.0, 0.0, 0.0), 0.01), "what is not there is not tried"
+    assert method._choose(train, None, text) == (True, (1.0, 0.0, 0.0), 0.01), "what is not there is not tried"
+
+
+@pytest.mark.parametrize(("alone", "with_text"), [(TEXT_FROM - 0.01, False), (TEXT_FROM + 0.01, True), (2.0, True)])
+def test_a_text_that_only_disturbs_is_left_out(clip, monkeypatch, alone, with_text):
+    """Where relations without it have a clearly lower held-out loss."""
+    train = examples(torch.arange(3).repeat(4), width=clip.embed_dim)
+    text = torch.randn(1, 3, clip.embed_dim, generator=torch.Generator().manual_seed(0))
+    method = XRVLMPlus(clip, CLASSES, image_parts=0, inputs="pooled", pairs=0)
+    own = method._codes(text, False)
+    assert torch.allclose(own @ own.T, 0.1 * torch.eye(3), atol=1e-5)
+    assert (method._codes(text, True) @ method._codes(text, True).T - 0.1 * torch.eye(3)).abs().max() > 0.5
+    monkeypatch.setattr(module, "_best_strength", lambda _1, _2, codes, _3: (
+        0.01, alone if torch.allclose(codes @ codes.T, own @ own.T, atol=1e-5) else 1.0))
+    assert method._choose(train, None, text) == (with_text, (1.0, 0.0, 0.0), 0.01)
+    for relate_to in ("text", "classes"):
+        method = XRVLMPlus(clip, CLASSES, image_parts=0, inputs="pooled", pairs=0, relate_to=relate_to)
+        chosen = method._choose(train, None, text)
+        assert chosen is not None and chosen[0], "one kind of relation is not left out"
+
+
+def test_names_that_explain_nothing_have_no_weight(clip):
+    """Where they say nothing of few images, a weight fitted to these is chance; not where they are right."""
+    labels = torch.arange(3).repeat(3)
+    silent = prepared(clip, made_bank(clip, CLASSES, labels, parts=8.0, seed=4))
+    told = prepared(clip, made_bank(clip, CLASSES, labels, parts=8.0, text=4.0, seed=4))
+    assert silent.prior_weight == 0 < told.prior_weight
+    assert silent.relations.image_space.abs().max() > 0
 
 
 def test_a_model_of_revision_1_keeps_its_numbers(clip):

@@ -32,7 +32,9 @@ RelateTo = Literal["text_and_classes", "text", "classes"]
 Weights = tuple[float, float, float]     # of the whole image, the clusters and the pairs
 STRENGTHS = tuple(10.0 ** (power / 2) for power in range(-2, -17, -1))   # of the penalty, from 0.1 to 0.00000001
 OWN_SHARE = 0.1                          # weight of the class-specific vectors relative to the text
+TEXT_FROM = 0.97                         # the text is left out where held-out loss is below this share without it
 CLUSTERS, PAIRS = 0.25, 1.0              # weight of these parts relative to the whole image, where they are related
+BELIEVED = 1.92                          # nats that zero-shot must add on the training images: likelihood ratio at 5 %
 LONE_STRENGTHS = 0.006, 0.0006           # with one image a class: prior right on at least half, or not
 CHOOSING = 2000                          # images at most that choose
 ROUGH, EXACT = 40, 100                   # steps of L-BFGS, of the solutions that only choose and of the last
@@ -41,12 +43,13 @@ ROUGH, EXACT = 40, 100                   # steps of L-BFGS, of the solutions tha
 class XRVLMPlus(Method):
     """`logits = w * zero-shot + sum over image parts i and prompts j of <V_i, A_ij T_jc> + <V_i, o_ic>`.
 
-    w is fitted to the training images first; A and o then minimise the cross-entropy plus a penalty on their squared
-    norm. The whole image is always related; the clusters, the pairs, both or neither, as held-out images have it. Where
-    nothing beats zero-shot on them, the prediction is that of zero-shot. With one image a class nothing can be held
-    out: the whole image alone is related, and the strength is fixed. The prompts are the part descriptions where there
-    are any, else the sentences of the classes. New classes can be scored: their text is related by the same A, without
-    o.
+    w is fitted to the training images first, 0 where zero-shot explains them no better than chance would; A and o then
+    minimise the cross-entropy plus a penalty on their squared norm. Held-out images choose: o alone, where the text
+    only disturbs; then the whole image alone, with clusters, with pairs, or with both. Where nothing beats zero-shot on
+    them, the prediction is that of zero-shot. With one image a class nothing can be held out: the whole image alone is
+    related, by o alone where zero-shot is wrong on more than half, and the strength is fixed. The prompts are the part
+    descriptions where there are any, else the sentences of the classes. New classes can be scored: their text is
+    related by the same A, without o.
 
     Args:
         image_parts: m, clusters of positions; 0: none.
@@ -91,18 +94,23 @@ class XRVLMPlus(Method):
         self.class_prompts.prepare(clip)
         rows = self.pooling.fit(support, clip.device)                                      # (n, f)
         prior, labels = zero_shot_logits(self.zero_shot, support, clip.device)             # (n, c), (n,)
-        self.prior_weight.copy_(fitted_weight(prior, labels))
-        shares = (float("text" in self.relate_to), OWN_SHARE * ("classes" in self.relate_to))
-        codes = self.relations.start(self.class_prompts(clip), *shares)                    # (c, r)
+        weight = fitted_weight(prior, labels)
+        gain = F.cross_entropy(0 * prior, labels, reduction="sum") - F.cross_entropy(weight * prior, labels,
+                                                                                     reduction="sum")
+        self.prior_weight.copy_(weight * (gain > BELIEVED))
         train = _Examples(rows, self.prior_weight * prior, labels)
-        chosen = self._choose(train, None if val is None else self._examples(clip, val), codes)
-        if chosen is not None:
-            weights, strength = chosen
-            train.rows *= self.pooling.weigh(weights)
-            span, back = _span(train.rows @ train.rows.T, len(rows))
-            start = span.new_zeros(1, span.shape[1], codes.shape[1])
-            solved = _solve(train, span, codes, torch.ones_like(labels)[None], strength, start, steps=EXACT)
-            self.relations.image_space.data = train.rows.T @ (back @ solved[0])            # (f, r)
+        chosen = self._choose(train, None if val is None else self._examples(clip, val), self.class_prompts(clip))
+        if chosen is None:
+            self.prior_weight.copy_(weight)
+            self._codes(self.class_prompts(clip), True)
+            return
+        with_text, weights, strength = chosen
+        codes = self._codes(self.class_prompts(clip), with_text)                           # (c, r)
+        train.rows *= self.pooling.weigh(weights)
+        span, back = _span(train.rows @ train.rows.T, len(rows))
+        start = span.new_zeros(1, span.shape[1], codes.shape[1])
+        solved = _solve(train, span, codes, torch.ones_like(labels)[None], strength, start, steps=EXACT)
+        self.relations.image_space.data = train.rows.T @ (back @ solved[0])                # (f, r)
 
     def turn(self, clip: FrozenCLIP, classes: ClassText) -> None:
         self.zero_shot = self.zero_shot.for_classes(clip, classes)
@@ -127,21 +135,42 @@ class XRVLMPlus(Method):
         rows = torch.cat([self.pooling.of(x.to(clip.device)) for x, _ in source.in_order()])
         return _Examples(rows, self.prior_weight * prior, labels)
 
-    def _choose(self, train: "_Examples", val: "_Examples | None", codes: Tensor) -> tuple[Weights, float] | None:
-        """The weights of the parts and the strength of lowest held-out loss; None where zero-shot alone has it."""
+    def _codes(self, class_features: Tensor, with_text: bool) -> Tensor:
+        """(c, r) the codes of the classes, from (g, c, d); `with_text`: where `relate_to` has both, both."""
+        text, own = "text" in self.relate_to, "classes" in self.relate_to
+        return self.relations.start(class_features, float(text and (with_text or not own)), OWN_SHARE * own)
+
+    def _choose(self, train: "_Examples", val: "_Examples | None",
+                class_features: Tensor) -> tuple[bool, Weights, float] | None:
+        """Whether the text is related, the weights of the parts and the strength of lowest held-out loss.
+
+        None where zero-shot alone has it.
+        """
         given, fit = _splits(train, val)
         if fit is None:
-            right = (train.prior.argmax(dim=1) == train.labels).float().mean()
-            return (1.0, 0.0, 0.0), LONE_STRENGTHS[0] if right >= 0.5 else LONE_STRENGTHS[1]
+            right = (train.prior.argmax(dim=1) == train.labels).float().mean() >= 0.5 and bool(train.prior.any())
+            return bool(right), (1.0, 0.0, 0.0), LONE_STRENGTHS[0] if right else LONE_STRENGTHS[1]
         grams = [given.rows[:, some] @ given.rows[:, some].T for some in self.pooling.blocks()]
-        _, clusters, pairs = self.pooling.groups
-        best, lowest = None, F.cross_entropy(given.prior, given.labels, reduction="none")[~fit.all(dim=0)].sum().item()
-        for weights in product((1.0,), (0.0, CLUSTERS)[:1 + bool(clusters)], (0.0, PAIRS)[:1 + bool(pairs)]):
+        held_out = ~fit.all(dim=0)
+        best, lowest = None, F.cross_entropy(given.prior, given.labels, reduction="none")[held_out].sum().item()
+
+        def tried(weights: Weights, codes: Tensor) -> tuple[float, float]:
             gram = torch.stack([weight * gram for weight, gram in zip(weights, grams, strict=True) if weight])
             span, _ = _span(gram.sum(dim=0), int(fit.any(dim=0).sum()))
-            strength, loss = _best_strength(given, span, codes, fit)
+            return _best_strength(given, span, codes, fit)
+
+        whole = (1.0, 0.0, 0.0)
+        both = tried(whole, codes := self._codes(class_features, True))
+        with_text, found = True, {whole: both}
+        if self.relate_to == "text_and_classes":
+            alone = tried(whole, own := self._codes(class_features, False))
+            if alone[1] < TEXT_FROM * both[1]:
+                with_text, codes, found = False, own, {whole: alone}
+        _, clusters, pairs = self.pooling.groups
+        for weights in product((1.0,), (0.0, CLUSTERS)[:1 + bool(clusters)], (0.0, PAIRS)[:1 + bool(pairs)]):
+            strength, loss = found[weights] if weights in found else tried(weights, codes)
             if loss < lowest:
-                best, lowest = (weights, strength), loss
+                best, lowest = (with_text, weights, strength), loss
         return best
 
 
