@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 import torch
-from towers import tiny_vit
+from towers import IMAGE_KINDS, tiny_vit
 from zoo import CASES, NAMES, OPEN, OTHERS, SHORT, classes, factory
 
 from xrvlm.backbones.base import Features
@@ -23,13 +23,24 @@ from xrvlm.training.fit import fit
 
 @pytest.fixture(scope="module")
 def bank(clip) -> FeatureBank:
+    return encoded(clip)
+
+
+@pytest.fixture(scope="module")
+def convolutions():
+    """A tower of convolutions, and its bank."""
+    clip = IMAGE_KINDS["timm efficientnet"]().clip
+    return clip, encoded(clip)
+
+
+def encoded(clip) -> FeatureBank:
     """16 images of 4 classes in three views, made of noise around a centre for each class."""
     with seeded("bank"):
         labels = torch.arange(4).repeat(4)
         size = clip.transform.image_size
         images = torch.randn(4, 1, 3, size, size)[labels] + 0.5 * torch.randn(16, 3, 3, size, size)
-    encoded = clip.encode_image(images.flatten(0, 1), {"pooled", "tokens", "mid_tokens", "unprojected"})
-    shard = {name: value.unflatten(0, (16, 3)) for name, value in vars(encoded).items()}
+    features = clip.encode_image(images.flatten(0, 1), {"pooled", "tokens", "mid_tokens", "unprojected"})
+    shard = {name: value.unflatten(0, (16, 3)) for name, value in vars(features).items()}
     return FeatureBank([shard], 16, tuple(f"{i}.png" for i in range(16)), labels, views=2, seed=1)
 
 
@@ -133,6 +144,16 @@ def test_saved_and_loaded_it_gives_the_same_probabilities(case, clip, bank, fitt
     loaded = Classifier.load(classifier.save(tmp_path), clip)
     assert loaded.names == NAMES
     assert torch.equal(probabilities(loaded.method, clip, bank), probabilities(method, clip, bank))
+
+
+def test_a_tower_of_convolutions_serves_as_well(case, convolutions, tmp_path):
+    clip, bank = convolutions
+    method = trained(case, clip, bank)
+    found = probabilities(method, clip, bank)
+    assert found.shape == (16, 4)
+    assert found.isfinite().all()
+    saved = Classifier(clip, method, ModelHeader.of(clip, factory(case), classes())).save(tmp_path)
+    assert torch.equal(probabilities(Classifier.load(saved, clip).method, clip, bank), found)
 
 
 def test_a_model_holds_nothing_of_the_tower(case, clip, bank, fitted):
