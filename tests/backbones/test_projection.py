@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from towers import EMBED_DIM, IMAGE_KINDS, images, openclip, tiny_vit
 
 from xrvlm.errors import UserError
@@ -19,8 +20,12 @@ WITHOUT = sorted(IMAGE_KINDS.keys() - WIDTHS.keys())
 @pytest.mark.parametrize("needs", [("unprojected",), ("pooled", "unprojected", "tokens", "mid_tokens")], ids=len)
 @pytest.mark.parametrize("kind", sorted(WIDTHS))
 def test_projected_it_is_the_pooled_feature(kind, needs):
-    clip = IMAGE_KINDS[kind]().clip
+    clip, passes = IMAGE_KINDS[kind]().clip, []
+    first = next(module for module in clip.model.modules() if isinstance(module, nn.Conv2d))
+    hook = first.register_forward_hook(lambda *_: passes.append(1))
     features = clip.encode_image(images(3, clip.transform.image_size), needs)
+    hook.remove()
+    assert len(passes) == 1, "the tower runs once, whatever is needed of it"
     weight, bias = clip.image_projection()
     assert weight.shape == (WIDTHS[kind], EMBED_DIM)
     assert bias.shape == (EMBED_DIM,)

@@ -1,7 +1,7 @@
 """open_clip models as a FrozenCLIP: chooses image encoder, text encoder, tokenizer and transform."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -186,10 +186,10 @@ class ViT(ImageEncoder):
     def projection(self) -> tuple[Tensor, Tensor | None] | None:
         return None if self.visual.proj is None else (self.visual.proj, None)
 
-    def unprojected(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def unprojected(self, images: Tensor, run: Callable[[Tensor], Any]) -> tuple[Any, Tensor]:
         with captured(self.visual.transformer.resblocks[-1], "output") as left:
-            pooled = self.encode(images)
-        return pooled, self.visual._pool(left[0])[0]
+            result = run(images)
+        return result, self.visual._pool(left[0])[0]
 
     def _pool(self, states: Tensor) -> Tensor:
         pooled = self.visual._pool(states)[0]
@@ -221,12 +221,12 @@ class ResNet(ImageEncoder):
         projection = self.visual.attnpool.c_proj
         return projection.weight.T, projection.bias
 
-    def unprojected(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def unprojected(self, images: Tensor, run: Callable[[Tensor], Any]) -> tuple[Any, Tensor]:
         # torch's attention uses the weights of c_proj without calling the module, so the pool is computed again
         with captured(self.visual.layer4, "output") as left:
-            pooled = self.encode(images)
+            result = run(images)
         pool, cells = self.visual.attnpool, left[0].flatten(2).mT                      # (b, p, e)
         x = torch.cat([cells.mean(dim=1, keepdim=True), cells], dim=1) + pool.positional_embedding
         heads = (projected.unflatten(2, (pool.num_heads, -1)).transpose(1, 2)          # (b, heads, ..., e / heads)
                  for projected in (pool.q_proj(x[:, :1]), pool.k_proj(x), pool.v_proj(x)))
-        return pooled, F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(1)
+        return result, F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(1)

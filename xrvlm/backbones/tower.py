@@ -68,13 +68,13 @@ class ImageEncoder(ABC):
         linear = self.last_linear()
         return None if linear is None else (linear.weight.T, linear.bias)
 
-    def unprojected(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(b, d) as `pooled` and (b, f) the input of the last linear map. Only if there is a `projection`."""
+    def unprojected(self, images: Tensor, run: Callable[[Tensor], Any]) -> tuple[Any, Tensor]:
+        """What `run`, `pooled` or `read`, returns, and (b, f) the input of the last linear map; with a `projection`."""
         linear = self.last_linear()
         assert linear is not None
         with captured(linear, "input") as entered:
-            pooled = self.pooled(images)
-        return pooled, entered[0]
+            result = run(images)
+        return result, entered[0]
 
 
 class WithoutPositions(ImageEncoder):
@@ -180,15 +180,13 @@ class Tower(FrozenCLIP):
     @torch.no_grad()
     def encode_image(self, images: Tensor, needs: Collection[Need] = ("pooled",)) -> Features:
         images = images.to(self.device, DTYPES[self.precision])
-        pooled = unprojected = None
+        run = self.image.read if {"tokens", "mid_tokens"} & set(needs) else self.image.pooled
         if "unprojected" in needs:
             self._projection()
-            pooled, before = self.image.unprojected(images)                                            # (b, d), (b, f)
-            unprojected = before.float()
-        if not {"tokens", "mid_tokens"} & set(needs):
-            pooled = self.image.pooled(images) if pooled is None else pooled
-            return Features(F.normalize(pooled.float(), dim=-1), unprojected=unprojected)
-        reading = self.image.read(images)
+        reading, before = self.image.unprojected(images, run) if "unprojected" in needs else (run(images), None)
+        unprojected = None if before is None else before.float()                                       # (b, f)
+        if not isinstance(reading, Reading):
+            return Features(F.normalize(reading.float(), dim=-1), unprojected=unprojected)
         return Features(
             pooled=F.normalize(reading.pooled.float(), dim=-1),                                        # (b, d)
             tokens=self.image.project(reading.states).float() if "tokens" in needs else None,          # (b, p, d)
