@@ -227,7 +227,7 @@ def test_the_plain_path_is_a_switch(tiny, caplog):
     assert isinstance(wrapped().text, CausalTextEncoder) and "text side: fast" in caplog.text
     layout = plain.layout(NAMES, 4)
     assert_close(plain.encode_prompts(context(), layout), tiny.clip.encode_prompts(context(), layout))
-    with pytest.raises(UserError, match="unknown path through the text tower 'slow'"):
+    with pytest.raises(UserError, match="unknown text 'slow'; available: fast, plain"):
         wrapped(text="slow")
 
 

@@ -66,7 +66,7 @@ def test_what_is_the_checkpoints_own_changes_nothing():
 def test_what_cannot_be_is_told():
     with pytest.raises(UserError, match="resize_to=30 is less than the 32 pixels"):
         tiny_vit(resize_to=30)
-    with pytest.raises(UserError, match="unknown interpolation 'nearest'; available: bicubic, bilinear"):
+    with pytest.raises(UserError, match="interpolation must be bicubic or bilinear or None, found 'nearest'"):
         tiny_vit(interpolation="nearest")
 
 

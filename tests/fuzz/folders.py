@@ -8,7 +8,8 @@ from shutil import copy
 import xrvlm
 from fuzz.bench import Bench
 from fuzz.oracle import REFUSED, USED, answer, plain, require, watched
-from xrvlm.data.dataset import SUBSETS, leads_out
+from xrvlm.data.dataset import SUBSETS
+from xrvlm.files import leads_out
 
 ODD_NAMES = ("caf\u00e9", "cafe\u0301", "a b", "a,b", "it's", "100%", "=x", "-x", "@x", "\x1b[31mred", "a\nb",
              "\u202ex", "train", "test", "val", "Training images", "fold 1", ".hidden", "__MACOSX", "x" * 200, "~",

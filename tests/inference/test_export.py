@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,8 @@ class Patches(ViT):
         cells = self._cells(images)
         return Reading(self.project(cells.mean(dim=1)), cells, cells)
 
-    def unprojected(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        mean = self._cells(images).mean(dim=1)
-        return self.project(mean), self.visual.ln_post(mean)
+    def unprojected(self, images: Tensor, run: Callable[[Tensor], Any]) -> tuple[Any, Tensor]:
+        return run(images), self.visual.ln_post(self._cells(images).mean(dim=1))
 
     def _cells(self, images: Tensor) -> Tensor:
         return self.visual.conv1(images).flatten(2).mT.square()                        # (b, p, e)

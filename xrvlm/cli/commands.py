@@ -242,6 +242,7 @@ def check_read(command: str) -> None:
 def check_scalars(command: str, config: Any) -> None:
     """UserError for a value at the top level that is of another type than the command reads."""
     given = {name: config[name] for name in SCALARS if name in config and not OmegaConf.is_missing(config, name)}
-    check_types(given, SCALARS)
+    folder = {"photos": str | None} if command == "demo" else {}                          # of report: yes or no
+    check_types(given, {**SCALARS, **folder})
     if given.get("workers", 0) < 0:
         raise UserError(f"workers must be at least 0, found {given['workers']}")
