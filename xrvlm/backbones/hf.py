@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 
 from xrvlm.backbones.base import OFFLINE, DeviceName, FrozenCLIP, ImageTransform, Interpolation, PrecisionName
 from xrvlm.backbones.library_text_encoder import LibraryTextEncoder
-from xrvlm.backbones.text_encoder import TextPath, Tokens, check_text_path
+from xrvlm.backbones.text_encoder import TextPath, Tokens
 from xrvlm.backbones.tower import Components, ImageEncoder, Reading, Tower, adjusted, at_each_position, captured
 from xrvlm.errors import UserError, check_has, option, typed
 
@@ -85,7 +85,6 @@ def wrap_hf(model: Any, tokenizer: Any, *, name: str, transform: ImageTransform 
     clip = model.config.model_type == "clip"
     image = HFImage(model, interpolates)
     # SigLIP is not causal and is read at the last position, so it needs the full window
-    check_text_path(text)
     shortens = clip and text == "fast"
     text_encoder = LibraryTextEncoder(partial(_text_features, model), model.text_model.embeddings.token_embedding,
                                       shortens=shortens, memory_gb=text_memory_gb)

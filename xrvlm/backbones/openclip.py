@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from xrvlm.backbones.base import DeviceName, FrozenCLIP, ImageTransform, Interpolation, PrecisionName
 from xrvlm.backbones.causal_text_encoder import CausalTextEncoder
 from xrvlm.backbones.library_text_encoder import LibraryTextEncoder
-from xrvlm.backbones.text_encoder import TextEncoder, TextPath, Tokens, check_text_path
+from xrvlm.backbones.text_encoder import TextEncoder, TextPath, Tokens
 from xrvlm.backbones.timm_image import Encode, timm_encoder
 from xrvlm.backbones.tower import (
     Components,
@@ -71,7 +71,6 @@ def wrap_openclip(model: Any, tokenizer: Any, *, name: str, transform: ImageTran
 
 
 def _text_encoder(model: Any, path: TextPath, memory_gb: float | None) -> TextEncoder:
-    check_text_path(path)
     text: Any = model if isinstance(model, CLIP) else model.text
     if path == "fast" and not isinstance(text, HFTextEncoder) and _is_plain_causal(text):
         log.debug("text side: fast, no padding, the common prefix once, the last block at [EOS] only")

@@ -7,7 +7,7 @@ bounded memory. Letters as in base.py; `n` prompts. docs/design/text_tower.md sh
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,6 @@ PROMPTS_AT_ONCE = 256                    # bounds the memory without gradients
 GIB = 2**30
 CPU_MEMORY = 4.0                         # GiB for saved activations: constants rather than the free memory,
 GPU_SHARE = 0.5                          # because the chunks decide the order in which floats are summed
-
-
-def check_text_path(path: TextPath) -> None:
-    if path not in get_args(TextPath):
-        raise unknown("path through the text tower", path, get_args(TextPath))
 
 
 class Prompts(NamedTuple):

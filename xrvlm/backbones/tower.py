@@ -264,8 +264,6 @@ def hash_state(module: nn.Module, also: str = "") -> str:
 def adjusted(own: ImageTransform, resize_to: int | None, interpolation: Interpolation | None,
              ) -> tuple[ImageTransform, str]:
     """The checkpoint's `own` transform with the user's changes (None keeps it), and these changes as text."""
-    if interpolation not in (None, "bicubic", "bilinear"):
-        raise unknown("interpolation", interpolation, ("bicubic", "bilinear"))
     if resize_to is not None and resize_to < own.image_size:
         raise UserError(f"{option('backbone.resize_to', resize_to)} is less than the {own.image_size} pixels of the "
                         f"centre crop: use {own.image_size} or more")
