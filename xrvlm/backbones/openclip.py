@@ -20,7 +20,7 @@ from xrvlm.backbones.base import DeviceName, FrozenCLIP, ImageTransform, Interpo
 from xrvlm.backbones.causal_text_encoder import CausalTextEncoder
 from xrvlm.backbones.library_text_encoder import LibraryTextEncoder
 from xrvlm.backbones.text_encoder import TextEncoder, TextPath, Tokens
-from xrvlm.backbones.timm_image import Encode, timm_encoder
+from xrvlm.backbones.timm_image import Encode, timm_encoder, without_batch_norms
 from xrvlm.backbones.tower import (
     Components,
     ImageEncoder,
@@ -151,7 +151,7 @@ def image_encoder(model: Any) -> ImageEncoder:
     """The ImageEncoder for the image tower of an open_clip model."""
     encode, visual = partial(model.encode_image, normalize=False), model.visual
     if isinstance(visual, ModifiedResNet):
-        return ResNet(encode, visual)
+        return ResNet(encode, model)
     if isinstance(visual, VisionTransformer) and len(visual.transformer.resblocks) > 1:
         return ViT(encode, visual)
     if isinstance(visual, TimmModel):
@@ -198,10 +198,18 @@ class ViT(ImageEncoder):
 class ResNet(ImageEncoder):
     """CLIP's ResNet: a cell of the last map is projected by the attention pool's value and output projections."""
 
-    def __init__(self, encode: Encode, visual: Any):
-        self.encode, self.visual, self.width = encode, visual, visual.attnpool.v_proj.in_features
+    def __init__(self, encode: Encode, model: Any):
+        self.encode, self.model, self.width = encode, model, model.visual.attnpool.v_proj.in_features
         # docs/results/performance_log.md: faster on a CPU, and cells are contiguous rows, which `project` reads
-        visual.to(memory_format=torch.channels_last)
+        self.visual.to(memory_format=torch.channels_last)
+
+    @property
+    def visual(self) -> Any:
+        return self.model.visual
+
+    def tune_for_cpu(self, own: bool) -> None:
+        if own:
+            self.model.visual = without_batch_norms(self.visual, self.visual.image_size)
 
     def pooled(self, images: Tensor) -> Tensor:
         return self.encode(images)

@@ -1,11 +1,17 @@
 """Trunks of timm as the image tower of an open_clip model."""
 
+from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
+from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
 from open_clip.timm_model import TimmModel
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from xrvlm.backbones.tower import ImageEncoder, Reading, WithoutPositions, at_each_position, captured
 
@@ -25,7 +31,8 @@ class Timm(ImageEncoder):
     """Common to all trunks."""
 
     def __init__(self, encode: Encode, visual: Any):
-        self.encode, self.visual, self.trunk, self.width = encode, visual, visual.trunk, visual.trunk.num_features
+        self.encode, self.visual, self.width = encode, visual, visual.trunk.num_features
+        self.trunk: Any = visual.trunk
 
     def pooled(self, images: Tensor) -> Tensor:
         return self.encode(images)
@@ -78,6 +85,12 @@ class TimmMap(Timm):
             else:
                 self.last_block = None
 
+    def tune_for_cpu(self, own: bool) -> None:
+        if own:
+            self.trunk = self.visual.trunk = without_batch_norms(self.trunk, self.visual.image_size, "forward_features")
+            self.last_block = self.last_block and _last_block(self.trunk)
+        self.trunk.to(memory_format=torch.channels_last)
+
     def read(self, images: Tensor) -> Reading:
         last, earlier = self._maps(images)
         return Reading(self.pool(last), self._cells(last), self._cells(earlier))
@@ -106,3 +119,47 @@ def _last_block(trunk: Any) -> nn.Module | None:
     stage = dict(trunk.named_modules()).get(stages[-1]["module"]) if stages else None
     blocks = [] if stage is None else [*getattr(stage, "blocks", stage).children()]
     return blocks[-1] if blocks else None
+
+
+@torch.no_grad()
+def without_batch_norms(model: nn.Module, size: int | tuple[int, int], method: str = "forward") -> nn.Module:
+    """A copy of `model`, frozen in eval mode, whose batch norms are folded into the convolutions before them.
+
+    A run of `method` on noise of `size` pixels shows which convolution feeds which norm. Should the copy differ by more
+    than rounding, as where something else reads a convolution too, `model` itself is returned.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    images = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+    folded = deepcopy(model)
+    parents = {child: (parent, name) for parent in folded.modules() for name, child in parent.named_children()}
+    for norm, convolution in _fed_by_convolutions(folded, partial(getattr(folded, method), images)):
+        fused = fuse_conv_bn_eval(convolution, norm)
+        convolution.weight, convolution.bias = fused.weight, fused.bias
+        parent, name = parents[norm]
+        after = (getattr(norm, part, nn.Identity()) for part in ("drop", "act"))           # of timm's BatchNormAct2d
+        setattr(parent, name, nn.Sequential(*(part for part in after if not isinstance(part, nn.Identity))))
+    wanted, found = getattr(model, method)(images), getattr(folded, method)(images)
+    return folded if (wanted - found).abs().max() <= 1e-3 * wanted.abs().max() else model
+
+
+def _fed_by_convolutions(model: nn.Module, run: Callable[[], Any]) -> list[tuple[nn.BatchNorm2d, nn.Conv2d]]:
+    """The norms whose input is the output of a convolution, both called once by `run`."""
+    outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}      # holds the tensors, so that an id is of one alone
+    pairs, calls = [], Counter()
+
+    def entered(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        calls[module] += 1
+        if isinstance(module, nn.BatchNorm2d) and module.track_running_stats and id(inputs[0]) in outputs:
+            pairs.append((module, outputs[id(inputs[0])][0]))
+
+    def left(module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        # not of other classes: they change their weights as they run
+        if isinstance(module, nn.Conv2d) and type(module) in (nn.Conv2d, Conv2dSame):
+            outputs[id(output)] = module, output
+
+    with ExitStack() as hooks:
+        for module in model.modules():
+            hooks.callback(module.register_forward_pre_hook(entered).remove)
+            hooks.callback(module.register_forward_hook(left).remove)
+        run()
+    return [pair for pair in pairs if calls[pair[0]] == calls[pair[1]] == 1]
