@@ -1,8 +1,9 @@
 """Trunks of timm as the image tower of an open_clip model."""
 
+import ctypes
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -16,6 +17,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from xrvlm.backbones.tower import ImageEncoder, Reading, WithoutPositions, at_each_position, captured
 
 Encode = Callable[[Tensor], Tensor]      # (b, 3, h, w) -> (b, d), open_clip's method
+# of glibc's mallopt: its numbers, and the bytes from which a block, and free memory in all, goes back to the system
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = (-3, 2 ** 30), (-1, 2 ** 31 - 1)
 
 
 def timm_encoder(encode: Encode, visual: TimmModel) -> ImageEncoder:
@@ -90,6 +93,7 @@ class TimmMap(Timm):
             self.trunk = self.visual.trunk = without_batch_norms(self.trunk, self.visual.image_size, "forward_features")
             self.last_block = self.last_block and _last_block(self.trunk)
         self.trunk.to(memory_format=torch.channels_last)
+        keep_freed_memory()
 
     def read(self, images: Tensor) -> Reading:
         last, earlier = self._maps(images)
@@ -119,6 +123,18 @@ def _last_block(trunk: Any) -> nn.Module | None:
     stage = dict(trunk.named_modules()).get(stages[-1]["module"]) if stages else None
     blocks = [] if stage is None else [*getattr(stage, "blocks", stage).children()]
     return blocks[-1] if blocks else None
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep up to 2 GiB that it frees: feature maps then find their memory where the last ones were.
+
+    glibc gives large blocks back to the system at once, which must clear them when they are taken again: 40 % of the
+    time of EfficientNet-Lite on two cores (docs/results/performance.md). Without glibc nothing happens.
+    """
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        for parameter, limit in M_MMAP_THRESHOLD, M_TRIM_THRESHOLD:
+            libc.mallopt(parameter, limit)
 
 
 @torch.no_grad()
