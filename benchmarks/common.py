@@ -52,7 +52,7 @@ def parse(parser: argparse.ArgumentParser, **tiny: Any) -> argparse.Namespace:
 def image_options(description: str | None, *, towers: str, images: int) -> argparse.ArgumentParser:
     """`options`, and those of the benchmarks of images per second."""
     parser = options(description)
-    parser.add_argument("--towers", default=towers, help="comma-separated: vit_b16, rn50, tiny")
+    parser.add_argument("--towers", default=towers, help="comma-separated: vit_b16, rn50, photo, tiny")
     parser.add_argument("--precisions", default="fp32,bf16")
     parser.add_argument("--images", type=int, default=images)
     parser.add_argument("--workers", type=int, default=2)
@@ -61,7 +61,9 @@ def image_options(description: str | None, *, towers: str, images: int) -> argpa
 
 
 def tower(name: str, device: str, precision: str) -> FrozenCLIP:
-    """The embedded tower (`tiny`), or an architecture with random weights, the same in every call."""
+    """The embedded tower (`tiny`), the photo tower, or an architecture with random weights, the same in every call."""
+    if name == "photo":
+        return xrvlm.load_photo(device=device, precision=precision)
     if name == "tiny":
         return xrvlm.load_tiny_clip(device=device, precision=precision)
     torch.manual_seed(0)

@@ -1,6 +1,6 @@
 """Images/s of a feature bank from JPEG files, beside the two that it is made of: the tower alone and the decoder alone.
 
-    python benchmarks/extract.py [--device cuda] [--towers vit_b16,rn50,tiny] [--views 0] [--workers 16]
+    python benchmarks/extract.py [--device cuda] [--towers vit_b16,rn50,photo,tiny] [--views 0] [--workers 16]
 
 `extract` decodes, transforms, encodes, converts and writes.
 """

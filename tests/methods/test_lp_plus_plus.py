@@ -77,3 +77,15 @@ def test_nothing_is_trained_by_steps_of_a_recipe(clip):
 def test_bad_options_are_told(clip):
     with pytest.raises(UserError, match="steps must be at least 0, found -1"):
         LPPlusPlus(clip, CLASSES, steps=-1)
+
+
+def test_the_prototypes_may_read_another_feature_than_the_text(clip):
+    bank = made_bank(clip, CLASSES, LABELS, text=1.0)
+    method = prepared(LPPlusPlus, clip, bank, inputs="pooled", scaling="root_l2", steps=20)
+    plain = prepared(LPPlusPlus, clip, bank, steps=20)
+    x = features_of(bank)
+    root = F.normalize(x.pooled.abs().sqrt() * x.pooled.sign(), dim=1)
+    expected = root @ method.prototypes.T + method.blending * (x.pooled @ texts(clip).T)
+    found = method.logits(x, method.class_features(clip))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert (found - plain.logits(x, plain.class_features(clip))).abs().max() > 0.1

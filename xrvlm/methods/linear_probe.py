@@ -27,7 +27,8 @@ class LinearProbe(Method):
 
     C, the inverse of the L2 penalty, is the one of lowest loss on the validation images where there are any, else in
     cross-validation on the training images; with one image a class nothing can be held out, and it is fixed. CLIP's
-    protocol takes the features as they are and always sweeps C on validation images, by accuracy.
+    protocol takes the features as they are and always sweeps C on validation images, by accuracy. Of its ViTs it takes
+    those before the projection (appendix A.3 of the paper), as `inputs=auto` does.
 
     Args:
         inputs: the image feature: `auto`, `unprojected`, `pooled` or `pooled+mid`; see `ImageInputs`.

@@ -8,6 +8,7 @@ from xrvlm.backbones.base import Features, FrozenCLIP
 from xrvlm.errors import UserError, option
 from xrvlm.features.source import FeatureSource, pooled_features
 from xrvlm.methods.base import TRAINING_FREE
+from xrvlm.methods.inputs import ImageInputs, Inputs, Scaling
 from xrvlm.methods.zero_shot import OnZeroShot
 from xrvlm.text.class_text import ClassText
 
@@ -39,27 +40,32 @@ class LPPlusPlus(OnZeroShot):
 
     Args:
         steps: number of steps of w.
+        inputs, scaling: the image feature beside w, see `ImageInputs`; the paper's is the pooled one, as it always is
+            beside the text.
     """
 
     recipe, label = TRAINING_FREE, "LP++"
 
-    def __init__(self, clip: FrozenCLIP, classes: ClassText, *, steps: int = 300):
+    def __init__(self, clip: FrozenCLIP, classes: ClassText, *, steps: int = 300, inputs: Inputs = "pooled",
+                 scaling: Scaling = "none"):
         super().__init__(clip, classes)
         if steps < 0:
             raise UserError(f"{option('method.steps')} must be at least 0, found {steps}")
-        self.steps = steps
+        self.steps, self.inputs = steps, ImageInputs(clip, inputs, scaling)
+        self.needs = self.inputs.needs
         self.prototypes: Tensor
         self.blending: Tensor
-        self.register_buffer("prototypes", torch.zeros(len(classes.names), clip.embed_dim))     # (c, d) w
+        self.register_buffer("prototypes", torch.zeros(len(classes.names), self.inputs.width))  # (c, f) w
         self.register_buffer("blending", torch.zeros(len(classes.names)))                       # (c,) alpha
 
     @torch.no_grad()
     def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None) -> None:
         assert support is not None
         super().prepare(clip, support)
-        x, y = pooled_features(support, clip.device)                                       # (n, d), (n,)
+        pooled, y = pooled_features(support, clip.device)                                  # (n, d), (n,)
+        similar = pooled @ self.zero_shot.weights.T                                        # (n, c)
+        x = self.inputs.fit(support)[0].to(similar)                                        # (n, f)
         targets = F.one_hot(y, len(self.blending)).to(x)                                   # (n, c)
-        similar = x @ self.zero_shot.weights.T                                             # (n, c)
         self._start(x, targets, similar)
         prototype_step, blending_step = self._step_sizes(x, similar)
         for step in range(1, self.steps + 1):
@@ -72,13 +78,13 @@ class LPPlusPlus(OnZeroShot):
         return self.prototypes.numel() + self.blending.numel()
 
     def class_features(self, clip: FrozenCLIP) -> Tensor:
-        return self.prototypes + self.blending[:, None] * self.zero_shot.weights           # (c, d)
+        return self.blending[:, None] * self.zero_shot.weights                             # (c, d)
 
     def logits(self, x: Features, class_features: Tensor) -> Tensor:
-        return x.pooled @ class_features.T                                                 # (b, c)
+        return self.inputs(x) @ self.prototypes.T + x.pooled @ class_features.T            # (b, c)
 
     def _start(self, x: Tensor, targets: Tensor, similar: Tensor) -> None:
-        """Initialise w and alpha from images `x` (n, d), one-hot `targets` (n, c) and similarities to t (n, c)."""
+        """Initialise w and alpha from images `x` (n, f), one-hot `targets` (n, c) and similarities to t (n, c)."""
         self.prototypes.copy_(targets.T @ x)
         shots = len(x) / targets.shape[1]
         self.blending.fill_(START / shots * (targets * similar).sum(dim=0).mean().item())
