@@ -12,10 +12,10 @@ from torch import nn
 from towers import images
 
 from xrvlm.backbones import openclip_load
-from xrvlm.backbones.openclip_load import openclip_of_trunk
+from xrvlm.backbones.openclip_load import imagenet_classes, openclip_of_trunk
 from xrvlm.backbones.registry import load_tower
 from xrvlm.errors import UserError
-from xrvlm.photo import figures, photo_tower, pretrain, vocabulary
+from xrvlm.photo import figures, kinds, photo_tower, pretrain, vocabulary
 from xrvlm.photo.photo_tower import load_photo
 
 RECORD = json.loads(photo_tower.FOLDER.joinpath("photo_lite0_record.json").read_text())
@@ -247,3 +247,22 @@ def test_figures_of_right_and_wrong_answers():
 def test_missing_photos_are_told(tmp_path):
     with pytest.raises(UserError, match=re.escape("lacks a photo of 1000 of 1000 classes, such as n01440764.jpg")):
         figures.features(None, "lite0", tmp_path)
+
+
+def test_kinds_are_of_classes_below_a_noun_of_wordnet(tmp_path, monkeypatch):
+    """Three dogs of one kind, one of two kinds."""
+    own = list(imagenet_classes())[:4]
+    lines = ["  1 a licence", "00000001 03 n 01 thing 0 000 | all",
+             *(f"{number:08d} 03 n 01 kind{number} 0 001 @ 00000001 n 0000 | a kind" for number in (2, 3)),
+             *(f"{synset[1:]} 03 n 01 one 0 00{len(above)} {' '.join(f'@ {number:08d} n 0000' for number in above)} | one"
+               for synset, above in zip(own, ((2,), (2,), (2, 3), (3,)), strict=True))]
+    (tmp_path / "data.noun").write_text("\n".join(lines))
+    monkeypatch.setattr(kinds, "KINDS", {"a": "n00000002", "b": "n00000003"})
+    for synset in own[:3]:
+        (tmp_path / f"{synset}.jpg").touch()
+    with pytest.raises(UserError, match=f"lacks {own[3]}.jpg, a photo of the kind b"):
+        kinds.table(tmp_path, tmp_path)
+    (tmp_path / f"{own[3]}.jpg").touch()
+    kinds.main(["--photos", str(tmp_path), "--wordnet", str(tmp_path), "--out", str(tmp_path / "kinds.csv")])
+    assert (tmp_path / "kinds.csv").read_text().splitlines() == [
+        "path,class,split", f"{own[0]}.jpg,a,train", f"{own[1]}.jpg,a,test", f"{own[3]}.jpg,b,train"]

@@ -67,6 +67,12 @@ def entries(wordnet: Path = WORDNET) -> list[Entry]:
     return [entry for entry in found if entry.classes]
 
 
+def classes_below(wordnet: Path = WORDNET) -> dict[str, set[int]]:
+    """{synset: the indices of ImageNet's classes at or below it in WordNet's tree of nouns}"""
+    index = {synset: number for number, synset in enumerate(imagenet_classes())}
+    return _classes_below(index, _tree(wordnet / "data.noun"))
+
+
 def _alike(cosines: np.ndarray) -> dict[int, float]:
     """{class: share} from the (1000,) cosines of a definition with those of the classes."""
     best = np.argsort(-cosines)[:ALIKE].tolist()
