@@ -251,11 +251,12 @@ def test_missing_photos_are_told(tmp_path):
 
 def test_kinds_are_of_classes_below_a_noun_of_wordnet(tmp_path, monkeypatch):
     """Three dogs of one kind, one of two kinds."""
-    own = list(imagenet_classes())[:4]
-    lines = ["  1 a licence", "00000001 03 n 01 thing 0 000 | all",
-             *(f"{number:08d} 03 n 01 kind{number} 0 001 @ 00000001 n 0000 | a kind" for number in (2, 3)),
-             *(f"{synset[1:]} 03 n 01 one 0 00{len(above)} {' '.join(f'@ {number:08d} n 0000' for number in above)} | one"
-               for synset, above in zip(own, ((2,), (2,), (2, 3), (3,)), strict=True))]
+    own = list(imagenet_classes())
+    above = dict(zip(own[:4], ((2,), (2,), (2, 3), (3,)), strict=True))
+    lines = ["  1 a licence", "00000001 03 n 01 thing 0 000 | all"]
+    for synset, kinds_of_it in ({"n00000002": (1,), "n00000003": (1,)} | dict.fromkeys(own, (1,)) | above).items():
+        pointers = " ".join(f"@ {number:08d} n 0000" for number in kinds_of_it)
+        lines.append(f"{synset[1:]} 03 n 01 one 0 00{len(kinds_of_it)} {pointers} | one")
     (tmp_path / "data.noun").write_text("\n".join(lines))
     monkeypatch.setattr(kinds, "KINDS", {"a": "n00000002", "b": "n00000003"})
     for synset in own[:3]:
