@@ -1,0 +1,107 @@
+"""Whether one method is ahead of others over several data sets: paired over images, resampled over images and seeds.
+
+    python benchmarks/paired.py runs/photos runs/kinds --method xr_vlm_plus
+        --baselines linear_probe,lp_plus_plus,tip_adapter_f:fit_prior=true,zero_shot,xr_vlm:recipe=fast
+
+It reads what finished runs left. A method is `NAME` or `NAME:OPTION=VALUE...`, all options that differ from their
+defaults; `recipe` may be among them. Each data set and number of shots has equal weight. In each of the resamples the
+seeds and the test images of a data set are drawn with replacement, the same images for all its numbers of shots.
+Printed: the mean difference of top-1 in points, and its 95 % interval.
+"""
+
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from common import options, parse
+
+import xrvlm
+from xrvlm.errors import UserError
+from xrvlm.experiments.record import RunRecord, read_records
+from xrvlm.reporting.paired import read_hits
+
+Key = tuple[str, int | str]              # data set, shots
+RESAMPLES = 2_000
+
+
+def hits_of(folders: Sequence[Path], method: str) -> dict[Key, dict[int, np.ndarray]]:
+    """{(data set, shots): {seed: whether each test image was right}} of the runs of `method`."""
+    name, *given = method.split(":")
+    wanted = dict(option.split("=", 1) for option in given)
+    recipe, found = wanted.pop("recipe", None), defaultdict(dict)
+    for folder in folders:
+        for record in read_records(folder):
+            if record.method == name and recipe in (None, record.recipe) and _options(record) == wanted:
+                if record.seed in found[record.data, record.shots]:
+                    raise UserError(f"{method} stands for two runs on {record.data}; name its options and its recipe")
+                found[record.data, record.shots][record.seed] = read_hits(folder / record.run / "predictions.csv")[1]
+    if not found:
+        raise UserError(f"no run of {method} in {', '.join(map(str, folders))}")
+    return found
+
+
+def _options(record: RunRecord) -> dict[str, str]:
+    return {name: str(value).lower() if isinstance(value, bool) else str(value)
+            for name, value in record.options.items()}
+
+
+def differences(ours: dict[Key, dict[int, np.ndarray]], theirs: dict[Key, dict[int, np.ndarray]],
+                ) -> dict[Key, np.ndarray]:
+    """(seeds, images) in -1, 0, 1 of each data set and number of shots that both have; zero-shot has one result."""
+    found = {}
+    for key, runs in sorted(ours.items(), key=str):
+        others = theirs.get(key) or {seed: next(iter(theirs[key[0], 0].values())) for seed in runs
+                                     if (key[0], 0) in theirs}
+        if both := sorted(runs.keys() & others.keys()):
+            found[key] = np.stack([runs[seed].astype(float) - others[seed] for seed in both])
+    return found
+
+
+def pooled(found: dict[Key, np.ndarray]) -> str:
+    """The mean over the keys, and its interval."""
+    draws = np.random.default_rng(0)
+    means = np.zeros(RESAMPLES)
+    for resample in range(RESAMPLES):
+        images = {data: draws.integers(found[data, shots].shape[1], size=found[data, shots].shape[1])
+                  for data, shots in found}
+        means[resample] = np.mean([value[draws.integers(len(value), size=len(value))][:, images[data]].mean()
+                                   for (data, _), value in found.items()])
+    low, high = np.percentile(means, [2.5, 97.5])
+    return f"{100 * np.mean([value.mean() for value in found.values()]):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def _order(shots: int | str) -> tuple[bool, int]:
+    """Numbers, then "all"."""
+    return isinstance(shots, str), shots if isinstance(shots, int) else 0
+
+
+def show(folders: Sequence[Path], method: str, baselines: Sequence[str]) -> None:
+    ours = hits_of(folders, method)
+    for baseline in baselines:
+        found = differences(ours, hits_of(folders, baseline))
+        print(f"{method} less {baseline}, {len({data for data, _ in found})} data sets: {pooled(found)}")
+        for shots in sorted({shots for _, shots in found}, key=_order):
+            some = {key: value for key, value in found.items() if key[1] == shots}
+            each = "; ".join(f"{data} {pooled({(data, shots): value})}" for (data, _), value in some.items())
+            print(f"  {shots} shots: {pooled(some)}   ({each})")
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("runs", nargs="*", type=Path, help="folders of runs")
+    parser.add_argument("--method", default="xr_vlm_plus")
+    parser.add_argument("--baselines", default="linear_probe")
+    arguments = parse(parser, method="gda", baselines="zero_shot,linear_probe")
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.tiny:
+            birds, clip = xrvlm.load_world(), xrvlm.load_tiny_clip(device="cpu")
+            xrvlm.zero_shot(clip, birds, options=xrvlm.RunOptions(runs=folder))
+            for method in ("linear_probe", "gda"):
+                xrvlm.adapt(clip, birds, method, shots=1, options=xrvlm.RunOptions(runs=folder))
+        show(arguments.runs or [Path(folder)], arguments.method, arguments.baselines.split(","))
+
+
+if __name__ == "__main__":
+    main()
