@@ -4,14 +4,16 @@
         --baselines linear_probe,lp_plus_plus,tip_adapter_f:fit_prior=true,zero_shot,xr_vlm:recipe=fast
 
 It reads what finished runs left. A method is `NAME` or `NAME:OPTION=VALUE...`, all options that differ from their
-defaults; `recipe` may be among them. Each data set and number of shots has equal weight. In each of the resamples the
-seeds and the test images of a data set are drawn with replacement, the same images for all its numbers of shots.
+defaults; `recipe`, by its name, may be among them. Each data set and number of shots has equal weight. In each of the
+resamples the seeds and the test images of a data set are drawn with replacement, the same images for all its shots.
 Printed: the mean difference of top-1 in points, and its 95 % interval.
 """
 
+import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +32,8 @@ def hits_of(folders: Sequence[Path], method: str) -> dict[Key, dict[int, np.ndar
     """{(data set, shots): {seed: whether each test image was right}} of the runs of `method`."""
     name, *given = method.split(":")
     wanted = dict(option.split("=", 1) for option in given)
-    recipe, found = wanted.pop("recipe", None), defaultdict(dict)
+    recipe = wanted.pop("recipe", None)
+    found: dict[Key, dict[int, np.ndarray]] = defaultdict(dict)
     for folder in folders:
         for record in read_records(folder):
             if record.method == name and recipe in (None, record.recipe) and _options(record) == wanted:
@@ -88,13 +91,22 @@ def show(folders: Sequence[Path], method: str, baselines: Sequence[str]) -> None
             print(f"  {shots} shots: {pooled(some)}   ({each})")
 
 
+@contextmanager
+def told() -> Iterator[None]:
+    """Errors that name their fix, without a traceback."""
+    try:
+        yield
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("runs", nargs="*", type=Path, help="folders of runs")
     parser.add_argument("--method", default="xr_vlm_plus")
     parser.add_argument("--baselines", default="linear_probe")
     arguments = parse(parser, method="gda", baselines="zero_shot,linear_probe")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, told():
         if arguments.tiny:
             birds, clip = xrvlm.load_world(), xrvlm.load_tiny_clip(device="cpu")
             xrvlm.zero_shot(clip, birds, options=xrvlm.RunOptions(runs=folder))
