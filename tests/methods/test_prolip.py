@@ -79,7 +79,7 @@ def test_a_saved_model_labels_images(clip, bank, tmp_path):
 
 
 def test_a_tower_without_a_projection_is_told():
-    with pytest.raises(UserError, match="ends in no linear projection .* so prolip has nothing to train"):
+    with pytest.raises(UserError, match="ends in no linear projection .* prolip has nothing to train"):
         ProLIP(IMAGE_KINDS["hf siglip"]().clip, CLASSES)
 
 

@@ -206,8 +206,8 @@ class Tower(FrozenCLIP):
         found = self.image.projection()
         if found is None:
             raise UserError(f"the image tower of {self.name} ends in no linear projection (SigLIP's attention pool and "
-                            "MLP heads have none), so prolip has nothing to train; choose a CLIP tower, or another "
-                            "method such as clip_adapter")
+                            "MLP heads have none): prolip has nothing to train, and there is no feature before it; "
+                            "choose a CLIP tower, or another method such as clip_adapter")
         return found
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:

@@ -40,11 +40,11 @@ class ImageParts(nn.Module, ABC):
 
 
 class FoundParts(ImageParts):
-    """The whole image, m soft clusters of positions, and the pairs of channels of an earlier block.
+    """The whole image, m soft clusters of positions, and the pairs of channels of an earlier block (bilinear pooling).
 
     Each position is assigned to the cluster centres near it. The pairs are the mean over the positions z of z z^T, once
-    as they are and once less the image's mean position, each to unit length: which channels occur together. Call `fit`
-    with the training images before use; nothing here is trained.
+    as they are and once less the image's mean position, each to unit length: which channels occur together (Lin et al.,
+    ICCV 2015, arXiv:1504.07889). Call `fit` with the training images before use; nothing here is trained.
 
     Args:
         image_parts: m; 0: no clusters.

@@ -38,7 +38,7 @@ MOST_PARTS = 16
 class PartPooling(ImageParts):
     """m part features of an image: attention maps from an earlier block pool the projected positions of the last block.
 
-    m + 1 maps are learned; the last one collects the background and is dropped.
+    m + 1 maps are learned. The last one is meant for the background and is dropped, so that no gradient reaches it.
 
     Args:
         image_width: e, width of `mid_tokens`.
@@ -96,7 +96,7 @@ class XRVLM(Method):
         shared_length: with `shared_then_specific`, the number of shared vectors; None: half.
         context_words: initialise with the token embeddings of these words instead of noise.
         name_position: of the class name in the prompt: `end`, `front` or `middle`.
-        hidden: width of the head's hidden layer.
+        hidden: width of the hidden layer of `cross`, `diagonal` and `visual`; the other heads do not read it.
         live_parts: no part can be dead: see `PartPooling`.
         prior_weight: weight of the zero-shot logits that are added to the head's; the paper's is 0.
         learn_prior_weight: train that weight, from `prior_weight` as its initial value.

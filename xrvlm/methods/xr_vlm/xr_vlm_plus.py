@@ -43,6 +43,8 @@ ROUGH, EXACT = 40, 100                   # steps of L-BFGS, of the solutions tha
 class XRVLMPlus(Method):
     """`logits = w * zero-shot + sum over image parts i and prompts j of <V_i, A_ij T_jc> + <V_i, o_ic>`.
 
+    A_ij = W_i S_j: each part and each prompt has one matrix (`LinearRelations`).
+
     w is fitted to the training images first, 0 where zero-shot explains them no better than chance would; A and o then
     minimise the cross-entropy plus a penalty on their squared norm. Held-out images choose: o alone, where the text
     only disturbs; then the whole image alone, with clusters, with pairs, or with both. Where nothing beats zero-shot on
