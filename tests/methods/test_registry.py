@@ -10,6 +10,7 @@ import pytest
 from towers import tiny_vit
 
 from xrvlm.errors import UserError
+from xrvlm.inference.classifier import MethodHeader
 from xrvlm.methods import CoOp, LinearProbe, TipAdapter, registry
 from xrvlm.methods.base import Method
 from xrvlm.text.class_text import class_text
@@ -72,6 +73,15 @@ def test_what_is_no_method_is_told(monkeypatch):
     monkeypatch.setitem(registry.targets(), "odd", "pathlib.Path")
     with pytest.raises(UserError, match="odd is not a method of xrvlm"):
         registry.class_called("odd")
+
+
+def test_a_method_without_what_every_method_has_is_told_before_it_is_made():
+    class Half(Method):
+        def logits(self, x, class_features):
+            return x.pooled
+
+    with pytest.raises(UserError, match="Half lacks class_features: every method has it"):
+        MethodHeader.of(Half)
 
 
 def test_nothing_is_imported_because_a_file_names_it(tmp_path, monkeypatch):

@@ -58,7 +58,7 @@ def test_a_folder(photos, run, capsys):
     assert all(re.search(r"png: .+ \d+\.\d%, then .+ \d+\.\d%", line) and "(true: " not in line for line in lines[:-2])
     assert all("strongest: part" in line and "dead parts" in line for line in lines[:-2])
     for line in lines[:-2]:
-        assert ("(the class that it is explained against)" in line) == (f": {CLASSES[1]} " in line)
+        assert ("(against is this class)" in line) == (f": {CLASSES[1]} " in line)
     found = json.loads((run / "explain" / "explanations.json").read_text())
     assert sorted(path.relative_to(run / "explain").as_posix() for path in (run / "explain").rglob("*.png")) \
         == sorted(row["image"] for row in found["images"])

@@ -53,6 +53,8 @@ class MethodHeader:
         if not (isinstance(method, type) and issubclass(method, Method)):
             raise UserError("a method is the name of a registered one, a subclass of xrvlm.Method or a "
                             f"functools.partial of one, found {factory!r}")
+        if lacks := ", ".join(sorted(method.__abstractmethods__)):
+            raise UserError(f"{method.__name__} lacks {lacks}: every method has it, see docs/guides/own_method.md")
         check_options(method, given, "method", f"option of {method.__name__}")
         return cls(method.registered_name(), defaults_of(method) | given, method.revision)
 

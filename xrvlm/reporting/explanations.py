@@ -179,7 +179,7 @@ def _line(explanation: Explanation, called: _Names, true: str | None) -> str:
     name, value = _named(explanation.margin or explanation.logit, called, 1)[0]
     rival = ""
     if explanation.against is not None:
-        rival = " (the class that it is explained against)" if explanation.margin is None else f" against {explanation.against}"
+        rival = " (against is this class)" if explanation.margin is None else f" against {explanation.against}"
     overlap = _overlap_in_words(explanation.overlap)
     return (f"{_verdict(explanation, called, true)}{rival}; strongest: {name} "
             f"{value:+.2f}; overlap {overlap}, dead parts {int(explanation.dead.sum())} of {len(explanation.dead)}")
