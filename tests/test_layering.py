@@ -69,3 +69,9 @@ def test_some_libraries_have_one_importer(path):
 
 def test_every_layer_exists():
     assert {unit(path) for path in MODULES} == set(HEIGHT)
+
+
+def test_the_page_on_architecture_lists_every_package():
+    page = (PACKAGE.parent / "docs" / "design" / "architecture.md").read_text(encoding="utf-8")
+    missing = [name for name in HEIGHT if (PACKAGE / name).is_dir() and f"`{name}`" not in page]
+    assert not missing
