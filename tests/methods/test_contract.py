@@ -51,11 +51,11 @@ def fitted(clip, bank):
     return lambda case: deepcopy(made(case))
 
 
-def trained(case, clip, bank, text=None):
+def trained(case, clip, bank, text=None, **options):
     with seeded(1, "initial weights"):
         method = factory(case)(clip, text or classes())
     method.prepare(clip, bank)
-    fit(method, clip, bank, SHORT, seed=1)
+    fit(method, clip, bank, SHORT, seed=1, **options)
     if method.transductive:
         method.transduce(clip, without_labels(bank), bank if method.learns else None)
     return method.eval()
@@ -148,7 +148,7 @@ def test_saved_and_loaded_it_gives_the_same_probabilities(case, clip, bank, fitt
 
 def test_a_tower_of_convolutions_serves_as_well(case, convolutions, tmp_path):
     clip, bank = convolutions
-    method = trained(case, clip, bank)
+    method = trained(case, clip, bank, checkpoint=tmp_path / "last.safetensors", identity="a")
     found = probabilities(method, clip, bank)
     assert found.shape == (16, 4)
     assert found.isfinite().all()

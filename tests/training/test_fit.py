@@ -180,6 +180,18 @@ def test_a_loss_that_is_not_finite_is_told():
         fit(Exploding(), Tower(), Source(), RECIPE, seed=1)
 
 
+def test_a_method_may_hold_a_transposed_tensor(tmp_path):
+    class Turned(Probe):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("turned", torch.arange(6.0).view(2, 3).T)
+
+    first, again = Turned(), Turned()
+    for method in (first, again):        # the second one takes all from the file
+        fit(method, Tower(), Source(), RECIPE, seed=1, checkpoint=tmp_path / "last.safetensors", identity="a")
+    assert torch.equal(first.turned, again.turned)
+
+
 @pytest.mark.parametrize(("options", "message"), [
     ({"optimizer": "lion"}, "unknown optimizer 'lion'"), ({"epochs": -1}, "epochs"), ({"batch_size": 1}, "batch_size"),
     ({"learning_rate": 0.0}, "learning_rate"), ({"label_smoothing": 1.0}, "label_smoothing"),

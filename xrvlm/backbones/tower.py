@@ -199,7 +199,7 @@ class Tower(FrozenCLIP):
     def image_projection(self) -> tuple[Tensor, Tensor]:
         weight, bias = self._projection()
         bias = weight.new_zeros(weight.shape[1]) if bias is None else bias
-        return weight.detach().float().clone(), bias.detach().float().clone()
+        return weight.detach().float().contiguous().clone(), bias.detach().float().clone()
 
     def _projection(self) -> tuple[Tensor, Tensor | None]:
         """(f, d) and (d,)"""

@@ -228,6 +228,7 @@ def _save(path: Path, identity: str, method: Method, optimizer: torch.optim.Opti
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value.detach().cpu().clone() for name, value in state.items()
                     if isinstance(value, Tensor)}
+    tensors = {name: value.contiguous() for name, value in tensors.items()}     # a method may hold a transposed one
     metadata = {"xrvlm": json.dumps({"identity": identity, "progress": asdict(progress)})}
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
 
