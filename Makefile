@@ -14,7 +14,7 @@ PROMPTS := coop,cocoop,plot,gallop,xr_vlm
 ONE_VIEW := features.views=0 method=tip_adapter_f,residual_probe,task_res,clip_adapter,clap,prolip
 PHOTOS ?=
 
-.PHONY: demo test fuzz lint docs results methods bench ablation base_to_new setup clean
+.PHONY: demo test fuzz lint docs results methods photos bench ablation base_to_new setup clean
 
 demo: $(READY)          ## the main job on the embedded default, offline, in a few minutes
 	$(BIN)/xrvlm demo
@@ -68,6 +68,27 @@ methods: $(READY)       ## docs/results/methods.md: all methods, 1 to 16 shots, 
 		$$photos shots=16 method=linear_probe,xr_vlm_plus,$(HEADS),$(PROMPTS) || exit 1; \
 	done
 	$(BIN)/xrvlm report runs=runs/methods baseline=zero_shot
+
+# PHOTOS="DIR1 DIR2", folders of photos with a split.csv (path, class, split); several hours with the last line
+photos: $(READY)        ## docs/results/photos.md: all methods, and XR-VLM's ablation, with the photo tower
+	for place in $(PHOTOS); do \
+		photos="$(BIN)/xrvlm adapt -m data=table data.file=split.csv data.root=$$place backbone=photo features.views=0"; \
+		all="$$photos runs=runs/photos seed=1,2,3"; cut="$$photos runs=runs/photos_ablation seed=1,2,3 shots=4,16"; \
+		$$all method=zero_shot,trans_clip_zero_shot && \
+		$$all shots=1,4,16 method=zpe text.templates=ensemble && \
+		$$all shots=1,2,4,8,16 method=linear_probe,xr_vlm_plus,lp_plus_plus,gda && \
+		$$all shots=1,2,4,8,16 method=tip_adapter_f method.fit_prior=true && \
+		$$all shots=1,4,16 method=gda method.fit_prior=true && \
+		$$all shots=1,4,16 method=$(HEADS) && \
+		$$all shots=1,2,4,8,16 method=xr_vlm recipe=fast && \
+		$$cut method=xr_vlm recipe=fast method.head=cross,diagonal,per_class,per_class_diagonal,alignment,visual && \
+		$$cut method=xr_vlm recipe=fast method.part_prompts=vectors && \
+		$$cut method=xr_vlm recipe=fast method.live_parts=true && \
+		$$cut method=xr_vlm recipe=fast method.image_parts=1 method.text_parts=1 method.live_parts=false,true && \
+		$$cut method=xr_vlm recipe=fast method.image_parts=8 method.text_parts=8 && \
+		$$cut method=xr_vlm && \
+		$$all shots=1,4,16 method=coop && $$all shots=16 method=cocoop,plot,gallop || exit 1; \
+	done
 
 bench: $(READY)         ## the speeds that matter most, against a baseline in the same run; minutes
 	$(BIN)/python benchmarks/train_step.py --classes 100 --turns 3
