@@ -6,7 +6,18 @@ from typing import Any, Literal
 
 import pytest
 
-from xrvlm.errors import SPEAKS_KEYS, UserError, check_choice, check_options, fits, option, seconds_of, typed, unknown
+from xrvlm.errors import (
+    SPEAKS_KEYS,
+    UserError,
+    check_choice,
+    check_options,
+    check_types,
+    fits,
+    option,
+    seconds_of,
+    typed,
+    unknown,
+)
 
 
 def takes(*, parts: int = 4, rate: float = 1.0, words: str | None = None, kind: Literal["a", "b"] = "a",
@@ -102,3 +113,10 @@ def test_what_can_be_no_name_of_a_configuration_is_refused(value):
     with pytest.raises(UserError, match="names no configuration: leave recipe= out for the default"):
         check_choice("recipe", value, ("recipe",))
     check_choice("seed", value, ("recipe",))
+
+
+def test_a_number_that_no_file_may_hold_is_refused_before_any_work():
+    for hint in (int, float, int | None):
+        with pytest.raises(UserError, match="seed must be a.* number.*, found one of more than 64 bits"):
+            check_types({"seed": 2**70}, {"seed": hint})
+    check_types({"seed": 2**63}, {"seed": int})

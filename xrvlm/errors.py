@@ -227,7 +227,7 @@ def fits(value: Any, hint: Any) -> bool:
             not counted or len(value) == len(arguments)) and all(
             fits(each, arguments[index if counted else 0]) for index, each in enumerate(value))
     if hint is float or hint is int:
-        return isinstance(value, int | hint) and not isinstance(value, bool)
+        return isinstance(value, int | hint) and not isinstance(value, bool) and not _is_endless(value)
     checked = origin or hint
     return not isinstance(checked, type) or getattr(checked, "_is_protocol", False) or isinstance(value, checked)
 
@@ -251,6 +251,13 @@ def in_words(hint: Any, inside: bool = False) -> str:
     return found or f"a {getattr(origin or hint, '__name__', hint)}"
 
 
+def _is_endless(value: Any) -> bool:
+    """Whether `value` is a whole number that no file of ours may hold (`plain_text`)."""
+    return isinstance(value, int) and abs(value) > LARGEST_WHOLE
+
+
 def _short(value: Any) -> str:
+    if _is_endless(value):
+        return "one of more than 64 bits"
     text = either("None", "null") if value is None else " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -131,7 +131,8 @@ def test_a_list_of_names_is_in_the_order_of_the_numbers(tmp_path):
 
 @pytest.mark.parametrize(("one", "two"), [
     ("Daisy", "daisy"), ("lady  bug", "lady bug"), ("salt &amp; pepper", "salt & pepper"), ("\uff34ulip", "tulip"),
-    ("stra\u00dfe", "STRASSE")])
+    ("stra\u00dfe", "STRASSE"), ("Baird's sparrow", "Baird\u2019s sparrow"), ("caf\u00e9", "caf\u00c3\u00a9"),
+    ("jay", "jay\u200b"), ("jay", "\ufeffjay"), ("owl", "ow\u00adl")])
 def test_names_that_read_the_same_are_refused(tmp_path, one, two):
     with pytest.raises(UserError, match="duplicate class names in .*which read the same to a tower; give every class"):
         image_folder(birds(tmp_path, "a/1.jpg", "b/1.jpg"), class_names=[one, two])
@@ -302,7 +303,11 @@ def test_the_source_sees_changes_but_not_where_the_folder_stands(tmp_path):
     (["val/a/1.jpg", "val/b/1.jpg"], "holds val but no train folder; add one"),
     (["train/a/1.jpg", "dev/a/1.jpg", "valid/a/1.jpg"], "holds dev, valid, which mean the same; leave one"),
     ([f"{part}/{name}/1.jpg" for part in ("lot1", "lot2") for name in "ab"],
-     "lot1, lot2 in .* all hold the folders a, b: "),
+     "lot1, lot2 in .* hold the same folders \\(a, b\\): "),
+    (["crops_a/a/1.jpg", "crops_a/b/1.jpg", "crops_b/b/1.jpg"],
+     "crops_a, crops_b in .* hold the same folders \\(b\\): "),
+    (["x_train/a/1.jpg", "x_train/b/1.jpg", "x_train/c/1.jpg", "x_test/b/1.jpg", "x_test/c/1.jpg"],
+     "x_test, x_train in .* hold the same folders \\(b, c\\): if they are subsets, call them train, val and test"),
     ([f"{genus}/{genus}{name}/1.jpg" for genus in ("Parus", "Turdus") for name in "ab"],
      "Parus holds images in the folders Parusa, Parusb; is Parus the class, or are these"),
     ([f"{name}/{part}/1.jpg" for name in "ab" for part in ("Test", "Train")],

@@ -50,7 +50,8 @@ EXPECTED = [("train", "1.jpg", "robin"), ("train", "sub/2.jpg", "jay"), ("val", 
 
 @pytest.mark.parametrize(("file", "options"), [
     ("split.csv", {}), ("t.tsv", {"delimiter": "\t"}), ("tab.csv", {"delimiter": "\t"}),
-    ("excel.csv", {"delimiter": ";"}), ("bom.csv", {"encoding": "utf-8-sig"}), ("t.jsonl", {}), ("t.parquet", {})])
+    ("excel.csv", {"delimiter": ";"}), ("pipe.csv", {"delimiter": "|"}),
+    ("bom.csv", {"encoding": "utf-8-sig"}), ("t.jsonl", {}), ("t.parquet", {})])
 def test_formats(tmp_path, file, options):
     root = birds(tmp_path / "birds")
     write(root / file, ROWS, **options)
@@ -59,6 +60,13 @@ def test_formats(tmp_path, file, options):
     assert dataset.split.classes == ("jay", "robin")
     assert dataset.name == "birds"
     assert dataset.source.read("sub/2.jpg") == (root / "sub/2.jpg").read_bytes()
+
+
+def test_quotes_behind_a_space_are_no_part_of_a_cell(tmp_path):
+    (birds(tmp_path) / "split.csv").write_text(
+        'path, class, split\n"1.jpg", "robin, red", "train"\n"3.jpg", "jay", "train"\n"4.jpg", "jay", "test"\n')
+    assert found(table(tmp_path)) == [("train", "1.jpg", "robin, red"), ("train", "3.jpg", "jay"),
+                                      ("test", "4.jpg", "jay")]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])

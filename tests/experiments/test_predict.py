@@ -3,6 +3,7 @@
 import csv
 
 import pytest
+import torch
 from photos import CLASSES, photo_folder
 from PIL import Image
 
@@ -135,6 +136,34 @@ def test_odd_names_keep_their_own_prediction_when_it_goes_on(model, tmp_path, mo
             assert again[image][0] == (classes[0][0], pytest.approx(classes[0][1], abs=1e-5)), image
 
 
+@pytest.mark.parametrize("damage", [
+    lambda lines: [*lines[:2], lines[2].replace("0.", "x."), *lines[3:]],
+    lambda lines: [*lines[:2], lines[2].replace("0.", "7.", 1), *lines[3:]],
+    lambda lines: [*lines, *lines[1:]],                                            # every line twice
+    lambda lines: [*lines, f'"{"x" * 200_000}\n'],
+    lambda lines: [lines[0], *(line.replace("bird", "b\ufffdrd") for line in lines[1:])],
+    lambda lines: [*lines[:2], lines[2].replace(".png", "0.png"), *lines[3:]],     # an image that was not asked for
+    lambda lines: [lines[0], f'"{lines[1]}', *lines[2:]]])
+def test_lines_of_a_begun_table_that_are_damaged_are_made_again(model, photos, tmp_path, monkeypatch, damage):
+    out, again = tmp_path / "straight.csv", tmp_path / "again.csv"
+    predict(model, photos, out=out, device="cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_readable", lambda *_: [])      # stopped before the end
+        predict(model, photos, out=again, device="cpu")
+    part, = tmp_path.glob("again.csv.*.part")
+    part.write_text("".join(damage(part.read_text(encoding="utf-8").splitlines(keepends=True))), encoding="utf-8")
+    predict(model, photos, out=again, device="cpu")
+    assert sorted(again.read_text().splitlines()) == sorted(out.read_text().splitlines())
+
+
+def test_a_table_never_takes_the_place_of_a_photo(model, photos):
+    photo = min(photos.rglob("*.png"))
+    before = photo.read_bytes()
+    with pytest.raises(UserError, match=r"has the name of an image; name a .csv file with out, such as labels.csv"):
+        predict(model, photo, out=photo, device="cpu")
+    assert photo.read_bytes() == before
+
+
 def test_nothing_that_can_be_read(model, tmp_path):
     (tmp_path / "1.jpg").write_bytes(b"")
     with pytest.raises(UserError, match="cannot read the image .*1.jpg: the file is empty"):
@@ -205,7 +234,7 @@ def test_latest_of_another_folder(model, photos, tmp_path, monkeypatch, capsys):
     run.mkdir(parents=True)
     (run / "model.safetensors").write_bytes(model.read_bytes())
     (run / "record.json").write_text("{}")
-    photo = next(photos.rglob("*.png"))
+    photo = min(photos.rglob("*.png"))
     assert len(predict("other/latest", photo)) == 1
     assert main(["predict", "latest", str(photo), "runs=other", "workers=0"]) == 2
     assert "run=OTHER/latest for the newest in OTHER" in capsys.readouterr().err
@@ -225,3 +254,16 @@ def test_a_photo_whose_name_begins_with_a_dash(model, photos, tmp_path, monkeypa
 def test_a_list_without_brackets_is_told_how_it_is_written(photos, words, capsys):
     assert main(["predict", "backbone=tiny", f"images={photos}", *words, "workers=0", "device=cpu"]) == 2
     assert f"a list is written [{words[-1].partition('=')[2]}]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [(1, 2, 3), ("tiny", None, None), (None, "linear_probe", {})])
+def test_a_classifier_of_nonsense_is_told(arguments):
+    with pytest.raises(UserError, match="clip must be a FrozenCLIP, found"):
+        xrvlm.Classifier(*arguments)
+
+
+def test_pixels_that_do_not_fit_the_tower_are_told(model):
+    classifier = xrvlm.load(model, device="cpu")
+    for images in (torch.zeros(3, 64, 64), torch.zeros(1, 3, 7, 7), torch.zeros(1, 3, 64, 64).byte(), [[0.0]]):
+        with pytest.raises(UserError, match=r"images must be a tensor of floats \(b, 3, \d+, \d+\), normalised"):
+            classifier.probabilities(images)

@@ -99,11 +99,16 @@ def _subset_folders(root: Path) -> dict[str, list[Path]] | None:
 
 
 def _check_no_subsets(root: Path, folders: Sequence[Path]) -> None:
-    """UserError where `folders` look like subsets under other names: each holds folders, and all hold the same ones."""
+    """UserError where `folders` look like subsets under other names: they hold folders of the same names.
+
+    Not all need hold all: a class may lack test images.
+    """
     inner = [{path.name for path in listing(folder)[0]} for folder in folders]
-    known = {subset_of(name) for names in inner for name in names} - {None}          # `_check_nesting` says it better
-    if len(folders) > 1 and len(inner[0]) > 1 and all(names == inner[0] for names in inner) and len(known) < 2:
-        raise UserError(f"{few(path.name for path in folders)} in {root} all hold the folders {few(sorted(inner[0]))}: "
+    count = Counter(name for names in inner for name in names)
+    known = {subset_of(name) for name in count} - {None}                             # `_check_nesting` says it better
+    shared = sorted(name for name in count if count[name] > 1)
+    if len(count) > 1 and len(known) < 2 and all(names.intersection(shared) for names in inner):
+        raise UserError(f"{few(path.name for path in folders)} in {root} hold the same folders ({few(shared)}): "
                         "if they are subsets, call them train, val and test; if they are classes, put the images "
                         "of each directly into its folder")
 

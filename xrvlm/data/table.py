@@ -184,10 +184,12 @@ def _read(path: Path) -> tuple[Sequence[str], Iterable[Row]]:
 
 
 def _csv_rows(path: Path) -> tuple[Sequence[str], list[Row]]:
-    with StringIO(file_text(path), newline="") as file:
-        header = file.readline()
+    text = file_text(path)
+    with StringIO(text, newline="") as file:
+        delimiter = max(",\t;|", key=file.readline().count)
         file.seek(0)
-        reader = csv.DictReader(file, delimiter=max(",\t;", key=header.count), strict=True)
+        spaced = re.search(rf'{re.escape(delimiter)} +"', text) is not None      # "a", "b": the quotes are none of b's
+        reader = csv.DictReader(file, delimiter=delimiter, strict=True, skipinitialspace=spaced)
         columns = list(reader.fieldnames or ())
         if twice := sorted({column for column in columns if columns.count(column) > 1}):
             raise UserError(f"{path} has two columns {few(map(repr, twice))}; rename one of them")

@@ -72,6 +72,8 @@ def predict(run: str | Path | None, images: str | Path | Sequence[str | Path], *
     if out is None:
         return _labelled(classifier, files, workers, topk, echo, None)
     states = [[name, str(path), *_state(path)] for name, path in files.items()]
+    if user_path(out).suffix.lower() in SUFFIXES:
+        raise UserError(f"{out} has the name of an image; name a .csv file with {option('out')}, such as labels.csv")
     table = _Table(user_path(out), digest([classifier.header.to_json(), topk, states]), topk)
     lock = table.path.with_name(f".{table.path.name}.lock")
     busy = f"another predict writes {table.path.name}; wait for it, or name another file with {option('out')}"
@@ -92,7 +94,7 @@ def _state(path: Path) -> tuple[int, int]:
 
 def _labelled(classifier: Classifier, files: Mapping[str, Path], workers: int, topk: int,
               echo: Callable[[str], object] | None, table: "_Table | None") -> list[Prediction]:
-    done = {} if table is None else {name: row for name, row in table.begun().items() if name in files}
+    done = {} if table is None else table.begun(files, classifier.names)
     found: list[Prediction] = []
     for prediction in chain(done.values(), labelled(classifier, files, workers, topk, skip=done)):
         found.append(prediction)
@@ -130,8 +132,8 @@ class _Table:
         self.path, self.columns = path, ["image", "label", "prediction", *ranks, "error"]
         self.part = path.with_name(f"{path.name}.{key[:10]}.part")      # of this model and these photos, no others
 
-    def begun(self) -> dict[str, Prediction]:
-        """What a call that was stopped has labelled. A line that was cut is dropped."""
+    def begun(self, files: Collection[str], known: Collection[str]) -> dict[str, Prediction]:
+        """What a call that was stopped has labelled of `files`. A line that was cut or damaged is dropped."""
         try:
             # not splitlines, which also ends a line at signs that a file name may hold
             *lines, _ = self.part.read_bytes().decode("utf-8", "replace").split("\n")
@@ -140,14 +142,23 @@ class _Table:
             return {}
         except OSError as error:
             raise UserError(f"cannot read {self.part}: {error.strerror}; delete it") from error
-        rows = [row for row in csv.reader(f"{line}\n" for line in lines[1:]) if len(row) == len(self.columns)]
-        found = [Prediction(from_cell(image), tuple(zip(map(from_cell, cells[::2]), map(float, cells[1::2]),
-                                                        strict=True)))
-                 for image, _, _, *cells, error in rows if not error]      # a file may be readable by now
-        write_text(self.part, ",".join(self.columns) + "\n" + "".join(map(self._line, found)))
+        read = [self._prediction(f"{line}\n") for line in lines[1:]]
+        found = {each.image: each for each in read if each is not None and each.image in files
+                 and all(name in known and 0 <= chance <= 1 for name, chance in each.classes)}
+        write_text(self.part, ",".join(self.columns) + "\n" + "".join(map(self._line, found.values())))
         if found:
             log.info("going on: %d images are in %s", len(found), self.part)
-        return {prediction.image: prediction for prediction in found}
+        return found
+
+    def _prediction(self, line: str) -> Prediction | None:
+        """What `_line` wrote, of an image that could be read; None for a line that it would not write so."""
+        try:
+            image, _, _, *cells, _ = next(csv.reader([line]))
+            chances = [float(cell) for cell in cells[1::2]]
+            found = Prediction(from_cell(image), tuple(zip(map(from_cell, cells[::2]), chances, strict=True)))
+        except (ValueError, csv.Error):
+            return None                  # of an image that could not be read, too: it may be readable by now
+        return found if self._line(found) == line else None
 
     def add(self, prediction: Prediction) -> None:
         append_text(self.part, self._line(prediction))

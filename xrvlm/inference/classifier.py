@@ -109,6 +109,7 @@ class ModelHeader:
 class Classifier:
     """A frozen tower with an adapted method; the class features are computed once."""
 
+    @typed
     def __init__(self, clip: FrozenCLIP, method: Method, header: ModelHeader):
         self.clip, self.method, self.header = clip, method.eval(), header
         self.names: tuple[str, ...] = header.classes.names
@@ -124,6 +125,10 @@ class Classifier:
 
     def probabilities(self, images: Tensor) -> Tensor:
         """(b, c) on the CPU, of `images` (b, 3, s, s) as the tower's evaluation transform makes them."""
+        side = self.clip.transform.image_size
+        if not isinstance(images, Tensor) or images.shape[1:] != (3, side, side) or not images.is_floating_point():
+            raise UserError(f"images must be a tensor of floats (b, 3, {side}, {side}), normalised for the tower; "
+                            "`predict` takes files and PIL images")
         return self.from_features(self.clip.encode_image(images.to(self.clip.device), self.method.needs))
 
     @typed

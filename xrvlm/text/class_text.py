@@ -117,16 +117,25 @@ def few(names: Iterable[str], limit: int = 5) -> str:
 
 
 def check_unique(names: Sequence[str], what: str) -> None:
-    """UserError if two of `names` read the same to a tokenizer that lower-cases, joins spaces and reads `&amp;`."""
+    """UserError if two of `names` read the same to a tokenizer that lower-cases, joins spaces and mends signs."""
     seen: dict[str, str] = {}
     check_words(names, what)
     for name in names:
-        key = " ".join(unescape(unescape(unicodedata.normalize("NFKC", readable(name)))).split()).casefold()
+        key = _as_read(name)
         if key in seen:
             alike = "" if readable(name) == readable(seen[key]) else ", which read the same to a tower"
             raise UserError(f"duplicate {what}: {seen[key]!r} and {name!r}{alike}; give every class its own name "
                             f"({option('data.class_names')}), or make them one class")
         seen[key] = name
+
+
+def _as_read(name: str) -> str:
+    """What a tokenizer and a reader see of a name: open_clip's mends curled quotes and text of a wrong encoding."""
+    text = unescape(unescape(readable(name)))
+    if not text.isascii():
+        text = import_module("ftfy").fix_text(text)
+        text = "".join(sign for sign in text if unicodedata.category(sign) != "Cf")       # not seen: zero-width ...
+    return " ".join(unicodedata.normalize("NFKC", text).split()).casefold()
 
 
 def check_numbers(known: Sequence[str]) -> None:
