@@ -72,8 +72,6 @@ def predict(run: str | Path | None, images: str | Path | Sequence[str | Path], *
     if out is None:
         return _labelled(classifier, files, workers, topk, echo, None)
     states = [[name, str(path), *_state(path)] for name, path in files.items()]
-    if user_path(out).suffix.lower() in SUFFIXES:
-        raise UserError(f"{out} has the name of an image; name a .csv file with {option('out')}, such as labels.csv")
     table = _Table(user_path(out), digest([classifier.header.to_json(), topk, states]), topk)
     lock = table.path.with_name(f".{table.path.name}.lock")
     busy = f"another predict writes {table.path.name}; wait for it, or name another file with {option('out')}"
@@ -129,6 +127,8 @@ class _Table:
         ranks = [f"{word}_{rank}" for rank in range(1, topk + 1) for word in ("class", "probability")]
         if path.is_dir():
             raise UserError(f"{path} is a folder; name a file with {option('out')}, such as {path / 'labels.csv'}")
+        if path.suffix.lower() in SUFFIXES:
+            raise UserError(f"{path} has the name of an image; name a .csv file with {option('out')}, such as labels.csv")
         self.path, self.columns = path, ["image", "label", "prediction", *ranks, "error"]
         self.part = path.with_name(f"{path.name}.{key[:10]}.part")      # of this model and these photos, no others
 
