@@ -128,7 +128,7 @@ class _Table:
         if path.is_dir():
             raise UserError(f"{path} is a folder; name a file with {option('out')}, such as {path / 'labels.csv'}")
         if path.suffix.lower() in SUFFIXES:
-            raise UserError(f"{path} has the name of an image; name a .csv file with {option('out')}, such as labels.csv")
+            raise UserError(f"{path} has the name of an image; name a .csv file with {option('out')}")
         self.path, self.columns = path, ["image", "label", "prediction", *ranks, "error"]
         self.part = path.with_name(f"{path.name}.{key[:10]}.part")      # of this model and these photos, no others
 
