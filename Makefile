@@ -80,11 +80,14 @@ photos: $(READY)        ## docs/results/photos.md: all methods, and XR-VLM's abl
 		$$all shots=1,2,4,8,16 method=tip_adapter_f method.fit_prior=true && \
 		$$all shots=1,4,16 method=gda method.fit_prior=true && \
 		$$all shots=1,4,16 method=$(HEADS) && \
+		$$all shots=1,4,16 method=lp_plus_plus method.inputs=unprojected method.scaling=root_l2 && \
 		$$all shots=1,2,4,8,16 method=xr_vlm recipe=fast && \
 		$$cut method=xr_vlm recipe=fast method.head=cross,diagonal,per_class,per_class_diagonal,alignment,visual && \
 		$$cut method=xr_vlm recipe=fast method.part_prompts=vectors && \
 		$$cut method=xr_vlm recipe=fast method.live_parts=true && \
 		$$cut method=xr_vlm recipe=fast method.image_parts=1 method.text_parts=1 method.live_parts=false,true && \
+		$$cut method=xr_vlm recipe=fast method.image_parts=1 method.text_parts=1 method.live_parts=true method.part_prompts=vectors && \
+		$$cut method=xr_vlm recipe=fast method.image_parts=2 method.text_parts=2 && \
 		$$cut method=xr_vlm recipe=fast method.image_parts=8 method.text_parts=8 && \
 		$$cut method=xr_vlm && \
 		$$all shots=1,4,16 method=coop && $$all shots=16 method=cocoop,plot,gallop || exit 1; \
