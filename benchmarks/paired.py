@@ -105,14 +105,16 @@ def main() -> None:
     parser.add_argument("runs", nargs="*", type=Path, help="folders of runs")
     parser.add_argument("--method", default="xr_vlm_plus")
     parser.add_argument("--baselines", default="linear_probe")
-    arguments = parse(parser, method="gda", baselines="zero_shot,linear_probe")
+    arguments = parse(parser, method="gda", baselines="zero_shot,tip_adapter")
     with tempfile.TemporaryDirectory() as folder, told():
         if arguments.tiny:
-            birds, clip = xrvlm.load_world(), xrvlm.load_tiny_clip(device="cpu")
-            xrvlm.zero_shot(clip, birds, options=xrvlm.RunOptions(runs=folder))
-            for method in ("linear_probe", "gda"):
-                xrvlm.adapt(clip, birds, method, shots=1, options=xrvlm.RunOptions(runs=folder))
-        show(arguments.runs or [Path(folder)], arguments.method, arguments.baselines.split(","))
+            birds = xrvlm.load_world(root=f"{folder}/birds", train_images=1, test_images=1)
+            clip = xrvlm.load_tiny_clip(device="cpu")
+            runs = xrvlm.RunOptions(runs=f"{folder}/runs")
+            xrvlm.zero_shot(clip, birds, options=runs)
+            for method in ("tip_adapter", "gda"):
+                xrvlm.adapt(clip, birds, method, shots=1, options=runs)
+        show(arguments.runs or [Path(folder, "runs")], arguments.method, arguments.baselines.split(","))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Lock
 
 import pytest
 import torch
@@ -389,11 +392,14 @@ def test_one_process_shares_with_nobody():
 
 
 class Store(dict):
-    """As much of torch's store as a failure needs."""
+    """As much of torch's store as barriers and failures need."""
+
+    lock = Lock()
 
     def add(self, key, amount):
-        self[key] = self.get(key, 0) + amount
-        return self[key]
+        with self.lock:
+            self[key] = self.get(key, 0) + amount
+            return self[key]
 
     def check(self, keys):
         return all(key in self for key in keys)
@@ -407,6 +413,32 @@ def test_the_first_to_fail_tells_and_no_other_waits_for_it():
     for wait in (second.meet, lambda: second.from_first(list)):
         with pytest.raises(PeerFailedError, match="another process of this run has failed"):
             wait()
+
+
+def test_the_process_that_may_host_the_store_ends_last():
+    """It ended once all had come, while a slow one still asked whether all had."""
+    store, ended = Store(), []
+    ranks = [Group(rank, 3, store) for rank in range(3)]
+
+    class Slow(Store):
+        def add(self, key, amount):
+            if amount == 0 and key != "parted":
+                time.sleep(0.2)          # rank 2 learns late that all have come
+            assert 0 not in ended, "the store is gone"
+            return store.add(key, amount)
+
+        def check(self, keys):
+            return store.check(keys)
+
+    ranks[2].store = Slow()
+
+    def run(group):
+        group.part()
+        ended.append(group.rank)
+
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(run, ranks))
+    assert ended[-1] == 0
 
 
 def test_draws_depend_on_the_whole_key_alone():

@@ -124,6 +124,13 @@ class Group:
             self.store.add(key, 1)
             self._wait(lambda: self.store.add(key, 0) >= self.world)
 
+    def part(self) -> None:
+        """The last barrier. Rank 0, which may host the store, returns when no other rank asks the store any more."""
+        self.meet()
+        self.store.add("parted", 1)
+        if self.rank == 0:
+            self._wait(lambda: self.store.add("parted", 0) >= self.world)
+
     @contextmanager
     def alone(self, lock_file: Path, busy: str | None = None) -> Iterator[None]:
         """`files.alone` for the group: rank 0 takes the lock, the other ranks wait for it."""
@@ -229,7 +236,7 @@ def joined() -> Iterator[Group]:
     try:
         yield group
         if not group.store.check(["failures"]):
-            group.meet()                     # the process that hosts the store must end last
+            group.part()
     except BaseException:
         group.first_to_fail()
         raise
