@@ -77,6 +77,7 @@ photos: $(READY)        ## docs/results/photos.md: all methods, and XR-VLM's abl
 		$$all method=zero_shot,trans_clip_zero_shot && \
 		$$all shots=1,4,16 method=zpe text.templates=ensemble && \
 		$$all shots=1,2,4,8,16 method=linear_probe,xr_vlm_plus,lp_plus_plus,gda && \
+		$$all shots=1,2,4,8,16 method=xr_vlm_plus method.pairs=0 && \
 		$$all shots=1,2,4,8,16 method=tip_adapter_f method.fit_prior=true && \
 		$$all shots=1,4,16 method=gda method.fit_prior=true && \
 		$$all shots=1,4,16 method=$(HEADS) && \
