@@ -152,11 +152,12 @@ NOUNS = """\
 """
 
 
-def test_a_synset_stands_for_the_classes_below_its_nearest_ancestor(tmp_path):
+def test_a_synset_stands_for_the_classes_below_its_nearest_ancestor(tmp_path, monkeypatch):
+    monkeypatch.setattr(vocabulary, "imagenet_classes", lambda: {"n00000003": "dog", "n00000004": "wren"})
     (tmp_path / "data.noun").write_text(NOUNS)
     above = vocabulary._tree(tmp_path / "data.noun")
     assert above["n00000005"] == ["n00000004"]
-    below = vocabulary._classes_below({"n00000003": 0, "n00000004": 1}, above)
+    below = vocabulary.classes_below(tmp_path)
     found = {number: vocabulary._nearest(f"n0000000{number}", above, below) for number in range(1, 8)}
     assert found == {1: (0, 1), 2: (0, 1), 3: (0,), 4: (1,), 5: (1,), 6: (0, 1), 7: ()}
     with pytest.raises(UserError, match="there is no .*data.noun; install Debian's wordnet-base"):

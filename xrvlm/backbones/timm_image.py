@@ -1,6 +1,7 @@
 """Trunks of timm as the image tower of an open_clip model."""
 
 import ctypes
+import math
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 from open_clip.timm_model import TimmModel
 from timm.layers.conv2d_same import Conv2dSame
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -23,11 +26,21 @@ M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = (-3, 2 ** 30), (-1, 2 ** 31 - 1)
 
 def timm_encoder(encode: Encode, visual: TimmModel) -> ImageEncoder:
     """The ImageEncoder for a trunk: of transformer blocks, or one that ends in a feature map."""
-    trunk: Any = visual.trunk
-    blocks = getattr(trunk, "blocks", None)
-    if blocks is None or isinstance(blocks[-1], nn.Sequential):        # stages of convolutions, as of EfficientNet
-        return TimmMap(encode, visual)
-    return TimmViT(encode, visual) if len(blocks) > 1 else WithoutPositions(encode, type(trunk).__name__)
+    trunk: Any = visual.trunk.eval()
+    blocks, several = getattr(trunk, "blocks", ()), False
+    if not isinstance(trunk, VisionTransformer | Eva):
+        with torch.no_grad():
+            states = trunk.forward_features(_blank(visual))
+        square = isinstance(states, Tensor) and math.isqrt(states.shape[1]) ** 2 == states.shape[1]
+        if isinstance(states, Tensor) and (states.ndim == 4 or (square and not blocks)):
+            return TimmMap(encode, visual)
+        several = not isinstance(states, Tensor)                       # maps of several sizes, as of CoaT and CrossViT
+    return WithoutPositions(encode, type(trunk).__name__) if several or len(blocks) < 2 else TimmViT(encode, visual)
+
+
+def _blank(visual: Any) -> Tensor:
+    """An image (1, 3, h, w) of zeros."""
+    return next(visual.trunk.parameters()).new_zeros(1, 3, *visual.image_size)
 
 
 class Timm(ImageEncoder):
@@ -57,12 +70,14 @@ class TimmViT(Timm):
     def __init__(self, encode: Encode, visual: Any):
         super().__init__(encode, visual)
         self.prefix: int = getattr(self.trunk, "num_prefix_tokens", 0)
-        self.first = 0 if self.trunk.global_pool == "token" else self.prefix
+        self.first = 0 if getattr(self.trunk, "global_pool", "avg") == "token" else self.prefix
 
     def read(self, images: Tensor) -> Reading:
         with captured(self.trunk.blocks[-2], "input") as entered:
             states = self.trunk.forward_features(images)
-        return Reading(self.pool(states), states[:, self.first:], entered[0][:, self.first:])
+        # CaiT's class token joins after all blocks, TNT's and Twins' blocks are nested: their last states stand in
+        earlier = entered[0] if entered and entered[0].shape == states.shape else states
+        return Reading(self.pool(states), states[:, self.first:], earlier[:, self.first:])
 
     def project(self, states: Tensor) -> Tensor:
         return at_each_position(self.pool, states, copies=self.prefix + 1)
@@ -78,15 +93,19 @@ class TimmMap(Timm):
 
     def __init__(self, encode: Encode, visual: Any):
         super().__init__(encode, visual)
-        self.channels_last = getattr(self.trunk, "output_fmt", "NCHW") == "NHWC"
         self.last_block: nn.Module | None = _last_block(self.trunk)
-        if self.last_block is not None:
-            with torch.no_grad():
-                last, earlier = self._maps(next(self.trunk.parameters()).new_zeros(1, 3, *visual.image_size))
-            if earlier.ndim == 4 and self._cells(earlier).shape[1] == self._cells(last).shape[1]:
-                self.width = self._cells(earlier).shape[2]
-            else:
-                self.last_block = None
+        with torch.no_grad():
+            last, earlier = self._maps(_blank(visual))
+            self.layout = "NLC" if last.ndim == 3 else getattr(self.trunk, "output_fmt", "NCHW")
+            pooled = self.trunk.forward_head(last)
+        first = next((module for module in visual.head.modules() if isinstance(module, nn.Linear)), None)
+        # open_clip sizes the projection for the last map, even where the trunk widens the pooled map first (MobileNet)
+        self.head_reads_mean = first is not None and pooled.ndim == 2 and first.in_features != pooled.shape[-1]
+        earlier = self._cells(earlier) if isinstance(earlier, Tensor) and earlier.ndim == last.ndim else None
+        if earlier is not None and earlier.shape[1] == self._cells(last).shape[1]:
+            self.width = earlier.shape[2]
+        else:
+            self.last_block, self.width = None, self._cells(last).shape[2]
 
     def tune_for_cpu(self, own: bool) -> None:
         if own:
@@ -94,6 +113,12 @@ class TimmMap(Timm):
             self.last_block = self.last_block and _last_block(self.trunk)
         self.trunk.to(memory_format=torch.channels_last)
         keep_freed_memory()
+
+    def pooled(self, images: Tensor) -> Tensor:
+        return self.pool(self.trunk.forward_features(images)) if self.head_reads_mean else self.encode(images)
+
+    def pool(self, states: Tensor) -> Tensor:
+        return self.visual.head(self._cells(states).mean(1)) if self.head_reads_mean else super().pool(states)
 
     def read(self, images: Tensor) -> Reading:
         last, earlier = self._maps(images)
@@ -111,10 +136,13 @@ class TimmMap(Timm):
         return last, entered[0] if entered else last
 
     def _cells(self, feature_map: Tensor) -> Tensor:                                       # (b, p, e)
-        return feature_map.flatten(1, 2) if self.channels_last else feature_map.flatten(2).mT
+        if self.layout == "NLC":
+            return feature_map
+        return feature_map.flatten(1, 2) if self.layout == "NHWC" else feature_map.flatten(2).mT
 
     def _pool_cell(self, states: Tensor) -> Tensor:                                        # (n, 1, e) -> (n, d)
-        return self.pool(states[:, None] if self.channels_last else states.mT[..., None])  # a 1 x 1 feature map
+        maps = {"NLC": states, "NHWC": states[:, None], "NCHW": states.mT[..., None]}      # of 1 x 1
+        return self.pool(maps[self.layout])
 
 
 def _last_block(trunk: Any) -> nn.Module | None:
@@ -148,18 +176,20 @@ def without_batch_norms(model: nn.Module, size: int | tuple[int, int], method: s
     images = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
     folded = deepcopy(model)
     parents = {child: (parent, name) for parent in folded.modules() for name, child in parent.named_children()}
-    for norm, convolution in _fed_by_convolutions(folded, partial(getattr(folded, method), images)):
+    pairs, wanted = _fed_by_convolutions(folded, partial(getattr(folded, method), images))
+    for norm, convolution in pairs:
         fused = fuse_conv_bn_eval(convolution, norm)
         convolution.weight, convolution.bias = fused.weight, fused.bias
         parent, name = parents[norm]
         after = (getattr(norm, part, nn.Identity()) for part in ("drop", "act"))           # of timm's BatchNormAct2d
         setattr(parent, name, nn.Sequential(*(part for part in after if not isinstance(part, nn.Identity))))
-    wanted, found = getattr(model, method)(images), getattr(folded, method)(images)
+    found = getattr(folded, method)(images)
     return folded if (wanted - found).abs().max() <= 1e-3 * wanted.abs().max() else model
 
 
-def _fed_by_convolutions(model: nn.Module, run: Callable[[], Any]) -> list[tuple[nn.BatchNorm2d, nn.Conv2d]]:
-    """The norms whose input is the output of a convolution, both called once by `run`."""
+def _fed_by_convolutions(model: nn.Module, run: Callable[[], Tensor]
+                         ) -> tuple[list[tuple[nn.BatchNorm2d, nn.Conv2d]], Tensor]:
+    """The norms whose input is the output of a convolution, both called once by `run`; and what `run` returned."""
     outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}      # holds the tensors, so that an id is of one alone
     pairs, calls = [], Counter()
 
@@ -177,5 +207,5 @@ def _fed_by_convolutions(model: nn.Module, run: Callable[[], Any]) -> list[tuple
         for module in model.modules():
             hooks.callback(module.register_forward_pre_hook(entered).remove)
             hooks.callback(module.register_forward_hook(left).remove)
-        run()
-    return [pair for pair in pairs if calls[pair[0]] == calls[pair[1]] == 1]
+        output = run()
+    return [pair for pair in pairs if calls[pair[0]] == calls[pair[1]] == 1], output

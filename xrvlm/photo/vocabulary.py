@@ -69,8 +69,16 @@ def entries(wordnet: Path = WORDNET) -> list[Entry]:
 
 def classes_below(wordnet: Path = WORDNET) -> dict[str, set[int]]:
     """{synset: the indices of ImageNet's classes at or below it in WordNet's tree of nouns}"""
-    index = {synset: number for number, synset in enumerate(imagenet_classes())}
-    return _classes_below(index, _tree(wordnet / "data.noun"))
+    above = _tree(wordnet / "data.noun")
+    below: dict[str, set[int]] = defaultdict(set)
+    for number, start in enumerate(imagenet_classes()):
+        waiting = [start]
+        while waiting:
+            current = waiting.pop()
+            if number not in below[current]:
+                below[current].add(number)
+                waiting += above[current]
+    return below
 
 
 def _alike(cosines: np.ndarray) -> dict[int, float]:
@@ -82,9 +90,8 @@ def _alike(cosines: np.ndarray) -> dict[int, float]:
 
 def _nouns(wordnet: Path) -> list[Entry]:
     """ImageNet's classes in their order, then the other nouns, of equal shares of what the tree says."""
-    curated, above = imagenet_classes(), _tree(wordnet / "data.noun")
+    curated, above, below = imagenet_classes(), _tree(wordnet / "data.noun"), classes_below(wordnet)
     index = {synset: number for number, synset in enumerate(curated)}
-    below = _classes_below(index, above)
     info, found = ImageNetInfo("imagenet-22k"), []
     for synset in (*curated, *sorted(set(info.label_names()) - curated.keys())):
         names = info.label_name_to_description(synset)                                     # "dog, domestic dog"
@@ -120,19 +127,6 @@ def _synsets(path: Path) -> Iterator[tuple[str, list[str], list[str], str]]:
             fields = head.split()
             end = 4 + 2 * int(fields[3], 16)
             yield fields[0], fields[4:end:2], fields[end + 1:], gloss.partition('; "')[0].strip()
-
-
-def _classes_below(index: dict[str, int], above: dict[str, list[str]]) -> dict[str, set[int]]:
-    """{synset: the classes of ImageNet at or below it}"""
-    below: dict[str, set[int]] = defaultdict(set)
-    for synset, number in index.items():
-        waiting = [synset]
-        while waiting:
-            current = waiting.pop()
-            if number not in below[current]:
-                below[current].add(number)
-                waiting += above[current]
-    return below
 
 
 def _nearest(synset: str, above: dict[str, list[str]], below: dict[str, set[int]]) -> tuple[int, ...]:
