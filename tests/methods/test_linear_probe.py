@@ -76,6 +76,13 @@ def test_a_path_in_the_span_of_few_images_is_the_path_of_all_dimensions():
         torch.testing.assert_close(bias, torch.from_numpy(straight.intercept_), rtol=0, atol=2e-3)
 
 
+def test_one_image_of_each_of_many_classes_warns_of_nothing(recwarn):
+    """scikit-learn takes as many classes as images for a regression."""
+    x = torch.randn(40, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert len(next(path(x, torch.arange(40), (1.0,)))[0]) == 40
+    assert not recwarn.list
+
+
 def test_folds_hold_out_each_image_once_and_never_the_only_one_of_a_class():
     y = torch.tensor([0] * 7 + [1] * 3 + [2])
     x = torch.arange(len(y))[:, None].double()

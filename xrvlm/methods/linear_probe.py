@@ -1,5 +1,6 @@
 """Linear probe (Radford et al., ICML 2021, arXiv:2103.00020): logistic regression on frozen features."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -103,7 +104,9 @@ def path(x: Tensor, y: Tensor, strengths: Sequence[float], tolerance: float = 1e
     inside = (x if basis is None else x @ basis).numpy()
     solver = LogisticRegression(max_iter=5000, tol=tolerance, warm_start=True)
     for strength in strengths:
-        solver.set_params(C=strength).fit(inside, y.numpy())
+        with warnings.catch_warnings():      # with one image a class it asks whether classes are meant
+            warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+            solver.set_params(C=strength).fit(inside, y.numpy())
         weight, bias = (torch.tensor(value) for value in (solver.coef_, solver.intercept_))
         weight = weight if basis is None else weight @ basis.T
         if len(weight) == 1:             # of two classes scikit-learn gives one row, for the second
