@@ -8,6 +8,7 @@ from towers import TEXT_KINDS, tiny_vit, words_tokenizer
 from xrvlm.backbones import text_encoder as text_tower
 from xrvlm.backbones.text_encoder import Tokens
 from xrvlm.errors import UserError
+from xrvlm.methods.zpe import _encoded
 from xrvlm.text.class_text import ClassText, class_text
 from xrvlm.text.fixed_prompts import (
     FreeVectors,
@@ -17,6 +18,7 @@ from xrvlm.text.fixed_prompts import (
     ensemble,
     raw_means,
 )
+from xrvlm.text.learned_prompts import ContextPrompts
 
 PARTS = {"cat": {"wing": "a photo of a cat in the house.", "beak": "red cat."},
          "dog": {"wing": "a dog", "beak": "the dog with a red beak and blue wing"},
@@ -152,3 +154,27 @@ def test_parts_need_no_names():
     text = ClassText(("cat", "dog"), (("a cat",), ("a dog",)), parts=(("x" * 400,), ("a dog",)))
     with pytest.raises(UserError, match="part 'number 1' of class 'cat'"):
         PartDescriptions(tiny_vit(), text)
+
+
+READ = {"ensemble": ensemble, "plain means": raw_means, "templates apart": _encoded,
+        "learned context": lambda clip, text: ContextPrompts(clip, text.names, length=2, context="shared")}
+
+
+@pytest.mark.parametrize("kind", ["hf clip", "hf siglip", "roberta"])
+@pytest.mark.parametrize("read", READ)
+def test_names_that_the_tokenizer_cannot_tell_apart_are_told(kind, read):
+    """Neither is a word of this vocabulary: every photo would be of the first of them."""
+    wanted = "the text tower reads the classes 'zebra' and 'quagga' as the same.*class_names.*descriptions"
+    with pytest.raises(UserError, match=wanted):
+        READ[read](TEXT_KINDS[kind]().clip, class_text(["cat", "zebra", "quagga"]))
+
+
+def test_such_names_may_be_described():
+    clip = TEXT_KINDS["hf clip"]().clip
+    text = class_text(["zebra", "quagga"], descriptions={"zebra": ["a blue bird"], "quagga": ["a red dog"]})
+    assert ensemble(clip, text).shape == (2, clip.embed_dim)
+
+
+def test_punctuation_that_siglip_leaves_out_tells_no_classes_apart():
+    with pytest.raises(UserError, match=r"reads the classes 'cat' and 'cat\+\+' as the same"):
+        ensemble(TEXT_KINDS["bidirectional"]().clip, class_text(["cat", "cat++"]))

@@ -11,6 +11,7 @@ from xrvlm.features.source import FeatureSource, pooled_features
 from xrvlm.methods.base import TRAINING_FREE
 from xrvlm.methods.zero_shot import OnZeroShot
 from xrvlm.text.class_text import ClassText
+from xrvlm.text.learned_prompts import check_told_apart
 
 log = logging.getLogger(__name__)
 
@@ -86,4 +87,5 @@ def _templates(classes: ClassText) -> int:
 
 def _encoded(clip: FrozenCLIP, classes: ClassText) -> Tensor:
     """(t, c, d) unit norm."""
+    check_told_apart(clip, classes.names)
     return torch.stack([clip.encode_text(sentences) for sentences in zip(*classes.prompts, strict=True)])

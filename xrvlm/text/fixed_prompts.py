@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from xrvlm.backbones.base import FrozenCLIP
 from xrvlm.errors import UserError, option, unknown
 from xrvlm.text.class_text import ClassText
-from xrvlm.text.learned_prompts import ClassPrompts, encode_prompts
+from xrvlm.text.learned_prompts import ClassPrompts, check_told_apart, encode_prompts
 
 PartPrompts = Literal["learned", "descriptions", "learned_from_descriptions", "vectors"]
 
@@ -124,19 +124,21 @@ def ensemble(clip: FrozenCLIP, classes: ClassText) -> Tensor:
 
 def sentence_means(clip: FrozenCLIP, classes: ClassText) -> Tensor:
     """(c, d) the mean over the unit-norm features of a class's sentences, not normalised."""
-    sentences, counts = _flattened(classes)
+    sentences, counts = _flattened(clip, classes)
     return torch.stack([features.mean(dim=0) for features in clip.encode_text(sentences).split(counts)])
 
 
 def raw_means(clip: FrozenCLIP, classes: ClassText) -> Tensor:
     """(c, d) the mean over the features of a class's sentences, each at the length that the tower gives it."""
-    sentences, counts = _flattened(classes)
+    sentences, counts = _flattened(clip, classes)
     features = clip.text_lengths(sentences)[:, None] * clip.encode_text(sentences)                     # (s, d)
     return torch.stack([of_class.mean(dim=0) for of_class in features.split(counts)])
 
 
-def _flattened(classes: ClassText) -> tuple[list[str], list[int]]:
+def _flattened(clip: FrozenCLIP, classes: ClassText) -> tuple[list[str], list[int]]:
     """The sentences of all classes in one list, and the number of each class."""
+    if classes.kind == "names":
+        check_told_apart(clip, classes.names)
     return ([sentence for prompts in classes.prompts for sentence in prompts],
             [len(prompts) for prompts in classes.prompts])
 

@@ -1,6 +1,7 @@
 """Learnable prompts (CoOp, Zhou et al., IJCV 2022, arXiv:2109.01134): context vectors around a class name."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Literal, Self, get_args
@@ -71,6 +72,8 @@ class ContextPrompts(ClassPrompts):
         self.position: NamePosition = position
         self.full_stop = full_stop
         self.open_classes = shared == length
+        if self.open_classes:
+            check_told_apart(clip, names)
         self.layout = replace(clip.layout(names, length, position, full_stop), shared=shared)
         self.shared = _vectors(text_parts, 1, shared, clip.text_width)                     # (g, 1, l_s, w)
         self.specific = _vectors(text_parts, len(names), length - shared, clip.text_width)    # (g, c, l_c, w)
@@ -89,11 +92,23 @@ class ContextPrompts(ClassPrompts):
     def for_classes(self, clip: FrozenCLIP, classes: ClassText) -> Self:
         assert self.specific is None, "vectors of one class cannot be used for another"
         converted, length = copy(self), self.layout.shared
+        check_told_apart(clip, classes.names)
         converted.layout = replace(clip.layout(classes.names, length, self.position, self.full_stop), shared=length)
         return converted
 
     def forward(self, clip: FrozenCLIP) -> Tensor:
         return encode_prompts(clip, self.vectors, self.layout)                             # (g, c, d)
+
+
+def check_told_apart(clip: FrozenCLIP, names: Sequence[str]) -> None:
+    """UserError if the text tower reads two names as the same, so that each photo of one may as well be the other's."""
+    seen: dict[tuple[int, ...], str] = {}
+    for name, row in zip(names, clip.layout(names, 0).tokens.tolist(), strict=True):
+        other = seen.setdefault(tuple(row), name)
+        if other != name:
+            raise UserError(f"the text tower reads the classes {other!r} and {name!r} as the same: its tokenizer "
+                            "leaves out or does not know what tells them apart; give them other names "
+                            f"({option('data.class_names')}), or descriptions ({option('text.descriptions')})")
 
 
 def encode_prompts(clip: FrozenCLIP, context: Tensor, layout: PromptLayout) -> Tensor:
