@@ -40,3 +40,9 @@ def test_the_draw_depends_on_the_paths_and_the_seed_alone():
 def test_one_image_a_class_cannot_be_cross_validated():
     with pytest.raises(UserError, match="each class has one labelled image .*, and cross-validation needs two"):
         folds_of(items_of(1, 1, 1), 5, seed=1)
+
+
+def test_one_class_alone_cannot_be_scored():
+    """Any method that always names it would be at 100 %."""
+    with pytest.raises(UserError, match="each class but one has one labelled image .* needs two classes with two"):
+        folds_of(items_of(1, 9, 1), 5, seed=1)

@@ -66,7 +66,7 @@ def test_the_table_says_what_it_is_and_what_was_left_out():
     scores = [score("a", 70), score("b", 90, seconds=12.34, learned=1234)]
     assert cells(scores) == [["B", "b", "90.0 ± 3.0", "-", "12.3", "1,234"],
                              ["A", "a", "70.0 ± 4.6", "20.0 ± 4.0", "0.1", "10"]]
-    text = markdown_report(scores, {"coop": "it would take 3 hours"}, caption(100, 5, 3), ["Recommended: b."])
+    text = markdown_report(scores, {"coop": "it would take 3 hours"}, caption(100, 5, ["wren"], 3), ["Recommended: b."])
     assert text.startswith("# Which method?\n\nRecommended: b.\n\n")
     assert "its accuracy is a little too high" in text
     assert f"| {' | '.join(HEADER)} |" in text

@@ -30,6 +30,7 @@ from xrvlm.experiments.recommend import (
     caption,
     cells,
     markdown_report,
+    never_scored,
     recommend,
     standard_error,
 )
@@ -40,7 +41,7 @@ from xrvlm.files import alone, as_file_name, digest, packaged, read_json, user_p
 from xrvlm.inference.classifier import MethodFactory, MethodHeader
 from xrvlm.methods.base import Method, Recipe, probabilities
 from xrvlm.methods.registry import find
-from xrvlm.text.class_text import ClassText, class_text, few, text_maker
+from xrvlm.text.class_text import ClassText, class_text, text_maker
 from xrvlm.training.fit import learn
 
 log = logging.getLogger(__name__)
@@ -180,13 +181,12 @@ class _Work:
     @cached_property
     def fold(self) -> Tensor:
         """(n,) the fold that holds each image out; -1 for none."""
-        items = self.banks.items
-        fold = folds_of(items, self.options.folds, self.options.seed)
-        single = sorted({self.classes.names[items[row].label] for row in (fold < 0).nonzero().flatten().tolist()})
-        if single:
-            log.warning("%d of %d classes have one labelled image, which is trained on and never scored: %s",
-                        len(single), len(self.classes.names), few(single))
-        return fold
+        return folds_of(self.banks.items, self.options.folds, self.options.seed)
+
+    @cached_property
+    def of_one_image(self) -> list[str]:
+        rows = (self.fold < 0).nonzero().flatten().tolist()
+        return sorted({self.classes.names[self.banks.items[row].label] for row in rows})
 
     @cached_property
     def numbers(self) -> list[int]:
@@ -209,7 +209,9 @@ class _Work:
     def done(self, candidates: Sequence[Candidate], command: Callable[[str], str]) -> Comparison:
         scores: list[Score] = []
         left_out: dict[str, str] = {}
-        about = partial(caption, int((self.fold >= 0).sum()), len(self.numbers))
+        about = partial(caption, int((self.fold >= 0).sum()), len(self.numbers), self.of_one_image)
+        if self.of_one_image:
+            log.warning(never_scored(self.of_one_image))
         plans = [self._plan(candidate) for candidate in candidates]
         with Bar(total=len(plans) * len(self.numbers), unit="fold", desc="compare") as progress:
             for index, (candidate, plan) in enumerate(zip(candidates, plans, strict=True), start=1):

@@ -13,7 +13,7 @@ import yaml
 from xrvlm.errors import option
 from xrvlm.evaluation.text_tables import markdown
 from xrvlm.experiments.record import not_at_default
-from xrvlm.text.class_text import class_text
+from xrvlm.text.class_text import class_text, few
 
 WORTH = 0.005                            # a cheaper method may be so much less accurate: half a point
 SEPARATE = 1.96                          # standard errors of a paired difference that is clear: 95 %
@@ -160,12 +160,17 @@ def cells(scores: Sequence[Score]) -> list[list[str]]:
     return rows
 
 
-def caption(images: int, folds: int, scored: int) -> str:
-    """How the numbers of the table were measured, and how far to trust them."""
+def caption(images: int, folds: int, single: Sequence[str], scored: int) -> str:
+    """How the numbers of the table were measured, and how far to trust them; `single`: classes of one image."""
     return (f"Cross-validated top-1 in % over {images} labelled images, {folds} folds; ± one standard error over the "
             "images, in the fourth column that of the difference to the best, image by image. The best of "
             f"{scored} is picked by these very numbers, so its accuracy is a little too high: measure it on the "
-            "test set, which was not used.")
+            "test set, which was not used." + bool(single) * f" {never_scored(single)}")
+
+
+def never_scored(single: Sequence[str]) -> str:
+    """What a user must know of the classes of one labelled image."""
+    return f"Classes of one labelled image are trained on and never scored: {few(single)}."
 
 
 def markdown_report(scores: Sequence[Score], left_out: dict[str, str], about: str, advice: Sequence[str]) -> str:
