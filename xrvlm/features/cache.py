@@ -75,7 +75,8 @@ def table(found: Iterable[Bank]) -> str:
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    """The folders in `root`; a link to one is no part of the cache, which may be deleted."""
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.is_symlink()) if root.is_dir() else []
 
 
 def _bank(folder: Path) -> Bank:
