@@ -61,14 +61,7 @@ def hub_dataset(path: Any, *, config: str | None = None, image_column: str | Non
     Raises:
         UserError: the data set cannot be loaded or a column cannot be found; the message names the fix.
     """
-    if not isinstance(path, str | Path | Mapping):
-        kinds = "a name on the hub, a folder, or a Dataset or DatasetDict of the library datasets"
-        check_has(option("data.path"), path, kinds, *OF_A_DATASET)
-    _library()
-    loaded = _load(str(path), config) if isinstance(path, str | Path) else path
-    splits = dict(loaded) if isinstance(loaded, Mapping) else {"train": loaded}
-    for split, rows in splits.items():
-        check_has(f"{option('data.path')}[{split!r}]", rows, "a datasets.Dataset that is not streamed", *OF_A_DATASET)
+    splits = _splits(path, config)
     title = name or (Path(path).name if isinstance(path, str | Path) else "hub")
     subsets = _subsets(list(splits), title)
     features = splits[min(subsets, key=lambda split: SUBSETS.index(subsets[split]))].features
@@ -83,6 +76,19 @@ def hub_dataset(path: Any, *, config: str | None = None, image_column: str | Non
     classes = _classes(features[label], found, title)
     source = HubSource({split: _encoded_column(splits[split], image) for split in subsets}, image)
     return assemble(title, source, found, classes=classes, class_names=class_names, skip_damaged=skip_damaged)
+
+
+def _splits(path: Any, config: str | None) -> dict[str, Any]:
+    """{split: datasets.Dataset}; a data set without splits is one that is called train."""
+    if not isinstance(path, str | Path | Mapping):
+        kinds = "a name on the hub, a folder, or a Dataset or DatasetDict of the library datasets"
+        check_has(option("data.path"), path, kinds, *OF_A_DATASET)
+    _library()
+    loaded = _load(str(path), config) if isinstance(path, str | Path) else path
+    splits = dict(loaded) if isinstance(loaded, Mapping) else {"train": loaded}
+    for split, rows in splits.items():
+        check_has(f"{option('data.path')}[{split!r}]", rows, "a datasets.Dataset that is not streamed", *OF_A_DATASET)
+    return splits
 
 
 def _encoded_column(rows: Any, image: str) -> Any:
