@@ -128,6 +128,7 @@ def as_file_name(text: str) -> str:
 
 def rewrite_locked(path: Path, change: Callable[[str], str]) -> None:
     """Replace the text of `path` by `change(text)`, under a lock that all processes take in this function."""
+    check_replaceable(path)
     with alone(path.with_name(f".{path.name}.lock")):
         before = path.read_bytes().decode("utf-8", "surrogateescape") if path.exists() else ""
         after = change(before).encode("utf-8", "surrogateescape")      # bytes that are not UTF-8 are kept

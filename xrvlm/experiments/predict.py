@@ -18,7 +18,17 @@ from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
 from xrvlm.data.folder import counted_suffixes
 from xrvlm.errors import UserError, either, option, typed
 from xrvlm.evaluation.metrics import as_cell, from_cell
-from xrvlm.files import FileSource, alone, append_text, check_replaceable, digest, files_below, user_path, write_text
+from xrvlm.files import (
+    FileSource,
+    alone,
+    append_text,
+    check_replaceable,
+    digest,
+    file_bytes,
+    files_below,
+    user_path,
+    write_text,
+)
 from xrvlm.inference.classifier import Classifier, ModelHeader
 from xrvlm.text.class_names import read_list
 from xrvlm.text.class_text import text_maker
@@ -137,7 +147,7 @@ class _Table:
         """What a call that was stopped has labelled of `files`. A line that was cut or damaged is dropped."""
         try:
             # not splitlines, which also ends a line at signs that a file name may hold
-            *lines, _ = self.part.read_bytes().decode("utf-8", "replace").split("\n")
+            *lines, _ = file_bytes(self.part).decode("utf-8", "replace").split("\n")
         except FileNotFoundError:
             write_text(self.part, ",".join(self.columns) + "\n")
             return {}
