@@ -80,3 +80,13 @@ def test_an_empty_path_is_not_the_working_folder():
     with pytest.raises(UserError, match="a path is empty, as of a variable that is not set"):
         files.user_path("")
     assert files.user_path(".") == files.user_path("./")
+
+
+def test_a_file_never_takes_the_place_of_a_pipe_or_a_device(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to(os.devnull)
+    for name in ("pipe", "device"):
+        with pytest.raises(UserError, match=f"{name} is a pipe or a device, which a file would replace; name another"):
+            files.write_text(tmp_path / name, "x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["device", "pipe"]
+    assert (tmp_path / "device").is_symlink()

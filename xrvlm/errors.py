@@ -65,7 +65,8 @@ def unknown(kind: str, name: str, available: Iterable[str], hint: str = "") -> U
     group = [each for each in known if each.startswith(f"{name.rpartition('.')[0]}.")]     # recipe.* for recipe.lr
     known = group or known
     shown = ", ".join(known[:40]) + (f", and {len(known) - 40} more" if len(known) > 40 else "")
-    close = close or get_close_matches(name, known, n=1)
+    words = {each.rpartition(".")[2]: each for each in reversed(known)}      # `recipe.` of all of them tells nothing
+    close = close or [words[each] for each in get_close_matches(word, words, n=1)]
     parts = [f"unknown {kind} {name!r}", *(f"did you mean {each!r}?" for each in close[:1])]
     if not close or len(known) <= 30:
         parts.append(f"available: {shown or 'none'}")

@@ -29,8 +29,9 @@ IGNORED_FOLDERS = frozenset({"__MACOSX", "@eaDir", "__pycache__"})
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write(temporary)` and move the result to `path`; on any failure `path` is unchanged.
 
-    Raises UserError if the disk is full or the folder cannot be written.
+    Raises UserError if the disk is full or the folder cannot be written, or `path` is a pipe or a device.
     """
+    check_replaceable(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".tmp{path.suffix}", dir=path.parent)
@@ -49,6 +50,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         if _is_disk_error(error):
             raise _write_error(path, error) from error
         raise
+
+
+def check_replaceable(path: Path) -> None:
+    """UserError where a file would take the place of a pipe or a device: who writes as root may replace /dev/null."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path} is a pipe or a device, which a file would replace; name another file")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -121,6 +128,7 @@ def as_file_name(text: str) -> str:
 
 def rewrite_locked(path: Path, change: Callable[[str], str]) -> None:
     """Replace the text of `path` by `change(text)`, under a lock that all processes take in this function."""
+    check_replaceable(path)
     with alone(path.with_name(f".{path.name}.lock")):
         before = path.read_bytes().decode("utf-8", "surrogateescape") if path.exists() else ""
         after = change(before).encode("utf-8", "surrogateescape")      # bytes that are not UTF-8 are kept

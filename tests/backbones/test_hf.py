@@ -139,6 +139,16 @@ def test_flags_that_cannot_be_followed_are_named(folder, flags):
         load_hf(str(folder.path), device="cpu")
 
 
+@pytest.mark.parametrize("flags", [
+    {"image_mean": [0.5, 0.5]}, {"image_std": 0.5}, {"image_mean": ["a"] * 3}, {"rescale_factor": 0},
+    {"size": {"shortest_edge": 32, "longest_edge": 64}}, {"image_std": [0.0] * 3}], ids=str)
+def test_numbers_that_cannot_be_followed_are_named(folder, flags):
+    config = json.loads((folder.path / "preprocessor_config.json").read_text())
+    (folder.path / "preprocessor_config.json").write_text(json.dumps(config | flags))
+    with pytest.raises(UserError, match=r"prepares images with .*pass a `transform`|a std above 0"):
+        load_hf(str(folder.path), device="cpu")
+
+
 def test_text_is_lower_cased_as_the_tokenizer_is_configured(folder):
     texts = [f"{word} of The {word}" for word in ("Photo", "Bird")]
     before = load_hf(str(folder.path), device="cpu")

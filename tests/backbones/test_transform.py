@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from photos import photo_folder
 from PIL import Image
 from towers import hf_clip, hf_siglip, openclip, tiny_vit
 
+from xrvlm.backbones.openclip import wrap_openclip
 from xrvlm.cli.main import main
 from xrvlm.data.folder import image_folder
 from xrvlm.demo.tiny_clip import load_tiny_clip
@@ -102,3 +104,23 @@ def test_the_command_line_scores_a_saved_run_as_it_was_measured(at_home, tmp_pat
     assert all(labelled[row["image"]] == row["probability_1"] for row in before)
     assert main(["adapt", "data.root=birds", "backbone=tiny", "backbone.resize_to=many", *here]) == 2
     assert "backbone.resize_to must be a whole number or null, found 'many'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"image_size": 0}, "at least 1 pixel"), ({"image_size": 32.5}, "image_size must be a whole number"),
+    ({"resize_to": 0}, "at least 1 pixel"), ({"mean": (0.5, 0.5)}, "mean must be a list of 3"),
+    ({"mean": (0.5, float("nan"), 0.5)}, "finite mean"), ({"std": (0.5, 0.0, 0.5)}, "std above 0"),
+    ({"interpolation": "nearest"}, "unknown interpolation"), ({"resize": "longest"}, "unknown resize 'longest'"),
+    ({"resize": "squash", "resize_to": 40}, "squashes has no centre crop: leave resize_to=40 out")])
+def test_a_transform_that_cannot_be_is_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        replace(tiny_vit().transform, **change)
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("mean", (0.5,)), ("mean", None), ("std", (0.5,) * 4), ("mode", "L"), ("size", (3, 32, 32)), ("std", (0.0,) * 3)])
+def test_a_preprocessing_of_open_clip_that_cannot_be_is_refused(key, value):
+    tiny = openclip("odd")
+    tiny.model.visual.preprocess_cfg = {"size": 32, "mode": "RGB", "mean": (0.5,) * 3, "std": (0.5,) * 3} | {key: value}
+    with pytest.raises(UserError, match=r"pass a `transform`|above 0"):
+        wrap_openclip(tiny.model, tiny.tokenize, name="odd")

@@ -256,6 +256,13 @@ def test_shipped_part_descriptions_by_name(tmp_path, name, classes, part_prompts
     (("shots=few",), "shots must be a whole number of images a class, at least 1, or all; found 'few'"),
     (("shots=0",), "shots must be a whole number .*; found 0"),
     (("recipe.lr=1",), "unknown option 'recipe.lr'; .*available: recipe.average_last, .*recipe.learning_rate"),
+    (("recipe.lr=1",), "unknown option 'recipe.lr'; available"),          # not: did you mean recipe.eps
+    (("method=",), "unknown method ''; available: .*xr_vlm"),
+    (("shots=4,8",), "shots=4,8 holds several values: add -m for a run with each of them"),
+    (("method=zero_shot,coop",), "method=zero_shot,coop holds several values: add -m"),
+    (("-m", "seed=1,"), "cannot read seed=1,: a value with signs"),
+    (("shots =4",), "cannot read 'shots =4': an option is KEY=VALUE, without a space before the = sign"),
+    (("=4",), "cannot read '=4': an option is KEY=VALUE"),
     (("epochs=3",), "unknown option 'epochs'; did you mean 'recipe.epochs'"),
     (("data.rot=x",), "unknown option 'data.rot'; did you mean 'data.root'"),
     (("--shots", "4"), "an option has no dashes here: instead of --shots write shots=4"),
@@ -301,6 +308,10 @@ def test_bad_arguments_are_told_in_one_line(photos, capsys, arguments, message):
     assert re.search(message, error), error
 
 
+def test_a_folder_that_is_named_twice_is_told(photos, capsys):
+    assert "`xrvlm adapt` takes DIR and key=value" in told(capsys, "adapt", str(photos), "data.root=elsewhere")
+
+
 def test_an_unknown_command_is_told(capsys):
     assert "unknown command 'train'; available: adapt" in told(capsys, "train")
 
@@ -311,6 +322,11 @@ def test_a_missing_value_is_told(photos, capsys):
     assert "run is not given" in told(capsys, "eval")
     error = told(capsys, "predict", f"images={photos}", *TINY)
     assert "predict needs run (the folder of a finished run), or classes" in error
+
+
+def test_names_for_an_evaluation_may_be_a_list(finished, capsys):
+    error = told(capsys, "eval", str(finished), "data.class_names=[a]")
+    assert "data.class_names is a list, and the order of the classes is not plain" in error
 
 
 def test_bad_folders_are_told(tmp_path, capsys):

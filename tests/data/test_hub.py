@@ -243,3 +243,54 @@ def test_what_cannot_be_loaded(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"need the package datasets; pip install 'xrvlm\[datasets\]'"):
         hub_dataset("someone/birds")
+
+
+def pixels(values, kind="uint8"):
+    """Cells of numbers, image i of class i mod 3."""
+    shaped = getattr(datasets, f"Array{np.asarray(values[0]).ndim}D")(np.asarray(values[0]).shape, kind)
+    kinds = datasets.Features({"pixels": shaped, "label": datasets.ClassLabel(names=NAMES)})
+    rows = {"pixels": list(values), "label": [index % 3 for index in range(len(values))]}
+    return hub_dataset(datasets.Dataset.from_dict(rows, features=kinds), image_column="pixels").source
+
+
+def test_arrays_of_each_plain_shape():
+    grey = np.arange(20, dtype=np.uint8).reshape(5, 4)
+    wide = np.arange(3 * 6 * 9, dtype=np.uint8).reshape(3, 6, 9)
+    for values, there in ((grey[:, :, None], np.stack([grey] * 3, axis=2)), (wide, np.moveaxis(wide, 0, 2)),
+                          (grey % 2 == 0, np.stack([grey % 2 == 0] * 3, axis=2) * 255)):
+        source = pixels([values] * 3, str(values.dtype))
+        assert np.array_equal(np.asarray(decode(source.read("train/0"), "0")), there)
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 2), (2, 5, 6), (1, 5, 4, 3)])
+def test_arrays_of_no_plain_shape(shape):
+    source = pixels([np.zeros(shape, np.uint8)] * 3)
+    with pytest.raises(UserError, match=f"its numbers are {' x '.join(map(str, shape))}, not height x width"):
+        source.read("train/0")
+
+
+def test_a_row_of_numbers_is_no_image():
+    rows = datasets.Dataset.from_dict({"pixels": [[7] * 784] * 6, "label": [0, 1, 2] * 2})
+    with pytest.raises(UserError, match="its numbers are 784, not height x width"):
+        hub_dataset(rows, image_column="pixels", label_column="label").source.read("train/0")
+
+
+def test_a_streamed_set_is_refused():
+    for rows in (birds().to_iterable_dataset(), datasets.IterableDatasetDict(train=birds().to_iterable_dataset())):
+        with pytest.raises(UserError, match="Dataset.* found "):
+            hub_dataset(rows)
+
+
+def test_labels_that_the_training_images_do_not_have():
+    numbers = birds(3, label=datasets.Value("int64"))
+    more = birds(3, label=datasets.ClassLabel(names=["jay", "robin", "wren"]))
+    for test, strange in ((numbers, "0, 1, 2"), (more, "wren")):
+        with pytest.raises(UserError, match=f"the labels {strange} of hub are not among .*robin, jay, owl.*ClassLabel"):
+            hub_dataset(datasets.DatasetDict(train=birds(), test=test))
+
+
+def test_a_column_of_captions_is_not_taken_for_classes():
+    captions = birds(6, label=datasets.Value("string"), labels=[f"bird {index}" for index in range(6)])
+    with pytest.raises(UserError, match="each of the 6 rows of hub has another value in 'label'.*set label_column"):
+        hub_dataset(captions)
+    assert len(hub_dataset(captions, label_column="label").split.classes) == 6

@@ -62,6 +62,25 @@ def test_formats(tmp_path, file, options):
     assert dataset.source.read("sub/2.jpg") == (root / "sub/2.jpg").read_bytes()
 
 
+@pytest.mark.parametrize("before", ["\n\n", "sep=;\n", "\r\n  \r\nsep=;\r\n", '"sep=;"\n'])
+def test_what_stands_before_the_header_is_no_header(tmp_path, before):
+    root = birds(tmp_path / "birds")
+    write(root / "split.csv", ROWS, delimiter=";")
+    whole = before.encode() + (root / "split.csv").read_bytes()
+    (root / "split.csv").write_bytes(whole)
+    assert found(table(root)) == EXPECTED
+    (root / "split.csv").write_bytes(whole + b"5.jpg;;test\r\n")
+    with pytest.raises(UserError, match=f"split.csv, line {before.count(chr(10)) + 6}: the cell of 'class' is empty"):
+        table(root)
+
+
+def test_utf_16_without_its_mark_is_told(tmp_path):
+    root = birds(tmp_path / "birds")
+    write(root / "split.csv", ROWS, encoding="utf-16-le")
+    with pytest.raises(UserError, match=r"split.csv begins like UTF-16 without its mark; save it as UTF-8"):
+        table(root)
+
+
 def test_quotes_behind_a_space_are_no_part_of_a_cell(tmp_path):
     (birds(tmp_path) / "split.csv").write_text(
         'path, class, split\n"1.jpg", "robin, red", "train"\n"3.jpg", "jay", "train"\n"4.jpg", "jay", "test"\n')

@@ -1,6 +1,7 @@
 """The image files that are labelled: those that are named, and those below a folder."""
 
 import csv
+import os
 
 import pytest
 import torch
@@ -38,8 +39,30 @@ def test_a_pattern_names_the_files_that_match_it(tmp_path, monkeypatch):
     assert len(images_of("birds/**/*.png")) == len(images_of("birds")) == 2 * len(CLASSES)
     (tmp_path / "a[1].png").write_bytes((tmp_path / "birds" / CLASSES[0] / "0.png").read_bytes())
     assert list(images_of("a[1].png")) == ["a[1].png"], "a file of that very name"
-    with pytest.raises(UserError, match=r"there is no image or folder .*birds/\*\.jpg; check the path"):
+    with pytest.raises(UserError, match=r"the pattern birds/\*\.jpg matches no image and no folder; check it"):
         images_of("birds/*.jpg")
+
+
+def test_a_pipe_is_called_one(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(UserError, match="pipe.jpg is a pipe or a device, which may have no end: save the image"):
+        images_of(tmp_path / "pipe.jpg")
+
+
+def test_a_table_never_takes_the_place_of_a_pipe(model, photos, tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(UserError, match="pipe.csv is a pipe or a device, which a file would replace; name another"):
+        predict(model, photos, out=tmp_path / "pipe.csv")
+    assert (tmp_path / "pipe.csv").is_fifo()
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_run_with_its_key_before_the_photos(model, photos, capsys):
+    photo = photos / CLASSES[0] / "0.png"
+    assert main(["predict", str(model), str(photo), "topk=1"]) == 0
+    first = capsys.readouterr().out
+    assert main(["predict", f"run={model}", str(photo), "topk=1"]) == 0
+    assert capsys.readouterr().out == first
 
 
 @pytest.fixture(scope="module")

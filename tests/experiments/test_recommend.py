@@ -37,6 +37,12 @@ def test_the_best_is_taken_where_it_is_clearly_the_best():
     assert "The difference to every other is clear on 100 images." in found.reasons
 
 
+def test_one_score_is_no_comparison():
+    reason, = recommend([score("a", 20)]).reasons
+    assert reason.startswith("a is the only one that was scored (")
+    assert "nothing says that it is the best: compare more candidates, or give more time" in reason
+
+
 def test_a_second_less_buys_no_four_points():
     found = recommend([score("quick", 86, seconds=0.1, learned=0, shift=5), score("gda", 90, seconds=1.4),
                        score("bad", 40)])

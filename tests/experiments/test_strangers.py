@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import os
 import shutil
 from dataclasses import asdict
 from functools import partial
+from threading import Thread
 
 import pytest
 import torch
@@ -150,7 +152,9 @@ def test_a_split_cannot_lead_out_of_its_folder(run, path):
     ({"metrics": {"top1": float("nan")}}, "metrics.top1"), ({"metrics": {"top1": -3}}, "metrics.top1"),
     ({"metrics": {"top1": True}}, "metrics.top1"), ({"metrics": {"top1": 97.0}}, "metrics.top1"),
     ({"shots": -1}, "shots"), ({"shots": True}, "shots"), ({"seed": "1"}, "seed"), ({"run": "../../else"}, "run"),
-    ({"run": "/etc"}, "run"), ({"method": "\x1b[2J"}, "control character"), ({"label_budget": None}, "label_budget"),
+    ({"run": "/etc"}, "run"), ({"run": "x" * 256}, "run"), ({"run": "x/" * 3000}, "run"), ({"images": -3}, "images"),
+    ({"classes": -1}, "classes"), ({"label_budget": -5}, "label_budget"),
+    ({"method": "\x1b[2J"}, "control character"), ({"label_budget": None}, "label_budget"),
     ({"train_seconds": -5.0}, "train_seconds"), ({"train_seconds": float("inf")}, "train_seconds")])
 def test_a_record_is_checked(run, change, wrong):
     record = asdict(read_record(run / "record.json"))
@@ -292,3 +296,20 @@ def test_json_that_cannot_be_used_is_no_json(text):
     with pytest.raises(ValueError, match="half a character|400 digits|nested too deep"):
         parsed(text)
     assert parsed('["\\ud83d\\ude00", "\\\\ud800"]') == ["\U0001f600", "\\ud800"]     # a pair, and a backslash
+
+
+@pytest.mark.parametrize("name", ["predictions.csv", "metrics.json", "split.json", "config.yaml", "losses.csv"])
+def test_a_pipe_in_a_run_folder_is_not_waited_for(run, name):
+    (run / name).unlink(missing_ok=True)
+    os.mkfifo(run / name)
+    record = json.loads((run / "record.json").read_text())
+    lines = [record, record | {"seed": record["seed"] + 1, "series": "another"}]     # so that config.yaml is read, too
+    (run.parent / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    begun = Thread(target=xrvlm.report, args=(run.parent,), daemon=True)
+    begun.start()
+    begun.join(60)
+    waits = begun.is_alive()
+    if waits:                            # lets the thread end
+        os.close(os.open(run / name, os.O_RDWR | os.O_NONBLOCK))
+    assert not waits
+    assert (run.parent / "report" / "report.html").exists()

@@ -59,6 +59,17 @@ def test_pruning_deletes_what_no_run_reads(cache):
     assert states(cache) == {}
 
 
+def test_a_link_is_no_part_of_the_cache(cache, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "photo.png").write_bytes(b"x")
+    (cache / "features" / "link").symlink_to(tmp_path / "mine")
+    (cache / "drawn_birds-7").symlink_to(tmp_path / "mine")
+    deleted = {bank.folder.name for bank in prune(cache, every=True)}
+    assert not deleted & {"link", "drawn_birds-7"}
+    assert list((cache / "features").iterdir()) == [cache / "features" / "link"]
+    assert (tmp_path / "mine" / "photo.png").exists()
+
+
 def test_pruning_by_age(cache):
     (today,) = (bank for bank in banks(cache) if bank.state == CURRENT and bank.what != "drawn birds")
     assert today.folder not in {bank.folder for bank in prune(cache, older_than="1h")}

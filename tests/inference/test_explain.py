@@ -90,20 +90,18 @@ def test_the_terms_add_up(head):
         assert explanation.probabilities.max().item() == pytest.approx(chance, abs=1e-5)
         assert explanation.relations.shape == explanation.logit.contributions.shape == (prompts, PARTS, len(NAMES))
         logits = classifier.method.logits(features(classifier, picture), classifier.class_features)[0]
-        best, rival = NAMES.index(predicted), NAMES.index("dog")
+        best, rival = NAMES.index(predicted), NAMES.index(explanation.against)
+        assert rival == (NAMES.index("dog") if predicted != "dog" else logits.topk(2).indices[1])
         assert explanation.logit.value == pytest.approx(logits[best].item(), abs=1e-4)
         for attribution in (explanation.logit, explanation.margin):
-            if attribution is None:
-                continue
             assert attribution.exact == (head in LINEAR)
             assert attribution.added == 0
             total = attribution.contributions.sum().item() + attribution.baseline
             assert total == pytest.approx(attribution.value, abs=1e-4 * (1 + abs(attribution.value)))
             assert attribution.gap == pytest.approx(abs(total - attribution.value), abs=1e-6)
             assert attribution.by_part.sum().item() == pytest.approx(attribution.contributions.sum().item(), abs=1e-4)
-        if explanation.margin is not None:
-            difference = (logits[best] - logits[rival]).item()
-            assert explanation.margin.value == pytest.approx(difference, abs=1e-4 * (1 + abs(difference)))
+        difference = (logits[best] - logits[rival]).item()
+        assert explanation.margin.value == pytest.approx(difference, abs=1e-4 * (1 + abs(difference)))
 
 
 def features(classifier: Classifier, picture) -> Features:
@@ -186,7 +184,8 @@ def test_the_terms_of_xr_vlm_plus_are_exact(turned):
         x = features(classifier, picture)
         logits = method.logits(x, classifier.class_features)[0]
         prior = (method.prior_weight * method.zero_shot.logits(x, method.zero_shot.weights))[0]
-        best, rival = names.index(explanation.predicted), names.index("wren")
+        best, rival = names.index(explanation.predicted), names.index(explanation.against)
+        assert rival == (names.index("wren") if explanation.predicted != "wren" else logits.topk(2).indices[1])
         assert best == logits.argmax()
         # three part sentences and the class's own vector; the whole image is the first part, pairs the last
         assert explanation.relations.shape == explanation.logit.contributions.shape == (4, PARTS + 2, len(names))
@@ -201,10 +200,9 @@ def test_the_terms_of_xr_vlm_plus_are_exact(turned):
         assert explanation.logit.contributions[..., others].abs().max() == 0, "the relations of a class are its own"
         assert torch.equal(explanation.maps[0], torch.full_like(explanation.maps[0], explanation.maps[0, 0, 0].item()))
         assert (explanation.class_token.abs() < 1e-5).all()
-        if explanation.margin is not None:
-            assert explanation.margin.value == pytest.approx((logits[best] - logits[rival]).item(), abs=1e-4 * scale)
-            assert explanation.margin.added == pytest.approx((prior[best] - prior[rival]).item(), abs=1e-4 * scale)
-            assert explanation.margin.gap < 1e-4 * scale
+        assert explanation.margin.value == pytest.approx((logits[best] - logits[rival]).item(), abs=1e-4 * scale)
+        assert explanation.margin.added == pytest.approx((prior[best] - prior[rival]).item(), abs=1e-4 * scale)
+        assert explanation.margin.gap < 1e-4 * scale
 
 
 def test_the_strongest_relations_come_first():
@@ -289,8 +287,8 @@ def test_mistakes_are_told(tmp_path):
     with pytest.raises(UserError, match=r"unknown class 'heron'; available: Baird's_Sparrow, cat, dog"):
         explain(classifier, pictures, "heron")
     predicted = classifier.predict(pictures[0], topk=1)[0][0]
-    with pytest.raises(UserError, match="is what the model says of an image; name another class"):
-        explain(classifier, pictures, predicted)
+    second = classifier.predict(pictures[0], topk=2)[1][0]
+    assert explain(classifier, pictures, predicted)[0].against == second
     (tmp_path / "no.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"cannot read the image .*no\.png"):
         explain(classifier, [tmp_path / "no.png"])

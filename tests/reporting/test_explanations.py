@@ -58,7 +58,9 @@ def test_a_folder(photos, run, capsys):
     assert all(re.search(r"png: .+ \d+\.\d%, then .+ \d+\.\d%", line) and "(true: " not in line for line in lines[:-2])
     assert all("strongest: part" in line and "dead parts" in line for line in lines[:-2])
     for line in lines[:-2]:
-        assert ("(against is this class)" in line) == (f": {CLASSES[1]} " in line)
+        instead = ", the runner-up, since this is the class asked for" in line
+        assert instead == (f": {CLASSES[1]} " in line)
+        assert instead == (f" against {CLASSES[1]};" not in line)
     found = json.loads((run / "explain" / "explanations.json").read_text())
     assert sorted(path.relative_to(run / "explain").as_posix() for path in (run / "explain").rglob("*.png")) \
         == sorted(row["image"] for row in found["images"])
@@ -118,8 +120,14 @@ def test_mistakes_are_told_in_one_line(photos, run, tmp_path, capsys):
     assert "unknown class 'heron'; available: Sarkel's finch, blue tit, wren" in told(capsys)
     assert explained(run, photo) == 0
     predicted = predictions(run)["0.png"]
-    assert explained(run, photo, f"against={predicted}") == 2
-    assert f"against={predicted} is the class predicted for 0.png, explained in" in told(capsys)
+    capsys.readouterr()
+    assert explained(run, photo, f"against={predicted}") == 0
+    line = capsys.readouterr().out.splitlines()[0]
+    second = re.search(r"then (.+?) \d+\.\d%", line)[1]
+    assert f" against {second}, the runner-up, since this is the class asked for; strongest" in line
+    row, = json.loads((run / "explain" / "explanations.json").read_text())["images"]
+    assert row["against"] == second
+    assert row["margin"]["value"] > 0
     (tmp_path / "empty").mkdir()
     assert explained(run, tmp_path / "empty") == 2
     assert "found no image below" in told(capsys)

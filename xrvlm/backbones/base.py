@@ -5,6 +5,7 @@ projection, `w` width of the text tower, `c` classes, `g` text parts, `l` learne
 prompt.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from xrvlm.errors import UserError, check_fields
 
 Need = Literal["pooled", "tokens", "mid_tokens", "unprojected"]
 Interpolation = Literal["bicubic", "bilinear"]
@@ -54,6 +57,16 @@ class ImageTransform:
     interpolation: Interpolation = "bicubic"
     resize: Literal["shortest", "squash"] = "shortest"    # shorter side and centre crop, or both sides
     resize_to: int | None = None         # shorter side before the centre crop; None: image_size
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.image_size < 1 or (self.resize_to is not None and self.resize_to < 1):
+            raise UserError(f"a transform has sizes of at least 1 pixel, found image_size={self.image_size}, "
+                            f"resize_to={self.resize_to}")
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
+            raise UserError(f"a transform has a finite mean and a std above 0, found mean={self.mean}, std={self.std}")
+        if self.resize == "squash" and self.resize_to is not None:
+            raise UserError(f"a transform that squashes has no centre crop: leave resize_to={self.resize_to} out")
 
 
 @dataclass(frozen=True)

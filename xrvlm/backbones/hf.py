@@ -16,7 +16,7 @@ from xrvlm.backbones.base import OFFLINE, DeviceName, FrozenCLIP, ImageTransform
 from xrvlm.backbones.library_text_encoder import LibraryTextEncoder
 from xrvlm.backbones.text_encoder import TextPath, Tokens
 from xrvlm.backbones.tower import Components, ImageEncoder, Reading, Tower, adjusted, at_each_position, captured
-from xrvlm.errors import UserError, check_has, option, typed
+from xrvlm.errors import UserError, check_has, fits, option, typed
 
 log = logging.getLogger(__name__)
 KINDS = ("clip", "siglip")               # fixed-size SigLIP 2 checkpoints are of kind siglip too
@@ -173,27 +173,32 @@ def _transform(name: str, processor: Any) -> ImageTransform:
     """The image processor's options as an ImageTransform; UserError if that cannot represent them."""
     size, crops = dict(processor.size), bool(getattr(processor, "do_center_crop", False))
     crop = dict(processor.crop_size) if crops else size
-    fits = crop.get("height") == crop.get("width") is not None and ("shortest_edge" in size if crops else True)
+    square = crop.get("height") == crop.get("width") is not None and (not crops or list(size) == ["shortest_edge"])
     unread = {flag: value for flag, value in processor.to_dict().items()
               if value and (flag.startswith("do_") or flag in ("crop_pct", "rescale_offset")) and flag not in FLAGS}
     unread |= {} if processor.do_resize else {"do_resize": False}
-    if not fits or processor.resample not in INTERPOLATION or unread:
+    if not square or processor.resample not in INTERPOLATION or unread:
         raise UserError(f"{name} prepares images with size={size}, crop={crop}, resample={processor.resample}"
                         f"{''.join(f', {flag}={value}' for flag, value in unread.items())}, which "
                         "is not supported; load it yourself and pass a `transform` to xrvlm.backbones.wrap_hf")
-    (red, green, blue), (red_std, green_std, blue_std) = _mean_and_std(processor)
-    return ImageTransform(crop["height"], (red, green, blue), (red_std, green_std, blue_std),
-                          interpolation=INTERPOLATION[processor.resample], resize="shortest" if crops else "squash",
-                          resize_to=size["shortest_edge"] if crops else None)
+    mean, std = _mean_and_std(name, processor)
+    return ImageTransform(crop["height"], mean, std, interpolation=INTERPOLATION[processor.resample],
+                          resize="shortest" if crops else "squash", resize_to=size["shortest_edge"] if crops else None)
 
 
-def _mean_and_std(processor: Any) -> tuple[list[float], list[float]]:
-    """For pixels in 0..1, whatever the processor multiplies those in 0..255 with."""
+def _mean_and_std(name: str, processor: Any) -> tuple[Any, Any]:
+    """For pixels in 0..1, whatever the processor multiplies those in 0..255 with; UserError for what are no numbers."""
+    given = {"rescale_factor": (processor.rescale_factor, float)} if processor.do_rescale else {}
+    if processor.do_normalize:
+        given |= {word: (getattr(processor, word), tuple[float, float, float]) for word in ("image_mean", "image_std")}
+    if wrong := [f"{word}={value}" for word, (value, kind) in given.items() if not fits(value, kind) or not value]:
+        raise UserError(f"{name} prepares images with {', '.join(wrong)}, which is not supported; load it yourself and "
+                        "pass a `transform` to xrvlm.backbones.wrap_hf")
     scale = 255 * processor.rescale_factor if processor.do_rescale else 255.0
     if abs(scale - 1) < 1e-6:                # 0.00392156862745098 of a file is 1 / 255
         scale = 1.0
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
-    return [value / scale for value in mean], [value / scale for value in std]
+    return tuple(value / scale for value in mean), tuple(value / scale for value in std)
 
 
 def _resized(name: str, patch: int, transform: ImageTransform, image_size: int | None) -> ImageTransform:

@@ -135,14 +135,19 @@ def _window(tokenizer: Any) -> int:
 
 
 def _transform(model: Any) -> ImageTransform:
-    config = PreprocessCfg(**get_model_preprocess_cfg(model))
-    height, width = config.input_size[1:]
+    given = get_model_preprocess_cfg(model)
+    try:
+        config = PreprocessCfg(**given)
+        height, width = config.input_size[1:]
+        (red, green, blue), (red_std, green_std, blue_std) = config.mean, config.std
+    except (AssertionError, TypeError, ValueError) as error:
+        raise UserError(f"the checkpoint prepares images with {given}, which is not supported; pass a `transform` to "
+                        "wrap_openclip") from error
     if height != width:
         raise UserError(f"the image tower reads {height} x {width} pixels; only square images are supported")
     if config.interpolation not in ("bicubic", "bilinear") or config.resize_mode not in ("shortest", "squash"):
         raise UserError(f"the checkpoint has resize_mode={config.resize_mode}, interpolation={config.interpolation}, "
                         "which are not supported; pass a `transform` to wrap_openclip")
-    (red, green, blue), (red_std, green_std, blue_std) = config.mean, config.std
     return ImageTransform(height, (red, green, blue), (red_std, green_std, blue_std), config.interpolation,
                           config.resize_mode)
 

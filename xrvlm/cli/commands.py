@@ -39,7 +39,7 @@ def evaluate(config: DictConfig) -> None:
 
     own = OmegaConf.is_missing(config.data, "root") and HydraConfig.get().runtime.choices["data"] == "folder"
     found = call(str(config.run), None if own else _dataset(config), among=config.among,
-                 class_names=config.data.get("class_names") if own else None, text=_text(config),
+                 class_names=_plain(config.data.get("class_names")) if own else None, text=_text(config),
                  features=_partial(config.features, "features")(), workers=config.workers, **_device(config))
     figures = _figures(found.metrics, int(found.metrics["images"]), found.classes)
     print(f"{found.data}: {figures}{f'; {found.note}' if found.note else ''}\n{found.folder}")

@@ -75,12 +75,14 @@ def of_hydra(error: Exception, command: str, given: Sequence[str]) -> Exception:
     key = re.search(r"Could not override '([^']+)'", str(error))
     if key and key[1] == "runs" and POSITIONAL.get(command, ("",))[0] == "run":
         return UserError(f"`xrvlm {command}` has no runs=: name the run, or run=OTHER/latest for the newest in OTHER")
-    if unread := re.search(r"Error parsing override '(([^'=]+)=(.*?))'", str(error), re.DOTALL):
-        if unread[2].lstrip("+") not in (known := _keys(command, given)):
-            return unknown("option", unread[2], known)
-        return UserError(f"cannot read {unread[1]}: a value with signs such as , : [ ] {{ }} stands in two kinds of "
-                         f"quotes, '{unread[2]}=\"...\"'; a list in brackets, {unread[2]}=[a,b]")
-    choice = re.search(r"Could not find '(\w+)/([^']+)'", str(error))
+    if unread := getattr(error, "override", None):
+        if (name := unread.partition("=")[0]).lstrip("+") not in (known := _keys(command, given)):
+            return unknown("option", name, known)
+        return UserError(f"cannot read {unread}: a value with signs such as , : [ ] {{ }} stands in two kinds of "
+                         f"quotes, '{name}=\"...\"'; a list in brackets, {name}=[a,b]")
+    if several := re.search(r"Ambiguous value for argument '(.*?)=(.*)'\n1", str(error), re.DOTALL):
+        return UserError(f"{several[1]}={several[2]} holds several values: add -m for a run with each of them")
+    choice = re.search(r"Could not find '(\w+)/([^']*)'", str(error))
     if key:
         return unknown("option", key[1], _keys(command, given))
     if choice and choice[1] == "data" and Path(choice[2]).expanduser().is_dir():
@@ -88,6 +90,12 @@ def of_hydra(error: Exception, command: str, given: Sequence[str]) -> Exception:
     if choice and choice[1] in GROUPS:
         return unknown(choice[1], choice[2], shipped(choice[1]))
     return error
+
+
+def unreadable(argument: str) -> UserError:
+    """What to write instead of `shots =4` or `=4`."""
+    return UserError(f"cannot read {argument!r}: an option is KEY=VALUE, without a space before the = sign (and no "
+                     "file or folder has this name)")
 
 
 def dashed(command: str, argument: str, value: str) -> UserError:

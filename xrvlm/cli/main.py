@@ -53,6 +53,7 @@ POSITIONAL = {"adapt": ["data.root"], "zeroshot": ["data.root"], "compare": ["da
               "eval": ["run"], "export": ["run"], "predict": ["run", "images"], "explain": ["run", "images"],
               "report": ["runs"]}
 SHOWN = {"data.root": "DIR", "run": "RUN", "images": "PHOTO_OR_DIR ...", "runs": "RUNS"}       # of these, in messages
+KEY = r"[~+]*[\w@./:-]+="                  # how an argument with a key begins
 SWEEP = {"-m", "--multirun"}
 FLAGS = ("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", *SWEEP)
 WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c", "--package", "-p",
@@ -115,7 +116,9 @@ def _help() -> str:
 
 def _with_keys(command: str, arguments: Sequence[str]) -> list[str]:
     """The arguments with those that have no key given theirs: `adapt DIR` is `adapt data.root=DIR`."""
-    keys, found, several, values = list(POSITIONAL.get(command, ())), [], [], iter(arguments)
+    named = {each.partition("=")[0] for each in arguments if not os.path.exists(each)}       # noqa: PTH110
+    keys = [key for key in POSITIONAL.get(command, ()) if key not in named]
+    found, several, values = [], [], iter(arguments)
     for argument in values:
         if argument == "--":
             continue
@@ -127,6 +130,9 @@ def _with_keys(command: str, arguments: Sequence[str]) -> list[str]:
                 raise dashed(command, argument, next(values, ""))
             found.append(argument)
         elif "=" in argument and not os.path.exists(argument):    # noqa: PTH110
+            if not re.match(KEY, argument):
+                from xrvlm.cli.complete import unreadable
+                raise unreadable(argument)
             found.append(argument)
         elif keys and keys[0] != "images":
             found.append(f"{keys.pop(0)}={argument}")
@@ -135,7 +141,7 @@ def _with_keys(command: str, arguments: Sequence[str]) -> list[str]:
         else:
             keyed = "data.root=DIR" if command == "eval" else "key=value"
             raise UserError(f"what is {argument!r}? `xrvlm {command}` takes {_usage(command)} and {keyed}; see --help")
-    told = several or any(each.startswith(("-", "images=")) for each in found)
+    told = several or "run" in named or any(each.startswith(("-", "images=")) for each in found)
     if command == "predict" and keys == ["images"] and not told:
         alone = next(each[4:] for each in found if each.startswith("run="))
         raise UserError(f"`xrvlm predict` takes {_usage(command)}: a run (its folder, or latest) before the photos; "

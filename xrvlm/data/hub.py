@@ -21,6 +21,8 @@ from xrvlm.text.class_text import few
 log = logging.getLogger(__name__)
 
 INSTALL = "pip install 'xrvlm[datasets]'"
+OF_A_DATASET = ("features", "select_columns", "with_format", "__len__")      # a streamed one has no length
+CHANNELS = (1, 3, 4)                     # of an array that is an image: grey, RGB, RGBA
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,7 @@ def hub_dataset(path: Any, *, config: str | None = None, image_column: str | Non
     Raises:
         UserError: the data set cannot be loaded or a column cannot be found; the message names the fix.
     """
-    if not isinstance(path, str | Path | Mapping):
-        kinds = "a name on the hub, a folder, or a Dataset or DatasetDict of the library datasets"
-        check_has(option("data.path"), path, kinds, "features", "select_columns", "with_format")
-    _library()
-    loaded = _load(str(path), config) if isinstance(path, str | Path) else path
-    splits = dict(loaded) if isinstance(loaded, Mapping) else {"train": loaded}
-    for split, rows in splits.items():
-        check_has(f"{option('data.path')}[{split!r}]", rows, "a datasets.Dataset", "features", "select_columns")
+    splits = _splits(path, config)
     title = name or (Path(path).name if isinstance(path, str | Path) else "hub")
     subsets = _subsets(list(splits), title)
     features = splits[min(subsets, key=lambda split: SUBSETS.index(subsets[split]))].features
@@ -76,9 +71,24 @@ def hub_dataset(path: Any, *, config: str | None = None, image_column: str | Non
     found: dict[str, list[tuple[str, str]]] = {}
     for split, subset in subsets.items():
         found.setdefault(subset, []).extend(_labelled(splits[split], split, label))
+    if label_column is None and class_names is None and not hasattr(features[label], "names"):
+        _check_repeats(found["train"], label, title)
     classes = _classes(features[label], found, title)
     source = HubSource({split: _encoded_column(splits[split], image) for split in subsets}, image)
     return assemble(title, source, found, classes=classes, class_names=class_names, skip_damaged=skip_damaged)
+
+
+def _splits(path: Any, config: str | None) -> dict[str, Any]:
+    """{split: datasets.Dataset}; a data set without splits is one that is called train."""
+    if not isinstance(path, str | Path | Mapping):
+        kinds = "a name on the hub, a folder, or a Dataset or DatasetDict of the library datasets"
+        check_has(option("data.path"), path, kinds, *OF_A_DATASET)
+    _library()
+    loaded = _load(str(path), config) if isinstance(path, str | Path) else path
+    splits = dict(loaded) if isinstance(loaded, Mapping) else {"train": loaded}
+    for split, rows in splits.items():
+        check_has(f"{option('data.path')}[{split!r}]", rows, "a datasets.Dataset that is not streamed", *OF_A_DATASET)
+    return splits
 
 
 def _encoded_column(rows: Any, image: str) -> Any:
@@ -179,12 +189,23 @@ def _labelled(rows: Any, split: str, column: str) -> list[tuple[str, str]]:
     return pairs
 
 
+def _check_repeats(pairs: Sequence[tuple[str, str]], column: str, title: str) -> None:
+    """UserError where each row has a value of its own in the column that was taken for the classes."""
+    if len({label for _, label in pairs}) == len(pairs) > 2:
+        raise UserError(f"each of the {len(pairs)} rows of {title} has another value in {column!r}, as captions and "
+                        f"file names have: set {option('data.label_column')} to the column of the classes, which may "
+                        "be this one")
+
+
 def _classes(kind: Any, found: Mapping[str, Sequence[tuple[str, str]]], title: str) -> list[str] | None:
     """The classes that have images: a data set filtered to some classes keeps the ClassLabel of all."""
     used = {key for pairs in found.values() for _, key in pairs}
     if not hasattr(kind, "names"):
         return sorted(used, key=int) if re.match("u?int|float", str(kind.dtype)) else None
     names = [label_of(name, f"the classes of {title}") or "" for name in kind.names]
+    if strange := sorted(used.difference(names)):
+        raise UserError(f"the labels {few(strange)} of {title} are not among the classes of its training images "
+                        f"({few(names)}): give all splits the same ClassLabel, with cast_column")
     if absent := [key for key in names if key not in used]:
         log.warning("%d of %d classes of %s have no image and are left out: %s",
                     len(absent), len(names), title, few(absent))
@@ -203,9 +224,10 @@ def _encoded(value: Any, item_id: str) -> bytes:
         try:
             return file_bytes(Path(value))
         except OSError as error:
-            raise UserError(f"cannot read the image {item_id} at {value}: {error.strerror}; {damaged_fix()}") from error
+            raise UserError(f"cannot read the image {item_id} at {value[:200]}: {error.strerror}; {damaged_fix()}"
+                            ) from error
     try:
-        image = Image.fromarray(_as_8_bits(np.asarray(value)))
+        image = _as_image(np.asarray(value))
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"cannot read the image {item_id}: {error}; "
                         f"set {option('data.image_column')} to a column of images") from error
@@ -214,13 +236,29 @@ def _encoded(value: Any, item_id: str) -> bytes:
     return buffer.getvalue()
 
 
+def _as_image(values: np.ndarray) -> Image.Image:
+    """Of (h, w), (h, w, channels) or (channels, h, w); ValueError for other shapes: Pillow would take some of them."""
+    given = values.shape
+    if values.ndim == 3 and given[2] not in CHANNELS and given[0] in CHANNELS:
+        values = np.moveaxis(values, 0, 2)
+    if values.ndim == 2:
+        values = values[:, :, None]
+    if values.ndim != 3 or values.shape[2] not in CHANNELS or not values.size:
+        raise ValueError(f"its numbers are {' x '.join(map(str, given)) or 'one'}, not height x width or height x "
+                         "width x 1, 3 or 4 channels")
+    values = _as_8_bits(values)
+    return Image.fromarray(values[:, :, 0] if values.shape[2] == 1 else values)
+
+
 def _as_8_bits(values: np.ndarray) -> np.ndarray:
-    """Numbers 0..255 as they are, fractions in 0..1 times 255; ValueError for others, whose meaning is not plain."""
+    """Numbers 0..255 as they are, fractions in 0..1 and yes or no times 255; ValueError for others, whose meaning is
+    not plain.
+    """
     if not np.isfinite(values).all():
         raise ValueError("it holds numbers that are not finite")
     low, high = values.min(initial=0), values.max(initial=0)
     if low < 0 or high > 255:
         raise ValueError(f"its numbers are from {low:g} to {high:g}, not in 0..255 or 0..1")
-    if values.dtype.kind == "f" and high <= 1:
+    if values.dtype.kind == "b" or (values.dtype.kind == "f" and high <= 1):
         values = values * 255
     return np.rint(values).astype(np.uint8)

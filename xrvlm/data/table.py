@@ -21,6 +21,7 @@ Row = tuple[int, Mapping[str, Any]]    # the line in the file, counted from 1, a
 SPLIT_WORDS = frozenset({"split", "subset", "partition", "phase", "usage", "fold", "set", "train", "training", "test",
                          "testing", "val", "valid", "validation", "dev", "eval", "holdout", "stage",
                          "kfold", "folds", "istest", "istrain", "traintest"})
+BEFORE_HEADER = r"(?:[ \t]*\r?\n)*(?:\"?sep=.\"?\r?\n)?"      # blank lines, and the line that tells Excel the separator
 MISSING = frozenset({"", "nan", "<na>", "#n/a", "n/a", "null"})    # how programs write that a cell is empty
 
 
@@ -185,7 +186,11 @@ def _read(path: Path) -> tuple[Sequence[str], Iterable[Row]]:
 
 def _csv_rows(path: Path) -> tuple[Sequence[str], list[Row]]:
     text = file_text(path)
-    with StringIO(text, newline="") as file:
+    if "\0" in text[:4]:
+        raise UserError(f"{path} begins like UTF-16 without its mark; save it as UTF-8")
+    begin = len(re.match(BEFORE_HEADER, text, re.IGNORECASE)[0])                       # pyright: ignore
+    skipped = text.count("\n", 0, begin)
+    with StringIO(text[begin:], newline="") as file:
         delimiter = max(",\t;|", key=file.readline().count)
         file.seek(0)
         spaced = re.search(rf'{re.escape(delimiter)} +"', text) is not None      # "a", "b": the quotes are none of b's
@@ -196,9 +201,9 @@ def _csv_rows(path: Path) -> tuple[Sequence[str], list[Row]]:
         rows: list[Row] = []
         for row in reader:
             if None in row:
-                raise UserError(f"{path}, line {reader.line_num}: more cells than the {len(columns)} columns; "
-                                'quote a cell that holds the separator: "a, b"')
-            rows.append((reader.line_num, row))
+                raise UserError(f"{path}, line {skipped + reader.line_num}: more cells than the {len(columns)} columns"
+                                '; quote a cell that holds the separator: "a, b"')
+            rows.append((skipped + reader.line_num, row))
     return columns, rows
 
 

@@ -18,7 +18,17 @@ from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
 from xrvlm.data.folder import counted_suffixes
 from xrvlm.errors import UserError, either, option, typed
 from xrvlm.evaluation.metrics import as_cell, from_cell
-from xrvlm.files import FileSource, alone, append_text, digest, files_below, user_path, write_text
+from xrvlm.files import (
+    FileSource,
+    alone,
+    append_text,
+    check_replaceable,
+    digest,
+    file_bytes,
+    files_below,
+    user_path,
+    write_text,
+)
 from xrvlm.inference.classifier import Classifier, ModelHeader
 from xrvlm.text.class_names import read_list
 from xrvlm.text.class_text import text_maker
@@ -129,6 +139,7 @@ class _Table:
             raise UserError(f"{path} is a folder; name a file with {option('out')}, such as {path / 'labels.csv'}")
         if path.suffix.lower() in SUFFIXES:
             raise UserError(f"{path} has the name of an image; name a .csv file with {option('out')}")
+        check_replaceable(path)
         self.path, self.columns = path, ["image", "label", "prediction", *ranks, "error"]
         self.part = path.with_name(f"{path.name}.{key[:10]}.part")      # of this model and these photos, no others
 
@@ -136,7 +147,7 @@ class _Table:
         """What a call that was stopped has labelled of `files`. A line that was cut or damaged is dropped."""
         try:
             # not splitlines, which also ends a line at signs that a file name may hold
-            *lines, _ = self.part.read_bytes().decode("utf-8", "replace").split("\n")
+            *lines, _ = file_bytes(self.part).decode("utf-8", "replace").split("\n")
         except FileNotFoundError:
             write_text(self.part, ",".join(self.columns) + "\n")
             return {}
@@ -204,7 +215,9 @@ def _matches(path: str | Path) -> list[str | Path]:
     pattern = user_path(path)
     there = next(parent for parent in pattern.parents if parent.exists())        # its name may hold a bracket
     found = sorted(there.glob(pattern.relative_to(there).as_posix()))
-    return [each for each in found if each.is_dir() or each.suffix.lower() in SUFFIXES] or [path]
+    if images := [each for each in found if each.is_dir() or each.suffix.lower() in SUFFIXES]:
+        return list(images)
+    raise UserError(f"the pattern {pattern} matches no image and no folder; check it")
 
 
 def image_files(path: str | Path) -> tuple[Path, tuple[str, ...]]:
@@ -215,6 +228,8 @@ def image_files(path: str | Path) -> tuple[Path, tuple[str, ...]]:
     found = user_path(path)
     if found.is_file():
         return found.parent.resolve(), (found.name,)
+    if found.exists() and not found.is_dir():
+        raise UserError(f"{found} is a pipe or a device, which may have no end: save the image as a file")
     if not found.is_dir():
         raise UserError(f"there is no image or folder {found}; check the path")
     root = found.resolve()

@@ -74,6 +74,9 @@ def recommend(scores: Sequence[Score], classes: int | None = None) -> Recommenda
 
 def _reasons(scores: Sequence[Score], best: Score, close: Sequence[Score], fast: Sequence[Score],
              chosen: Score) -> tuple[str, ...]:
+    if len(scores) == 1:
+        return (f"{best.words} is the only one that was scored ({best.accuracy:.1%} on held-out images), so nothing "
+                "says that it is the best: compare more candidates, or give more time.",)
     reasons = [f"{best.words} is the most accurate of {len(scores)} on held-out images: {best.accuracy:.1%}."]
     if chosen is not best:
         reasons.append(f"{chosen.words} is at most half a point behind it and cheaper: {chosen.accuracy:.1%} with "

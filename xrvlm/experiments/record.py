@@ -24,10 +24,17 @@ from xrvlm.training.fit import TRAINING_REVISION, Selection
 
 log = logging.getLogger(__name__)
 
+COUNTS = ("label_budget", "learned_parameters", "images", "classes")      # none is below 0
+LONGEST_NAME, LONGEST_PATH = 255, 4000   # bytes: systems take no more
 RESULTS, LOSSES = "results.jsonl", "losses.csv"
 # the metrics that tables show: of every run, and of a run that was also scored on classes that it was not trained on
 METRICS = {"top1": "Top-1", "top5": "Top-5", "mean_per_class": "Per class", "macro_f1": "Macro-F1", "ece": "ECE"}
 BASE_TO_NEW = {"top1": "Base", "new_top1": "New", "harmonic_mean": "Harmonic", "all_top1": "All"}
+
+
+def _is_too_long(path: str) -> bool:
+    names = [name.encode(errors="replace") for name in path.split("/")]
+    return max(map(len, names)) > LONGEST_NAME or len(b"/".join(names)) > LONGEST_PATH
 
 
 @dataclass(frozen=True)
@@ -141,8 +148,9 @@ class RunRecord:
             wrong.append("shots")
         if "train_seconds" not in wrong and not 0 <= self.train_seconds < math.inf:
             wrong.append("train_seconds")
-        if "run" not in wrong and files.leads_out(self.run):
+        if "run" not in wrong and (files.leads_out(self.run) or _is_too_long(self.run)):
             wrong.append("run")
+        wrong += [name for name in COUNTS if name not in wrong and getattr(self, name) < 0]
         plain_text(asdict(self))
         if wrong:
             raise ValueError(f"missing or of the wrong type: {', '.join(dict.fromkeys(wrong))}")

@@ -13,7 +13,7 @@ import yaml
 from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
 from xrvlm.data.dataset import SUBSETS, Dataset, Item, Split
 from xrvlm.errors import UserError, fits, option, plain_text
-from xrvlm.files import digest, folder_of, leads_out, read_json, user_path
+from xrvlm.files import digest, file_text, folder_of, leads_out, read_json, user_path
 from xrvlm.inference.classifier import Classifier
 from xrvlm.text.class_names import check_no_permutation, is_list, name_classes
 from xrvlm.text.class_text import few, text_maker
@@ -101,7 +101,7 @@ class SavedRun:
         if not path.exists():
             return {}
         try:
-            saved = plain_text(yaml.safe_load(path.read_text(encoding="utf-8")))
+            saved = plain_text(yaml.safe_load(file_text(path)))
         except (yaml.YAMLError, OSError, ValueError, RecursionError):
             saved = None
         if not isinstance(saved, dict) or not _is_configuration(saved):

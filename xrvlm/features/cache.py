@@ -13,7 +13,7 @@ from pathlib import Path
 from xrvlm.errors import UserError, option, seconds_of
 from xrvlm.evaluation.text_tables import Table, aligned_table
 from xrvlm.features.bank import FEATURES_REVISION
-from xrvlm.files import alone, cache_folder, parsed
+from xrvlm.files import alone, cache_folder, file_text, parsed
 
 log = logging.getLogger(__name__)
 CURRENT, STALE, UNREADABLE = "current", "older version", "unreadable"
@@ -75,7 +75,8 @@ def table(found: Iterable[Bank]) -> str:
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    """The folders in `root`; a link to one is no part of the cache, which may be deleted."""
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.is_symlink()) if root.is_dir() else []
 
 
 def _bank(folder: Path) -> Bank:
@@ -84,7 +85,7 @@ def _bank(folder: Path) -> Bank:
     headers = [_header(path) for path in shards]
     images = sum(len(header.get("images", ())) for header in headers if header)
     try:
-        key = parsed((folder / "key.json").read_text(encoding="utf-8"))
+        key = parsed(file_text(folder / "key.json"))
         what = f"{key['backbone'][:8]}, {key['precision']}, {key['views'] + 1} views, {key['dtype']}"
         # revision 1 kept a bank for each list of images, revision 2 wrote no number
         state = CURRENT if key.get("format", 2) == FEATURES_REVISION and "ids" not in key else STALE

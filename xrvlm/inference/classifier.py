@@ -18,7 +18,7 @@ from xrvlm.backbones.base import Features, FrozenCLIP
 from xrvlm.backbones.registry import load_tower
 from xrvlm.backbones.tower import choose_precision
 from xrvlm.errors import UserError, check_options, fits, option, plain_text, typed, unknown
-from xrvlm.files import parsed, user_path, write_atomically
+from xrvlm.files import file_text, parsed, user_path, write_atomically
 from xrvlm.methods.base import Method
 from xrvlm.text.class_text import ClassText, few
 from xrvlm.views import evaluation_view, read_image
@@ -246,7 +246,7 @@ def _former_precision(config: Path) -> str | None:
     import yaml
 
     try:
-        found = yaml.safe_load(config.read_text(encoding="utf-8"))["precision"]
+        found = yaml.safe_load(file_text(config))["precision"]
     except (OSError, ValueError, TypeError, LookupError, yaml.YAMLError):
         return None
     return None if found == "auto" else found

@@ -100,20 +100,16 @@ class Explanation:
 def explain(classifier: Classifier, images: Sequence[Photo], against: str | None = None) -> list[Explanation]:
     """Explain what `classifier` says of `images` (PIL images or files), and why not `against`.
 
+    Where `against` itself is predicted, the runner-up takes its place: `Explanation.against` names it.
+
     Raises:
-        UserError: the method has no image parts, a file cannot be read, no class is called `against`, or it is what
-            the classifier predicts.
+        UserError: the method has no image parts, a file cannot be read, or no class is called `against`.
     """
-    explanations = list(explained(classifier, images, against))
-    for image, explanation in zip(images, explanations, strict=True):
-        if against is not None and explanation.margin is None:
-            name = "an image" if isinstance(image, Image.Image) else str(image)
-            raise UserError(f"against={against} is what the model says of {name}; name another class")
-    return explanations
+    return list(explained(classifier, images, against))
 
 
 def explained(classifier: Classifier, images: Iterable[Photo], against: str | None = None) -> Iterator[Explanation]:
-    """As `explain`, a few images at a time; those that are predicted as `against` have no `margin`."""
+    """As `explain`, a few images at a time."""
     pooling, head = parts_and_relations(classifier.method)
     rival = None if against is None else class_index(against, classifier.names)
     left = iter(images)
@@ -201,11 +197,13 @@ def _explained(classifier: Classifier, pooling: ImageParts, head: RelationHead, 
         probabilities = method.class_probabilities(x, class_features)                      # (b, c)
         added = logits - head.score(relations)                                             # (b, c)
     for i, values in enumerate(logits):                                                    # (c,)
-        best = int(values.argmax())
+        best, against = int(values.argmax()), rival
+        if rival == best:                # why not the runner-up
+            against = int(values.index_fill(0, values.argmax(), -torch.inf).argmax())
         towards = F.one_hot(values.argmax(), len(values)).to(values.dtype)                 # (c,)
         margin = None
-        if rival is not None and rival != best:
-            away = F.one_hot(torch.tensor(rival, device=values.device), len(values)).to(values.dtype)
+        if against is not None:
+            away = F.one_hot(torch.tensor(against, device=values.device), len(values)).to(values.dtype)
             margin = attribute(head, relations[i], towards - away, values, added[i])
         weight, on_grid = maps[i].sum(dim=-1), grid(maps[i])                               # (m,), (m, h, w)
         yield Explanation(
@@ -213,7 +211,7 @@ def _explained(classifier: Classifier, pooling: ImageParts, head: RelationHead, 
             class_token=(1 - on_grid.sum(dim=(1, 2)) / weight.clamp(min=1e-12)).mul(weight > 0).clamp(0, 1).cpu(),
             probabilities=probabilities[i].cpu(), predicted=classifier.names[best], relations=relations[i].cpu(),
             logit=attribute(head, relations[i], towards, values, added[i]),
-            against=None if rival is None else classifier.names[rival], margin=margin)
+            against=None if against is None else classifier.names[against], margin=margin)
 
 
 def attribute(head: RelationHead, relations: Tensor, direction: Tensor, logits: Tensor, added: Tensor, *,

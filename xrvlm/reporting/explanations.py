@@ -28,6 +28,7 @@ from xrvlm.inference.explain import (
 )
 from xrvlm.reporting.plots import explain as plots_explain
 from xrvlm.reporting.plots import figures as plots
+from xrvlm.text.class_text import readable
 from xrvlm.views import decode
 
 BARS, LISTED = 8, 20                     # strongest relations in a picture, and in explanations.json
@@ -95,12 +96,12 @@ def explain_images(classifier: Classifier, photos: Photos, out: Path, *, against
     """Explain `photos`; writes `out`/explanations.json and, with `pictures`, a PNG for each image, named after it.
 
     Args:
-        against: the name of a class: explain also why an image was predicted as its class and not as this one. An image
-            that is predicted as `against` is explained without.
+        against: the name of a class: explain also why an image was predicted as its class and not as this one. For
+            an image that is predicted as `against`, the runner-up takes its place, and its line says so.
         echo: called with each of `lines` as soon as it is known: `print` shows the progress.
 
     Raises:
-        UserError: see `explain`; or a picture would replace an image; or every image is predicted as `against`.
+        UserError: see `explain`; or a picture would replace an image.
     """
     names, lines = photos.names, _Lines(echo)
     files = _picture_files(names)
@@ -116,14 +117,11 @@ def explain_images(classifier: Classifier, photos: Photos, out: Path, *, against
             words[explanation.predicted] = prompt_words(classifier, explanation.predicted)
         if pictures:
             plots.save(_picture(explanation, called, name, true), out / file)
-        lines.add(f"{name}: {_line(explanation, called, true)}")
+        lines.add(f"{name}: {_line(explanation, called, true, against)}")
     summary = _summary(rows)
     write_json(out / "explanations.json", {
         "method": asdict(classifier.header.method), "steps": None if rows[0]["attribution"] == "exact" else STEPS,
         "summary": summary, "images": rows, "words": {name: near for name, near in words.items() if near}})
-    if against is not None and not any("against" in row for row in rows):
-        raise UserError(f"{option('against', against)} is the class predicted for {_of(names)}, explained in {out}; "
-                        "name another class")
     lines.add(*(_word_lines(words[rows[0]["prediction"]]) if len(rows) == 1 else ()), _summary_line(summary), str(out))
     return Explanations(rows, out, lines.lines)
 
@@ -175,11 +173,12 @@ def _terms(attribution: Attribution, called: _Names) -> dict[str, Any]:
             "strongest": strongest}
 
 
-def _line(explanation: Explanation, called: _Names, true: str | None) -> str:
+def _line(explanation: Explanation, called: _Names, true: str | None, asked: str | None) -> str:
     name, value = _named(explanation.margin or explanation.logit, called, 1)[0]
     rival = ""
     if explanation.against is not None:
-        rival = " (against is this class)" if explanation.margin is None else f" against {explanation.against}"
+        instead = readable(explanation.predicted) == readable(asked or "")
+        rival = f" against {explanation.against}{', the runner-up, since this is the class asked for' * instead}"
     overlap = _overlap_in_words(explanation.overlap)
     return (f"{_verdict(explanation, called, true)}{rival}; strongest: {name} "
             f"{value:+.2f}; overlap {overlap}, dead parts {int(explanation.dead.sum())} of {len(explanation.dead)}")
@@ -271,10 +270,6 @@ def _check_nothing_is_replaced(photos: Photos, out: Path, files: Sequence[Path])
     if photos.root is not None and any(photos.root / name in pictures for name in photos.names):
         raise UserError(f"the pictures would replace the images in {photos.root}; name another folder with "
                         f"{option('out', 'DIR')}")
-
-
-def _of(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"all {len(names)} images"
 
 
 def _rounded(value: float) -> float:

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from io import StringIO
 from operator import itemgetter
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from xrvlm.evaluation.metrics import PREDICTIONS, from_cell
 from xrvlm.experiments.record import RunRecord
+from xrvlm.files import file_text
 from xrvlm.reporting.results import Row
 
 REPLICATES, AT_ONCE = 10_000, 1_000      # resamples of the test images, in all and at a time, to bound the memory
@@ -158,7 +160,7 @@ class Outcomes:
 
 def read_outcomes(path: Path) -> Outcomes:
     """Read a predictions.csv; OSError, ValueError, LookupError or csv.Error if it is missing or damaged."""
-    with path.open(newline="", encoding="utf-8") as file:
+    with StringIO(file_text(path), newline="") as file:
         reader = csv.reader(file)
         header = next(reader, [])
         if lost := [name for name in COLUMNS if name not in header]:

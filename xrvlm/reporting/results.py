@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
+from xrvlm.files import file_text
+
 if TYPE_CHECKING:                        # it imports torch, which a table does not need
     from xrvlm.experiments.record import RunRecord
 
@@ -232,7 +234,7 @@ def _differing_keys(table: Mapping[str, RunRecord], configs: Mapping[str, Mappin
 
 def _config(root: Path, record: RunRecord) -> dict[str, Any]:
     """The options of the run's config.yaml that may distinguish it, by their full keys, without those that are null."""
-    config = yaml.safe_load((root / record.run / "config.yaml").read_text(encoding="utf-8"))
+    config = yaml.safe_load(file_text(root / record.run / "config.yaml"))
     options = _flat({name: value for name, value in config.items() if name not in NOT_COMPARED})
     # of the data only the root may differ within a table; a method without training steps ignores the recipe
     ignored = ("data.", "recipe.") if record.recipe == "none" else ("data.",)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +178,7 @@ def _draw_outcomes(section: Section, out: Path, slug: str, path: Path) -> None:
 
 
 def _draw_losses(section: Section, out: Path, slug: str, path: Path) -> None:
-    with path.open(newline="", encoding="utf-8") as file:
+    with StringIO(files.file_text(path), newline="") as file:
         rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
     if not rows or not all({"epoch", "loss"} <= row.keys() for row in rows):
         raise ValueError("no epochs")
@@ -194,7 +194,7 @@ def _read_classes(section: Section, path: Path) -> None:
 
 def _of_metrics(path: Path, table: str, columns: Mapping[str, Any]) -> list[dict]:
     """The rows of a table of metrics.json. ValueError where a value is of another type, or no share of 1."""
-    rows = [{key: row[key] for key in columns} for row in files.parsed(path.read_bytes())[table]]
+    rows = [{key: row[key] for key in columns} for row in files.parsed(files.file_bytes(path))[table]]
     for row in rows:
         for key, value in plain_text(row).items():
             most = math.inf if columns[key] is int else 1

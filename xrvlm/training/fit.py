@@ -106,7 +106,7 @@ def fit(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe: Recipe,
     group.level(method)
     run = _Fit(method, clip, source, recipe, seed, val, selection, group)
     total = recipe.epochs * len(run.rates)
-    if checkpoint is not None and checkpoint.exists():
+    if checkpoint is not None and checkpoint.is_file():
         run.progress, run.kept = _restore(checkpoint, identity, method, run.optimizer)
         log.info("resuming after epoch %d of %d", run.progress.epochs, total)
     progress = run.progress
