@@ -101,6 +101,7 @@ def test_the_tower_is_frozen_and_gets_no_gradient(case, clip, bank):
 
 
 def test_the_loss_reaches_every_learned_tensor(case, clip, bank):
+    torch.manual_seed(0)                 # a tiny bottleneck may start with no unit that is above 0
     method = factory(case)(clip, classes())
     method.prepare(clip, bank)
     learned = {name: parameter for name, parameter in method.named_parameters() if parameter.requires_grad}

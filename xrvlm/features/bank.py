@@ -248,6 +248,8 @@ def _write(path: Path, header: dict[str, Any], chunks: Sequence[Mapping[str, Ten
     tensors = {key: torch.cat([chunk[key] for chunk in chunks]) for key in chunks[0]}      # (rows, v, ...)
     header = header | {"checksums": {key: checksum(values) for key, values in tensors.items()}}
     metadata = {"xrvlm": json.dumps(header)}
+    if not path.is_file() and not path.is_dir():
+        path.unlink(missing_ok=True)     # a pipe, which no writer of files replaces; the cache may
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
 
 
