@@ -41,7 +41,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = Path(name)
     try:
         write(temporary)
-        _flush(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, path)          # noqa: PTH105 (tests make this one call fail)
     except BaseException as error:
@@ -141,6 +142,8 @@ def alone(lock_file: Path, busy: str | None = None) -> Iterator[None]:
     lock = FileLock(lock_file, blocking=busy is None)
     try:
         lock_file.parent.mkdir(parents=True, exist_ok=True)
+        if not os.path.lexists(lock_file):
+            lock_file.touch()                # where none can be made, the library waits for it or takes it for held
         lock.acquire()
     except Timeout as error:
         raise UserError(f"{lock_file.parent}: {busy}") from error
@@ -254,11 +257,6 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"the key {key!r} occurs twice")
         found[key] = value
     return found
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
 
 
 def _umask() -> int:
