@@ -13,6 +13,7 @@ What else a caller must know stands in the file's metadata, each as JSON:
 
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,9 +29,9 @@ from torch import Tensor, nn
 
 from xrvlm.data.dataset import Item
 from xrvlm.distributed import generator
-from xrvlm.errors import UserError, typed
+from xrvlm.errors import UserError, option, typed
 from xrvlm.features.source import evaluation_batches
-from xrvlm.files import user_path, write_atomically
+from xrvlm.files import check_replaceable, user_path, write_atomically
 from xrvlm.inference.classifier import Classifier
 from xrvlm.views import ImageSource
 
@@ -59,6 +60,7 @@ def export_onnx(classifier: Classifier, path: Path | str, *, images: Tensor | No
     path = user_path(path)
     if path.suffix.lower() != ".onnx":
         raise UserError(f"{path} must end in .onnx: an ONNX file is what is written (`Classifier.save` writes others)")
+    _check_writable(path)
     deployed = Deployed(_in_float32(classifier)).eval()
     program = _graph(deployed, classifier)
     program.model.metadata_props.update(_metadata(classifier))
@@ -122,6 +124,15 @@ def largest_difference(path: Path, deployed: nn.Module, batches: Sequence[Tensor
         raise UserError(f"the exported graph differs from torch by {worst:.1e} of the largest logit, {TOLERANCE:.0e} "
                         "is allowed; nothing was written: try another version of torch, or choose another backbone")
     return worst
+
+
+def _check_writable(path: Path) -> None:
+    """UserError before the work, which takes minutes, where no file can be written to `path`."""
+    check_replaceable(path)
+    there = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    if path.is_dir() or not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "it is a folder" if path.is_dir() else f"{there} is no folder that you may write to"
+        raise UserError(f"cannot write {path}: {why}; name another file with {option('out')}")
 
 
 def _require_packages() -> None:
