@@ -43,7 +43,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)          # noqa: PTH105 (tests make this one call fail)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -57,6 +59,12 @@ def check_replaceable(path: Path) -> None:
     """UserError where a file would take the place of a pipe or a device: who writes as root may replace /dev/null."""
     if path.exists() and not path.is_file() and not path.is_dir():
         raise UserError(f"{path} is a pipe or a device, which a file would replace; name another file")
+
+
+def is_writable(path: Path) -> bool:
+    """Whether a file can be written to `path`, as far as can be told without making its folders."""
+    there = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -257,12 +265,6 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"the key {key!r} occurs twice")
         found[key] = value
     return found
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def _is_disk_error(error: BaseException) -> bool:

@@ -13,7 +13,6 @@ What else a caller must know stands in the file's metadata, each as JSON:
 
 import json
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from xrvlm.data.dataset import Item
 from xrvlm.distributed import generator
 from xrvlm.errors import UserError, option, typed
 from xrvlm.features.source import evaluation_batches
-from xrvlm.files import check_replaceable, user_path, write_atomically
+from xrvlm.files import check_replaceable, is_writable, user_path, write_atomically
 from xrvlm.inference.classifier import Classifier
 from xrvlm.views import ImageSource
 
@@ -129,10 +128,9 @@ def largest_difference(path: Path, deployed: nn.Module, batches: Sequence[Tensor
 def _check_writable(path: Path) -> None:
     """UserError before the work, which takes minutes, where no file can be written to `path`."""
     check_replaceable(path)
-    there = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
-    if path.is_dir() or not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        why = "it is a folder" if path.is_dir() else f"{there} is no folder that you may write to"
-        raise UserError(f"cannot write {path}: {why}; name another file with {option('out')}")
+    if path.is_dir() or not is_writable(path):
+        why = "it is a folder" if path.is_dir() else f"{path.parent} is no folder that you may write to"
+        raise UserError(f"cannot write {path}: {why}; name another file with {option('out', 'FILE.onnx')}")
 
 
 def _require_packages() -> None:
