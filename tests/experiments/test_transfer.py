@@ -175,3 +175,16 @@ def test_a_run_that_cannot_be_written_is_scored_all_the_same(runs, tmp_path, cap
     assert captured.out.splitlines() == [line]
     assert "the figures are not kept" in captured.out + captured.err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_no_result_leaves_the_folder_of_a_run_by_a_link(runs, tmp_path, capsys, birds):
+    copy = shutil.copytree(runs["linear_probe", 1], tmp_path / "runs" / "copy", ignore=shutil.ignore_patterns("eval"))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for link in (copy / "eval", copy / "explain", copy.parent / "report"):
+        link.symlink_to(elsewhere)
+    shutil.copy(runs["linear_probe", 1].parent / "results.jsonl", copy.parent)
+    for arguments in (["eval", f"run={copy}", f"data.root={birds}", *HERE], ["report", str(copy.parent)],
+                      ["explain", f"run={copy}", f"images={birds}", "device=cpu"]):
+        assert "is a link that leads out of" in told(capsys, *arguments)
+    assert list(elsewhere.iterdir()) == []

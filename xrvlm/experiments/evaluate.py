@@ -11,7 +11,7 @@ from xrvlm.data.dataset import Dataset, Item
 from xrvlm.errors import UserError, option, typed
 from xrvlm.evaluation.metrics import METRICS_FILE, summarise, write_scores
 from xrvlm.experiments.protocols import Among, transfer_record
-from xrvlm.experiments.saved import SavedRun, recorded_hashes
+from xrvlm.experiments.saved import SavedRun, inside, recorded_hashes
 from xrvlm.features.source import FeatureSettings, feature_source
 from xrvlm.files import as_file_name, digest, is_writable
 from xrvlm.inference.classifier import Classifier, class_order
@@ -63,7 +63,7 @@ def evaluate(run: str | Path, dataset: Dataset | None = None, *, among: Among = 
     classifier, note, key = _turned(saved, classifier, dataset, among, text or {})
     # other images may have the same names: the folder's name depends on their contents
     name = f"{dataset.name}-{digest([*(item.id for item in items), tested, *key])[:10]}"
-    folder = saved.folder / "eval" / as_file_name(name)
+    folder = inside(saved.folder, f"eval/{as_file_name(name)}")
     metrics = score(classifier, dataset, items, folder, features=features, workers=workers, among=among)
     scored = len(dataset.split.classes if among == "data" else classifier.names)
     if not own and is_writable(folder / METRICS_FILE):
