@@ -50,6 +50,7 @@ def hub_dataset(path: Any, *, config: str | None = None, image_column: str | Non
 
     Args:
         path: a name on the hub, a folder that `save_to_disk` wrote, or a `datasets.Dataset` or `DatasetDict` in memory.
+            A split alone is to train on, unless it is called test.
         config: the configuration on the hub.
         image_column: None: the only column of type Image.
         label_column: None: the only ClassLabel, else the only column of strings or integers. Classes are in the order
