@@ -1,5 +1,6 @@
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -90,3 +91,11 @@ def test_a_file_never_takes_the_place_of_a_pipe_or_a_device(tmp_path):
             files.write_text(tmp_path / name, "x")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["device", "pipe"]
     assert (tmp_path / "device").is_symlink()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder in which no file can be made")  # noqa: PTH112
+def test_a_lock_that_cannot_be_made_is_not_taken_for_one_that_is_held():
+    with pytest.raises(UserError, match="cannot write /proc: "), files.alone(Path("/proc/.xrvlm.lock"), "it is busy"):
+        pass
+    with pytest.raises(UserError, match="cannot write /proc: "), files.alone(Path("/proc/.xrvlm.lock")):
+        pass

@@ -41,8 +41,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = Path(name)
     try:
         write(temporary)
-        _flush(temporary)
-        temporary.chmod(0o666 & ~_umask())
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)          # noqa: PTH105 (tests make this one call fail)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -56,6 +59,12 @@ def check_replaceable(path: Path) -> None:
     """UserError where a file would take the place of a pipe or a device: who writes as root may replace /dev/null."""
     if path.exists() and not path.is_file() and not path.is_dir():
         raise UserError(f"{path} is a pipe or a device, which a file would replace; name another file")
+
+
+def is_writable(path: Path) -> bool:
+    """Whether a file can be written to `path`, as far as can be told without making its folders."""
+    there = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -141,6 +150,8 @@ def alone(lock_file: Path, busy: str | None = None) -> Iterator[None]:
     lock = FileLock(lock_file, blocking=busy is None)
     try:
         lock_file.parent.mkdir(parents=True, exist_ok=True)
+        if not os.path.lexists(lock_file):
+            lock_file.touch()                # where none can be made, the library waits for it or takes it for held
         lock.acquire()
     except Timeout as error:
         raise UserError(f"{lock_file.parent}: {busy}") from error
@@ -254,17 +265,6 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"the key {key!r} occurs twice")
         found[key] = value
     return found
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def _is_disk_error(error: BaseException) -> bool:

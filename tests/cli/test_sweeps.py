@@ -133,3 +133,13 @@ def test_slurm_is_a_launcher_too(photos, capsys):
     assert main(["adapt", f"data.root={photos}", "hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=60",
                  "--cfg", "hydra"]) == 0
     assert "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher" in capsys.readouterr().out
+
+
+def test_a_sweep_whose_folder_cannot_be_written_is_told_in_one_line(tmp_path, capsys):
+    photo_folder(tmp_path / "birds", images=2)
+    (tmp_path / "runs" / "multirun.yaml").mkdir(parents=True)
+    arguments = ["adapt", "-m", f"data.root={tmp_path / 'birds'}", f"runs={tmp_path / 'runs'}", *GRID]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "error: cannot write " in error and "choose another folder with runs=" in error
+    assert "Traceback" not in error

@@ -309,3 +309,8 @@ def test_drop_damaged(caplog, workers):
                                    "a/001.jpg, test/a/001.jpg, val/b/000.jpg"]
     whole = Dataset("birds", Memory(), split)
     assert drop_damaged(whole, workers) is whole
+
+
+def test_a_seed_below_zero_is_refused():
+    with pytest.raises(UserError, match=r"seed=-1 must be at least 0"):
+        sample_shots(with_test_set(SPLIT), 4, -1)

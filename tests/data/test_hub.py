@@ -74,6 +74,15 @@ def test_a_single_split(tmp_path, monkeypatch):
     assert full.source.read("full/3") == jpeg(30)
 
 
+@pytest.mark.parametrize("split", ["test", "Testing"])
+def test_a_test_split_alone_is_no_training_set(split):
+    dataset = hub_dataset(datasets.DatasetDict({split: birds()}))
+    assert (len(dataset.split.train), len(dataset.split.val), len(dataset.split.test)) == (0, 0, 12)
+    words = datasets.Value("string")
+    with pytest.raises(UserError, match="each of the 12 rows"):
+        hub_dataset(datasets.DatasetDict({split: birds(label=words, labels=[f"a {row}" for row in range(12)])}))
+
+
 def test_a_saved_folder_is_remembered_and_a_set_in_memory_is_not(tmp_path, monkeypatch):
     birds().save_to_disk(tmp_path / "birds")
     monkeypatch.chdir(tmp_path)

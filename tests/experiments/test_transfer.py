@@ -161,3 +161,30 @@ def test_other_images_of_the_same_names_have_a_score_of_their_own(runs, tmp_path
     assert places[0] == places[2] != places[1]
     lines = [record for record in read_records(places[0].parent) if record.run in {place.name for place in places}]
     assert len(lines) == len({line.tested for line in lines}) == len({line.setting for line in lines}) == 2
+
+
+def test_a_run_that_cannot_be_written_is_scored_all_the_same(runs, tmp_path, capsys, monkeypatch, birds):
+    """As on a disk that may only be read. An `eval` that is a file stands for it: root may write everywhere else."""
+    arguments = (f"run={runs['linear_probe', 1]}", f"data.root={birds}")
+    line, _, _ = scored(capsys, *arguments)
+    copy = shutil.copytree(runs["linear_probe", 1], tmp_path / "runs" / "copy", ignore=shutil.ignore_patterns("eval"))
+    (copy / "eval").touch()
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["eval", f"run={copy}", f"data.root={birds}", *HERE]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == [line]
+    assert "the figures are not kept" in captured.out + captured.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_no_result_leaves_the_folder_of_a_run_by_a_link(runs, tmp_path, capsys, birds):
+    copy = shutil.copytree(runs["linear_probe", 1], tmp_path / "runs" / "copy", ignore=shutil.ignore_patterns("eval"))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for link in (copy / "eval", copy / "explain", copy.parent / "report"):
+        link.symlink_to(elsewhere)
+    shutil.copy(runs["linear_probe", 1].parent / "results.jsonl", copy.parent)
+    for arguments in (["eval", f"run={copy}", f"data.root={birds}", *HERE], ["report", str(copy.parent)],
+                      ["explain", f"run={copy}", f"images={birds}", "device=cpu"]):
+        assert "is a link that leads out of" in told(capsys, *arguments)
+    assert list(elsewhere.iterdir()) == []

@@ -104,3 +104,10 @@ def test_the_commands(cache, capsys):
     assert main(["cache", "prune", f"cache={cache}"]) == 0
     assert "4 folders" in capsys.readouterr().out
     assert len(states(cache)) == 2
+
+
+def test_an_empty_folder_of_the_cache_has_the_age_of_the_folder(tmp_path):
+    (tmp_path / "features" / "empty").mkdir(parents=True)
+    (bank,) = banks(tmp_path)
+    assert bank.size == 0 and time.time() - bank.used < 1000
+    assert prune(tmp_path, older_than="1d", dry_run=True) == [bank]            # it is unreadable, whatever its age

@@ -302,3 +302,13 @@ def test_a_method_without_parts_says_what_can_be_explained(method):
     clip = tiny_vit()
     with pytest.raises(UserError, match="no image parts to explain; explain takes runs of .* such as method='xr_vlm"):
         parts_and_relations(method(clip, classes()))
+
+
+@pytest.mark.parametrize("module", ["pooling", "relations"])
+def test_numbers_that_are_not_finite_are_refused(clip, module):
+    model = moved(clip)
+    with torch.no_grad():
+        for value in getattr(model.method, module).parameters():
+            value.fill_(1e38)
+    with pytest.raises(UserError, match=r"numbers that are not finite: adapt again with force=True"):
+        explain(model, photos(1))

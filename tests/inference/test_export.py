@@ -1,6 +1,7 @@
 """An exported model says what torch says, whatever the method and the tower; where it does not, nothing is left."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -272,3 +273,19 @@ def test_typed_or_called_it_writes_one_file(at_home, tmp_path, capsys):
     assert "leave device= and precision= out" in told(capsys, "export", f"run={folder}", "precision=bf16")
     error = told(capsys, "export", f"run={folder}", "format=pt2")
     assert "unknown format 'pt2'; available: onnx" in error
+
+
+@pytest.mark.parametrize("made", ["folder", "file above", "pipe"])
+def test_an_output_that_cannot_be_written_is_told_before_the_work(clip, tmp_path, monkeypatch, made):
+    path = tmp_path / "above" / "model.onnx"
+    if made == "folder":
+        path.mkdir(parents=True)
+    elif made == "file above":
+        path.parent.touch()
+    else:
+        path.parent.mkdir()
+        os.mkfifo(path)
+    monkeypatch.setattr(export, "_graph", lambda *_: pytest.fail("the work was begun"))
+    with pytest.raises(UserError, match=r"cannot write .*model\.onnx: .*folder.*; name another file|is a pipe or"):
+        export_onnx(classifier(clip, "zero_shot"), path)
+    assert sorted(tmp_path.rglob("*.onnx")) == ([] if made == "file above" else [path])

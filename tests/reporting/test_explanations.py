@@ -150,3 +150,10 @@ def test_a_run_without_parts(photos, tmp_path, capsys):
 
 def test_names_are_taken_as_they_stand():
     assert quote("against=Baird's Sparrow") == r"against='Baird\'s Sparrow'"
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(run, photos, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    capsys.readouterr()
+    assert explained(run, photos / CLASSES[0] / "0.png", f"out={tmp_path / 'file' / 'out'}") == 2
+    assert "file/out: name another folder with out=DIR" in capsys.readouterr().err

@@ -210,3 +210,10 @@ def test_a_browser_opens_it_without_a_complaint(page, tmp_path):
     broken.write_text(page.read_text(encoding="utf-8").replace(
         "</main>", '<img src="https://example.org/x.png" alt=""></main>'), encoding="utf-8")
     assert console(broken)
+
+
+def test_long_names_wrap_wherever_a_name_can_stand():
+    """A data set, a method or a class of 200 letters widens nothing beyond a screen of 400 pixels."""
+    style = (Path(page_module.__file__).parent / "page.html").read_text(encoding="utf-8").partition("</style>")[0]
+    wrapping = ",".join(re.findall(r"([^{}]+)\{[^{}]*overflow-wrap: anywhere", style))
+    assert {"h2", "p", "nav a", "label", "code", "summary", ".pair"} <= {each.strip() for each in wrapping.split(",")}

@@ -94,3 +94,12 @@ def test_bars_ascend_and_hold_every_value():
     assert dots == {0: [40], 1: [45], 2: [50, 56], 3: [70, 72, 77]}
     assert [text.get_text() for text in axes.texts] == ["40.0", "45.0", "53.0 ± 4.2", "73.0 ± 3.6"]
     assert bars[0].get_facecolor() == bars[2].get_facecolor() != bars[1].get_facecolor()       # zero-shot is grey
+
+
+def test_letters_that_the_font_lacks_are_told_once(tmp_path, caplog, recwarn):
+    plots._tell_of_boxes.cache_clear()
+    for file in ("a.png", "b.png"):
+        plots.save(plots.confusion(torch.eye(2, dtype=torch.long), ["\u5c71\u9ce5", "\u7ea2"]), tmp_path / file)
+    (told,) = [record.getMessage() for record in caplog.records if "boxes" in record.getMessage()]
+    assert "DejaVu Sans" in told or "sans-serif" in told
+    assert "font.family" in told and not [each for each in recwarn if "Glyph" in str(each.message)]

@@ -42,7 +42,9 @@ def evaluate(config: DictConfig) -> None:
                  class_names=_plain(config.data.get("class_names")) if own else None, text=_text(config),
                  features=_partial(config.features, "features")(), workers=config.workers, **_device(config))
     figures = _figures(found.metrics, int(found.metrics["images"]), found.classes)
-    print(f"{found.data}: {figures}{f'; {found.note}' if found.note else ''}\n{found.folder}")
+    print(f"{found.data}: {figures}{f'; {found.note}' if found.note else ''}")
+    if found.folder.exists():            # not of a run on a disk that may only be read
+        print(found.folder)
 
 
 def predict(config: DictConfig) -> None:

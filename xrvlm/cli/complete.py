@@ -3,6 +3,7 @@
 It reads the YAML files alone, so that a completion takes no longer than `xrvlm --help`.
 """
 
+import errno
 import os
 import re
 from collections.abc import Sequence
@@ -90,6 +91,14 @@ def of_hydra(error: Exception, command: str, given: Sequence[str]) -> Exception:
     if choice and choice[1] in GROUPS:
         return unknown(choice[1], choice[2], shipped(choice[1]))
     return error
+
+
+def of_disk(error: OSError) -> Exception:
+    """The error itself or, where a file of Hydra's cannot be written, one that says so."""
+    if error.errno not in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+        return error
+    return UserError(f"cannot write {error.filename or 'the files of the sweep'}: {error.strerror}; choose another "
+                     "folder with runs=, one that you may write to and that has space")
 
 
 def unreadable(argument: str) -> UserError:

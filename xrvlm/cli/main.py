@@ -178,7 +178,6 @@ def _group() -> Iterator[Any]:
         yield None
         return
     from xrvlm.distributed import joined
-
     with joined() as group:
         yield group
 
@@ -191,7 +190,6 @@ def _run(group: Any, command: str, overrides: list[str]) -> int:
     mistakes = (UserError, HydraException, OmegaConfBaseException)
     if group is not None:
         from xrvlm.distributed import PeerFailedError
-
         mistakes = (*mistakes, PeerFailedError)
     try:
         if group is not None and (command not in TOGETHER or SWEEP & set(overrides)):
@@ -204,7 +202,6 @@ def _run(group: Any, command: str, overrides: list[str]) -> int:
     except mistakes as error:
         if _speaks(group):
             from xrvlm.cli.complete import of_hydra
-
             _tell(of_hydra(error, command, overrides))
         return 2
     except KeyboardInterrupt:
@@ -256,6 +253,9 @@ def _run_hydra(command: str, overrides: list[str]) -> list[str]:
     sys.argv = [f"xrvlm {command}", *overrides]
     try:
         hydra.main(version_base="1.3", config_path="pkg://xrvlm.conf", config_name=config_name(command))(task)()
+    except OSError as error:                 # Hydra's own files, of a sweep
+        from xrvlm.cli.complete import of_disk
+        raise of_disk(error) from None
     finally:
         sys.argv = before
     return mistakes

@@ -135,6 +135,8 @@ def sample_shots(split: Split, shots: int | None, seed: int, val: bool = False) 
     if shots is not None and (not isinstance(shots, int) or isinstance(shots, bool) or shots < 1):
         raise UserError(f"{option('shots', shots)} must be a whole number of images a class, at least 1, or "
                         f"{either('None for all', 'all')}")
+    if seed < 0:
+        raise UserError(f"{option('seed', seed)} must be at least 0: each number draws other images, always the same")
     count = len(split.classes)
     orders = _drawn(split.train, count, seed, "shots")
     _check_enough(split.classes, orders, shots)

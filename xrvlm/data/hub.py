@@ -50,6 +50,7 @@ def hub_dataset(path: Any, *, config: str | None = None, image_column: str | Non
 
     Args:
         path: a name on the hub, a folder that `save_to_disk` wrote, or a `datasets.Dataset` or `DatasetDict` in memory.
+            A split alone is to train on, unless it is called test.
         config: the configuration on the hub.
         image_column: None: the only column of type Image.
         label_column: None: the only ClassLabel, else the only column of strings or integers. Classes are in the order
@@ -72,10 +73,11 @@ def hub_dataset(path: Any, *, config: str | None = None, image_column: str | Non
     for split, subset in subsets.items():
         found.setdefault(subset, []).extend(_labelled(splits[split], split, label))
     if label_column is None and class_names is None and not hasattr(features[label], "names"):
-        _check_repeats(found["train"], label, title)
+        _check_repeats(next(iter(found.values())), label, title)
     classes = _classes(features[label], found, title)
     source = HubSource({split: _encoded_column(splits[split], image) for split in subsets}, image)
-    return assemble(title, source, found, classes=classes, class_names=class_names, skip_damaged=skip_damaged)
+    return assemble(title, source, found, classes=classes, class_names=class_names, skip_damaged=skip_damaged,
+                    test_only="train" not in subsets.values())
 
 
 def _splits(path: Any, config: str | None) -> dict[str, Any]:
@@ -119,9 +121,9 @@ def _load(path: str, config: str | None) -> Any:
 
 
 def _subsets(splits: Sequence[str], title: str) -> dict[str, str]:
-    """{split of the library: our subset}; splits of other names are ignored."""
-    if len(splits) == 1:
-        return {splits[0]: "train"}
+    """{split of the library: our subset}; splits of other names are ignored, but one alone is the whole."""
+    if len(splits) == 1:                 # as of a folder: a test set alone is no training set
+        return {splits[0]: "test" if subset_of(splits[0]) == "test" else "train"}
     subsets = {split: subset for split in splits if (subset := subset_of(split))}
     if "train" not in subsets.values():
         raise UserError(f"{title} has no train split; its splits are {few(splits, 20)}")

@@ -9,11 +9,11 @@ from typing import Any
 from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
 from xrvlm.data.dataset import Dataset, Item
 from xrvlm.errors import UserError, option, typed
-from xrvlm.evaluation.metrics import write_scores
+from xrvlm.evaluation.metrics import METRICS_FILE, summarise, write_scores
 from xrvlm.experiments.protocols import Among, transfer_record
-from xrvlm.experiments.saved import SavedRun, recorded_hashes
+from xrvlm.experiments.saved import SavedRun, inside, recorded_hashes
 from xrvlm.features.source import FeatureSettings, feature_source
-from xrvlm.files import as_file_name, digest
+from xrvlm.files import as_file_name, digest, is_writable
 from xrvlm.inference.classifier import Classifier, class_order
 from xrvlm.methods.base import probabilities
 
@@ -63,10 +63,10 @@ def evaluate(run: str | Path, dataset: Dataset | None = None, *, among: Among = 
     classifier, note, key = _turned(saved, classifier, dataset, among, text or {})
     # other images may have the same names: the folder's name depends on their contents
     name = f"{dataset.name}-{digest([*(item.id for item in items), tested, *key])[:10]}"
-    folder = saved.folder / "eval" / as_file_name(name)
+    folder = inside(saved.folder, f"eval/{as_file_name(name)}")
     metrics = score(classifier, dataset, items, folder, features=features, workers=workers, among=among)
     scored = len(dataset.split.classes if among == "data" else classifier.names)
-    if not own:
+    if not own and is_writable(folder / METRICS_FILE):
         transfer_record(saved.folder, folder, dataset, classifier.header.classes, metrics, among, scored, tested)
     return Evaluation(folder, dataset.name, metrics, scored, note)
 
@@ -107,7 +107,8 @@ def _turned(saved: SavedRun, classifier: Classifier, dataset: Dataset, among: Am
 @typed
 def score(classifier: Classifier, dataset: Dataset, items: Sequence[Item], folder: Path, *,
           features: FeatureSettings | None = None, workers: int = 0, among: Among = "run") -> dict[str, float]:
-    """Score a model on `items` of `dataset`, whose classes it must know, and write the figures to `folder`.
+    """Score a model on `items` of `dataset`, whose classes it must know, and write the figures to `folder`, where
+    it can be written.
 
     `among="data"` masks the classes that `dataset` does not have, also of methods that are bound to their classes.
     """
@@ -119,7 +120,11 @@ def score(classifier: Classifier, dataset: Dataset, items: Sequence[Item], folde
     clip, method = classifier.clip, classifier.method
     source = feature_source(clip, dataset.source, known, features or FeatureSettings(), needs=method.needs, views=0,
                             seed=0, workers=workers)
-    return write_scores(folder, source.ids, source.labels, probabilities(method, clip, source, mask), names)
+    found = probabilities(method, clip, source, mask)
+    if not is_writable(folder / METRICS_FILE):       # as of a run on a disk that may only be read
+        log.warning("the figures are not kept: %s cannot be written", folder)
+        return summarise(found, source.labels, names)
+    return write_scores(folder, source.ids, source.labels, found, names)
 
 
 def _without_images_of(split_file: Path, items: Sequence[Item], hashes: Mapping[str, str], own: bool,

@@ -1,6 +1,7 @@
 """A run that was saved: its model, its images and the text of its classes, found from its folder alone."""
 
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -125,6 +126,14 @@ class SavedRun:
         if data.get("_target_") in FORMER:
             return FORMER[data["_target_"]], {key: value for key, value in data.items() if not key.startswith("_")}
         raise UserError(f"{self.folder} does not say where its images were; name them with {option('data.root')}")
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Where results of runs in `folder` go; UserError where a link in it, of anyone, would lead them out of it."""
+    path = folder / name
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise UserError(f"{path} is a link that leads out of {folder}, and files there might be replaced: remove it")
+    return path
 
 
 def is_latest(run: str | Path) -> bool:

@@ -114,7 +114,9 @@ def _header(path: Path) -> dict | None:
 
 def _size_and_use(folder: Path) -> tuple[int, float]:
     found = [path.stat() for path in folder.rglob("*") if path.is_file()]
-    return sum(each.st_size for each in found), max((max(each.st_atime, each.st_mtime) for each in found), default=0.0)
+    if not found:
+        return 0, folder.stat().st_mtime
+    return sum(each.st_size for each in found), max(max(each.st_atime, each.st_mtime) for each in found)
 
 
 def _deleted(folder: Path) -> bool:

@@ -194,8 +194,10 @@ def _explained(classifier: Classifier, pooling: ImageParts, head: RelationHead, 
         maps = pooling.part_maps(x)                                                        # (b, m, p)
         relations = head.relate(pooling.of(x), class_features)                             # (b, g, m, c)
         logits = method.logits(x, class_features)                                          # (b, c)
-        probabilities = method.class_probabilities(x, class_features)                      # (b, c)
+        probabilities = classifier.from_features(x)                                        # (b, c)
         added = logits - head.score(relations)                                             # (b, c)
+    if not all(values.isfinite().all() for values in (maps, relations, logits, added)):
+        raise UserError(f"{method.label} gives numbers that are not finite: adapt again with {option('force', True)}")
     for i, values in enumerate(logits):                                                    # (c,)
         best, against = int(values.argmax()), rival
         if rival == best:                # why not the runner-up
@@ -209,7 +211,7 @@ def _explained(classifier: Classifier, pooling: ImageParts, head: RelationHead, 
         yield Explanation(
             photo=_seen(views[i], clip.transform), maps=on_grid.cpu(), dead=(weight == 0).cpu(),
             class_token=(1 - on_grid.sum(dim=(1, 2)) / weight.clamp(min=1e-12)).mul(weight > 0).clamp(0, 1).cpu(),
-            probabilities=probabilities[i].cpu(), predicted=classifier.names[best], relations=relations[i].cpu(),
+            probabilities=probabilities[i], predicted=classifier.names[best], relations=relations[i].cpu(),
             logit=attribute(head, relations[i], towards, values, added[i]),
             against=None if against is None else classifier.names[against], margin=margin)
 

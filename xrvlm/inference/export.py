@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 from xrvlm.data.dataset import Item
 from xrvlm.distributed import generator
-from xrvlm.errors import UserError, typed
+from xrvlm.errors import UserError, option, typed
 from xrvlm.features.source import evaluation_batches
-from xrvlm.files import user_path, write_atomically
+from xrvlm.files import check_replaceable, is_writable, user_path, write_atomically
 from xrvlm.inference.classifier import Classifier
 from xrvlm.views import ImageSource
 
@@ -59,6 +59,7 @@ def export_onnx(classifier: Classifier, path: Path | str, *, images: Tensor | No
     path = user_path(path)
     if path.suffix.lower() != ".onnx":
         raise UserError(f"{path} must end in .onnx: an ONNX file is what is written (`Classifier.save` writes others)")
+    _check_writable(path)
     deployed = Deployed(_in_float32(classifier)).eval()
     program = _graph(deployed, classifier)
     program.model.metadata_props.update(_metadata(classifier))
@@ -122,6 +123,14 @@ def largest_difference(path: Path, deployed: nn.Module, batches: Sequence[Tensor
         raise UserError(f"the exported graph differs from torch by {worst:.1e} of the largest logit, {TOLERANCE:.0e} "
                         "is allowed; nothing was written: try another version of torch, or choose another backbone")
     return worst
+
+
+def _check_writable(path: Path) -> None:
+    """UserError before the work, which takes minutes, where no file can be written to `path`."""
+    check_replaceable(path)
+    if path.is_dir() or not is_writable(path):
+        why = "it is a folder" if path.is_dir() else f"{path.parent} is no folder that you may write to"
+        raise UserError(f"cannot write {path}: {why}; name another file with {option('out', 'FILE.onnx')}")
 
 
 def _require_packages() -> None:

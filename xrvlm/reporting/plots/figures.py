@@ -2,13 +2,16 @@
 matplotlib is not used. Colour-blind readers can distinguish the colours.
 """
 
+import logging
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
@@ -19,6 +22,8 @@ from PIL import Image, ImageChops
 from torch import Tensor
 
 from xrvlm import files
+
+log = logging.getLogger(__name__)
 
 # Okabe and Ito, "Color Universal Design" (2008), without yellow, which is not visible on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -35,10 +40,15 @@ def save(figure: Figure, path: Path) -> None:
     """Write the figure as a PNG without its white border, atomically; a drawing gets a palette of 256 colours."""
     figure.set_dpi(DOTS_PER_INCH)
     canvas = FigureCanvasAgg(figure)
-    with warnings.catch_warnings():
-        # DejaVu Sans lacks Chinese, for example: such names become boxes, without a warning for each character
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         canvas.draw()
+    missing = [each for each in told if "missing from font" in str(each.message)]
+    if missing:
+        _tell_of_boxes()
+    for each in told:
+        if each not in missing:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     left, top, right, bottom = ImageChops.invert(image).getbbox() or (0, 0, *image.size)
     image = image.crop((max(left - EDGE, 0), max(top - EDGE, 0),
@@ -46,6 +56,14 @@ def save(figure: Figure, path: Path) -> None:
     if image.getcolors(DRAWN_COLOURS):
         image = _in_few_colours(image)
     files.write_atomically(path, lambda temporary: image.save(temporary, "PNG"))
+
+
+@cache
+def _tell_of_boxes() -> None:
+    """Once, not for each letter of each picture: DejaVu Sans lacks Chinese, for example."""
+    log.warning("pictures show boxes in place of letters that the font %s lacks: name one that has them in a file "
+                "matplotlibrc in this folder, as in `font.family: DejaVu Sans, Noto Sans CJK JP`",
+                ", ".join(rcParams["font.family"]))
 
 
 def _in_few_colours(image: Image.Image) -> Image.Image:
