@@ -27,20 +27,17 @@ M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = (-3, 2 ** 30), (-1, 2 ** 31 - 1)
 def timm_encoder(encode: Encode, visual: TimmModel) -> ImageEncoder:
     """The ImageEncoder for a trunk: of transformer blocks, or one that ends in a feature map."""
     trunk: Any = visual.trunk.eval()
-    blocks, several = getattr(trunk, "blocks", ()), False
+    blocks = getattr(trunk, "blocks", ())
     if not isinstance(trunk, VisionTransformer | Eva):
+        blank = next(trunk.parameters()).new_zeros(1, 3, *visual.image_size)
         with torch.no_grad():
-            states = trunk.forward_features(_blank(visual))
-        square = isinstance(states, Tensor) and math.isqrt(states.shape[1]) ** 2 == states.shape[1]
-        if isinstance(states, Tensor) and (states.ndim == 4 or (square and not blocks)):
-            return TimmMap(encode, visual)
-        several = not isinstance(states, Tensor)                       # maps of several sizes, as of CoaT and CrossViT
-    return WithoutPositions(encode, type(trunk).__name__) if several or len(blocks) < 2 else TimmViT(encode, visual)
-
-
-def _blank(visual: Any) -> Tensor:
-    """An image (1, 3, h, w) of zeros."""
-    return next(visual.trunk.parameters()).new_zeros(1, 3, *visual.image_size)
+            last, earlier = _maps(trunk, _last_block(trunk), blank)
+        if not isinstance(last, Tensor):     # maps of several sizes, as of CoaT and CrossViT
+            return WithoutPositions(encode, type(trunk).__name__)
+        square = math.isqrt(last.shape[1]) ** 2 == last.shape[1]
+        if last.ndim == 4 or (square and not blocks):
+            return TimmMap(encode, visual, last, earlier)
+    return TimmViT(encode, visual) if len(blocks) > 1 else WithoutPositions(encode, type(trunk).__name__)
 
 
 class Timm(ImageEncoder):
@@ -91,12 +88,12 @@ class TimmMap(Timm):
 
     revision = 2                         # 1: mid_tokens were the last map
 
-    def __init__(self, encode: Encode, visual: Any):
+    def __init__(self, encode: Encode, visual: Any, last: Tensor, earlier: Any):
+        """`last` and `earlier`: what `_maps` gives for one image."""
         super().__init__(encode, visual)
         self.last_block: nn.Module | None = _last_block(self.trunk)
+        self.layout = "NLC" if last.ndim == 3 else getattr(self.trunk, "output_fmt", "NCHW")
         with torch.no_grad():
-            last, earlier = self._maps(_blank(visual))
-            self.layout = "NLC" if last.ndim == 3 else getattr(self.trunk, "output_fmt", "NCHW")
             pooled = self.trunk.forward_head(last)
         first = next((module for module in visual.head.modules() if isinstance(module, nn.Linear)), None)
         # open_clip sizes the projection for the last map, even where the trunk widens the pooled map first (MobileNet)
@@ -121,19 +118,11 @@ class TimmMap(Timm):
         return self.visual.head(self._cells(states).mean(1)) if self.head_reads_mean else super().pool(states)
 
     def read(self, images: Tensor) -> Reading:
-        last, earlier = self._maps(images)
+        last, earlier = _maps(self.trunk, self.last_block, images)
         return Reading(self.pool(last), self._cells(last), self._cells(earlier))
 
     def project(self, states: Tensor) -> Tensor:
         return at_each_position(self._pool_cell, states)
-
-    def _maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The last feature map and the earlier one."""
-        if self.last_block is None:
-            return (self.trunk.forward_features(images),) * 2
-        with captured(self.last_block, "input") as entered:
-            last = self.trunk.forward_features(images)
-        return last, entered[0] if entered else last
 
     def _cells(self, feature_map: Tensor) -> Tensor:                                       # (b, p, e)
         if self.layout == "NLC":
@@ -143,6 +132,15 @@ class TimmMap(Timm):
     def _pool_cell(self, states: Tensor) -> Tensor:                                        # (n, 1, e) -> (n, d)
         maps = {"NLC": states, "NHWC": states[:, None], "NCHW": states.mT[..., None]}      # of 1 x 1
         return self.pool(maps[self.layout])
+
+
+def _maps(trunk: Any, last_block: nn.Module | None, images: Tensor) -> tuple[Any, Any]:
+    """The last feature map and what enters the last block; as the trunk has them, which need not be tensors."""
+    if last_block is None:
+        return (trunk.forward_features(images),) * 2
+    with captured(last_block, "input") as entered:
+        last = trunk.forward_features(images)
+    return last, entered[0] if entered else last
 
 
 def _last_block(trunk: Any) -> nn.Module | None:

@@ -69,7 +69,11 @@ def entries(wordnet: Path = WORDNET) -> list[Entry]:
 
 def classes_below(wordnet: Path = WORDNET) -> dict[str, set[int]]:
     """{synset: the indices of ImageNet's classes at or below it in WordNet's tree of nouns}"""
-    above = _tree(wordnet / "data.noun")
+    return _below(_tree(wordnet / "data.noun"))
+
+
+def _below(above: dict[str, list[str]]) -> dict[str, set[int]]:
+    """{synset: the indices of ImageNet's classes at or below it}, from the synsets directly above each."""
     below: dict[str, set[int]] = defaultdict(set)
     for number, start in enumerate(imagenet_classes()):
         waiting = [start]
@@ -90,7 +94,8 @@ def _alike(cosines: np.ndarray) -> dict[int, float]:
 
 def _nouns(wordnet: Path) -> list[Entry]:
     """ImageNet's classes in their order, then the other nouns, of equal shares of what the tree says."""
-    curated, above, below = imagenet_classes(), _tree(wordnet / "data.noun"), classes_below(wordnet)
+    curated, above = imagenet_classes(), _tree(wordnet / "data.noun")
+    below = _below(above)
     index = {synset: number for number, synset in enumerate(curated)}
     info, found = ImageNetInfo("imagenet-22k"), []
     for synset in (*curated, *sorted(set(info.label_names()) - curated.keys())):
