@@ -114,6 +114,16 @@ def test_small_numbers_in_a_sweep_and_verbose(at_home, tmp_path):
     assert len(list(tmp_path.glob("runs/*/config.yaml"))) == 2, "the same run"
 
 
+@pytest.mark.parametrize(("words", "goes_on"), [(["adapt", "photos"], True), (["export", "runs/a"], False)])
+def test_an_interruption_promises_no_more_than_holds(at_home, monkeypatch, capsys, words, goes_on):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("xrvlm.cli.main._run_hydra", interrupted)
+    assert main(words) == 130
+    assert ("the same command goes on" in capsys.readouterr().err) == goes_on
+
+
 def test_an_interrupted_sweep_ends_and_goes_on(at_home, tmp_path):
     photo_folder(tmp_path / "photos", images=9)
     words = ["adapt", "-m", "data.root=photos", "method=linear_probe,tip_adapter", "shots=1,2", *TINY]

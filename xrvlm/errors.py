@@ -14,7 +14,8 @@ from typing import Any, ParamSpec, TypeVar
 # set while the command line runs: an environment variable, so that processes which decode images inherit it
 SPEAKS_KEYS = "XRVLM_ERRORS_NAME_KEYS"
 _NO_VALUE: Any = object()
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")      # a terminal follows them, or no file can hold them
+# a terminal follows them, they make a text look like another one, or no file can hold them
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 MOST_ALIASES, LARGEST_WHOLE = 10_000, 2**64
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 P = ParamSpec("P")
@@ -23,6 +24,10 @@ R = TypeVar("R")
 
 class UserError(ValueError):
     """A mistake in the input, told in one line that names the fix. The command line exits with code 2 on it."""
+
+
+class WriteError(UserError):
+    """A file cannot be written, such as on a full disk."""
 
 
 def either(in_python: str, on_the_command_line: str) -> str:
@@ -100,7 +105,9 @@ def odd_sign(text: str) -> str:
     found = CONTROL.search(text)
     if found is None:
         return ""
-    return "a control character" if found[0] <= "\x9f" else "half a character, which is not UTF-8"
+    if found[0] <= "\u2069":
+        return "a control character" if found[0] <= "\x9f" else "a sign that turns the direction of the text"
+    return "half a character, which is not UTF-8"
 
 
 def plain_text(value: Any) -> Any:

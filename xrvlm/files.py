@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from xrvlm.errors import UserError, odd_sign, option
+from xrvlm.errors import UserError, WriteError, odd_sign, option
 
 _SHA256: dict[tuple[object, ...], str] = {}
 LONGEST_NUMBER = 300                     # digits: a float holds no more
@@ -272,10 +272,10 @@ def _is_disk_error(error: BaseException) -> bool:
     return isinstance(error, OSError) or "I/O error" in str(error) or "No space left" in str(error)
 
 
-def _write_error(path: Path, error: BaseException) -> UserError:
+def _write_error(path: Path, error: BaseException) -> WriteError:
     full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
     fix = "free some space or choose another folder" if full else "choose another folder, or one that you may write to"
-    return UserError(f"cannot write {path}: {error}; {fix}, then run the same command again: finished results are kept")
+    return WriteError(f"cannot write {path}: {error}; {fix}, then run the command again: finished results are kept")
 
 
 @cache

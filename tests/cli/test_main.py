@@ -47,6 +47,11 @@ def test_help_and_version(capsys):
     assert capsys.readouterr().out.startswith("xrvlm 0.")
 
 
+def test_a_configuration_that_is_not_there_is_told_with_its_option(capsys):
+    assert main(["report", "--config-name", "nope"]) == 2
+    assert "config 'nope': --config-name needs --config-dir=DIR" in capsys.readouterr().err
+
+
 def test_the_configuration_is_shown_and_nothing_is_run(capsys, tmp_path):
     assert main(["adapt", "--cfg", "job", "method=coop", "shots=3"]) == 0
     out = capsys.readouterr().out

@@ -207,6 +207,34 @@ def test_arrays_of_floats():
         assert np.array_equal(np.asarray(decode(source.read("train/4"), "x")), values[4])
 
 
+def test_a_dark_image_is_read_as_the_others_of_its_column_are():
+    for bright, white in ((200.0, 1), (1.0, 255)):
+        cells = [np.full((4, 4), value).tolist() for value in (0.0, 1.0, 0.0, bright, bright, bright)]
+        rows = datasets.Dataset.from_dict({"pixels": cells, "label": [0, 1, 2] * 2})
+        source = hub_dataset(rows, image_column="pixels", label_column="label").source
+        assert np.asarray(decode(source.read("train/1"), "x")).max() == white
+
+
+@pytest.mark.parametrize(("labels", "classes", "images"), [
+    ([0, 1, -1] * 4, ("0", "1"), 8), ([-1, 1] * 6, ("-1", "1"), 12), ([-1, 0, 1, 2] * 3, ("0", "1", "2"), 9)])
+def test_minus_one_is_no_label_where_classes_are_counted(labels, classes, images, caplog):
+    split = hub_dataset(birds(label=datasets.Value("int64"), labels=labels)).split
+    assert (split.classes, len(split.train)) == (classes, images)
+    assert ("without a label" in caplog.text) == (images < 12)
+
+
+def test_minus_one_in_a_split_whose_labels_are_kept_back():
+    kind = datasets.Value("int64")
+    subsets = datasets.DatasetDict(train=birds(label=kind), test=birds(3, label=kind, labels=[-1] * 3))
+    split = hub_dataset(subsets).split
+    assert (split.classes, split.test) == (("0", "1", "2"), ())
+
+
+def test_classes_of_a_class_label_that_are_one_name():
+    with pytest.raises(UserError, match="of hub has classes of one name, 'owl', 'owl '.*cast_column"):
+        hub_dataset(birds(label=datasets.ClassLabel(names=["owl", "owl ", "jay"])))
+
+
 @pytest.mark.parametrize("value", [-1.0, 300.0, 70000, float("nan")])
 def test_numbers_that_are_no_plain_pixels(value):
     rows = datasets.Dataset.from_dict({"pixels": [[[value] * 4] * 4] * 6, "label": [0, 1, 2] * 2})

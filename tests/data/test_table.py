@@ -186,6 +186,7 @@ def test_class_names_and_skip_damaged(tmp_path):
     ("path,class,split\n1.jpg,a,\n", "line 2: the cell of 'split' is empty"),
     ("path,class\n1.jpg, \n", "line 2: the cell of 'class' is empty; fill it in or remove the line"),
     ("path,class\n1.jpg\n", "line 2: the cell of 'class' is empty"),
+    ("path,class\n1.jpg,0\n3.jpg,1\n4.jpg,-1\n", "line 4: the cell of 'class' is -1, which is no class beside 0"),
     ("path,class\n1.jpg,a,b\n", "line 2: more cells than the 2 columns; quote a cell"),
     ("file,class,part\n1.jpg,a,b\n", "has no column 'path'; its columns are file, class, part: set path_column"),
     ("", "has no column 'path', 'class'"),

@@ -24,6 +24,12 @@ def test_a_folder_of_photos_gives_a_table(at_home, tmp_path, capsys):
     assert "XR-VLM+" in output and str(report) in output and report.is_file()
 
 
+def test_a_report_that_cannot_be_written_is_told_before_any_work(tmp_path):
+    (tmp_path / "runs").write_text("a file, where a folder should be")
+    with pytest.raises(UserError, match="report: name another folder with runs='DIR'"):
+        run_demo(tmp_path / "runs", small=True)
+
+
 def test_a_folder_that_is_none_is_told_before_any_work(tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         run_demo(tmp_path / "runs", photos=tmp_path / "nowhere", device="cpu")

@@ -98,6 +98,8 @@ def test_a_method_comes_from_where_the_user_says(run, tmp_path, monkeypatch):
     lambda header: [], lambda header: 5, lambda header: None, lambda header: "[" * 100_000 + "]" * 100_000,
     lambda header: header | {"classes": header["classes"] | {"names": ["a"] * 4}},
     lambda header: header | {"classes": header["classes"] | {"names": ["a", "b", "c", "\x1b[31md"]}},
+    lambda header: header | {"classes": header["classes"] | {"names": ["a", "b", "c", "d\u202ec"]}},
+    lambda header: header | {"classes": header["classes"] | {"names": ["a", "b", "c", " "]}},
     lambda header: header | {"classes": header["classes"] | {"names": "abcd"}},
     lambda header: header | {"classes": header["classes"] | {"prompts": [["a"]]}},
     lambda header: header | {"classes": header["classes"] | {"names": [1, 2, 3, 4]}},

@@ -8,6 +8,8 @@ from photos import photo_folder
 from towers import tiny_vit
 
 from xrvlm.data.folder import image_folder
+from xrvlm.errors import WriteError
+from xrvlm.features import bank
 from xrvlm.features.bank import checksum
 from xrvlm.features.cache import banks
 from xrvlm.features.source import FeatureSettings, extract
@@ -19,8 +21,8 @@ def test_a_flipped_bit_is_found(tmp_path, caplog, at):
     settings = FeatureSettings(views=0, cache=tmp_path / "cache")
 
     def features():
-        bank = extract(clip, dataset.source, dataset.split.train, settings, needs=("pooled", "tokens"))
-        x = bank.select(torch.arange(len(bank.labels)), torch.zeros(len(bank.labels), dtype=torch.long))
+        read = extract(clip, dataset.source, dataset.split.train, settings, needs=("pooled", "tokens"))
+        x = read.select(torch.arange(len(read.labels)), torch.zeros(len(read.labels), dtype=torch.long))
         return torch.cat([x.pooled.flatten(), x.tokens.flatten()])
 
     before = features()
@@ -66,9 +68,29 @@ def test_a_cache_that_cannot_be_written_is_told_and_the_run_goes_on(tmp_path, ca
     settings = [FeatureSettings(views=1, cache=tmp_path / name) for name in ("file", "cache")]
     banks = [extract(clip, dataset.source, dataset.split.train, each, views=1) for each in settings]
     rows, views = torch.arange(len(banks[0].labels)), torch.ones(len(banks[0].labels), dtype=torch.long)
-    assert torch.equal(*(bank.select(rows, views).pooled for bank in banks))
-    assert "file/features cannot be written: the features are computed for this process alone" in caplog.text
+    assert torch.equal(*(each.select(rows, views).pooled for each in banks))
+    assert "file/features is not used, it cannot be written: the features are computed for this process" in caplog.text
     assert "name another folder with cache or $XRVLM_CACHE" in caplog.text
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on(tmp_path, caplog, monkeypatch):
+    clip, dataset = tiny_vit(), image_folder(photo_folder(tmp_path / "photos", images=3))
+    settings, write = FeatureSettings(cache=tmp_path / "cache"), bank.write_atomically
+    expected = extract(clip, dataset.source, dataset.split.train, FeatureSettings(cache=tmp_path / "other"))
+
+    def full(path, save):
+        if path.is_relative_to(tmp_path):
+            raise WriteError(f"cannot write {path}: No space left on device")
+        write(path, save)
+
+    monkeypatch.setattr(bank, "write_atomically", full)
+    found = extract(clip, dataset.source, dataset.split.train, settings)
+    rows = torch.arange(len(found.labels))
+    assert torch.equal(*(each.select(rows, torch.zeros_like(rows)).pooled for each in (found, expected)))
+    assert "No space left on device: the features are computed for this process alone" in caplog.text
+    monkeypatch.setattr(bank, "write_atomically", lambda path, _: full(tmp_path / path.name, None))
+    with pytest.raises(WriteError, match="another folder of features: cache='DIR' or .XRVLM_CACHE"):
+        extract(clip, dataset.source, dataset.split.train, settings, needs=("tokens",))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")

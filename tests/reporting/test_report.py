@@ -126,6 +126,13 @@ def test_nothing_to_read(tmp_path, name):
         read_records(tmp_path / name)
 
 
+def test_a_report_that_cannot_be_written_is_told_with_its_option(tmp_path):
+    append_record(tmp_path, record("a"))
+    (tmp_path / "report").write_text("a file, where a folder should be")
+    with pytest.raises(UserError, match="cannot write to .*report: name another folder with out='DIR'"):
+        report(tmp_path)
+
+
 def test_a_record_with_wrong_fields_is_refused_where_it_is_made():
     with pytest.raises(ValueError, match=r"metrics\.ece"):
         record(metrics={"top1": 1.0, "top5": 1.0, "mean_per_class": 1.0, "macro_f1": 1.0})

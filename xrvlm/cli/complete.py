@@ -73,6 +73,9 @@ def complete(words: Sequence[str]) -> list[str]:
 
 def of_hydra(error: Exception, command: str, given: Sequence[str]) -> Exception:
     """The error itself, or for a key or a configuration that Hydra does not know, one that names the nearest."""
+    if type(error).__name__ == "MissingConfigException" and "primary config" in str(error):
+        return UserError(f"{' '.join(str(error).split('.')[0].split())}: --config-name needs --config-dir=DIR, with "
+                         "the file in it; a file of settings here is an experiment: experiment=NAME")
     key = re.search(r"Could not override '([^']+)'", str(error))
     if key and key[1] == "runs" and POSITIONAL.get(command, ("",))[0] == "run":
         return UserError(f"`xrvlm {command}` has no runs=: name the run, or run=OTHER/latest for the newest in OTHER")

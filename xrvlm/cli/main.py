@@ -60,6 +60,7 @@ WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-
               "--info", "-i", "--experimental-rerun")
 GROUPS = ("backbone", "data", "features", "method", "recipe", "experiment")
 TOGETHER = ("adapt", "zeroshot")         # commands that several processes can do together
+RESUMED = ("adapt", "zeroshot", "predict", "compare", "demo")     # each run that is finished, or each image, is kept
 LISTS = ("data.class_names", "text.templates", "images", "classes")    # may also be a list in Hydra's grammar
 SCALARS: dict[str, Any] = {              # the types of values at the top level
     **dict.fromkeys(("seed", "workers", "topk", "folds"), int), "runs": str,
@@ -206,7 +207,7 @@ def _run(group: Any, command: str, overrides: list[str]) -> int:
         return 2
     except KeyboardInterrupt:
         if _speaks(group):
-            print("interrupted; the same command goes on where it was", file=sys.stderr)
+            print("interrupted" + "; the same command goes on where it was" * (command in RESUMED), file=sys.stderr)
         return 130
     except Exception:
         if _speaks(group):
@@ -286,9 +287,7 @@ def _task(command: str, main_process: int, mistakes: list[str], config: Any) -> 
 
 def _first_to_fail() -> bool:
     """Whether no other process of a distributed run has failed before."""
-    if "xrvlm.distributed" not in sys.modules:
-        return True
-    return sys.modules["xrvlm.distributed"].processes().first_to_fail()
+    return "xrvlm.distributed" not in sys.modules or sys.modules["xrvlm.distributed"].processes().first_to_fail()
 
 
 def _tell(error: Exception, command: str = "") -> None:

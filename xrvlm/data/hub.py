@@ -2,8 +2,9 @@
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from PIL import Image
 
 from xrvlm.data.dataset import SUBSETS, Dataset, assemble, registered
 from xrvlm.data.folder import subset_of
-from xrvlm.data.table import label_of
+from xrvlm.data.table import MISSING, label_of, names_for_none
 from xrvlm.errors import UserError, check_has, option
 from xrvlm.files import damaged_fix, file_bytes, sha256, user_path
 from xrvlm.text.class_text import few
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 INSTALL = "pip install 'xrvlm[datasets]'"
 OF_A_DATASET = ("features", "select_columns", "with_format", "__len__")      # a streamed one has no length
+LOOKED_AT = 32                           # images of a split that say what the numbers of all mean
 CHANNELS = (1, 3, 4)                     # of an array that is an image: grey, RGB, RGBA
 
 
@@ -34,11 +36,21 @@ class HubSource:
 
     def read(self, item_id: str, /) -> bytes:
         split, row = item_id.rsplit("/", 1)
-        return _encoded(self.splits[split][int(row)][self.image_column], item_id)
+        return _encoded(self.splits[split][int(row)][self.image_column], item_id, self)
 
     def sha256(self, item_id: str, /) -> str:
         # not the fingerprint of the library: a cell may hold the path of a file, which changes without it
         return sha256(self.read(item_id))
+
+    @cached_property
+    def of_255(self) -> bool:
+        """Whether one of a few arrays of fractions holds more than 1: then an array of at most 1 is a dark image."""
+        for rows in self.splits.values():
+            for row in range(0, len(rows), max(1, len(rows) // LOOKED_AT)):
+                value = rows[row][self.image_column]
+                if isinstance(value, list | np.ndarray) and np.max(np.asarray(value, dtype=object).astype(float)) > 1:
+                    return True
+        return False
 
 
 @registered("hub")
@@ -70,8 +82,10 @@ def hub_dataset(path: Any, *, config: str | None = None, image_column: str | Non
     label = _label_column(features, label_column, image, title)
     subsets = _with_labels(subsets, splits, image, label, title)
     found: dict[str, list[tuple[str, str]]] = {}
+    none = MISSING if hasattr(features[label], "names") else names_for_none(
+        value for split in subsets for value in splits[split].with_format(None)[label][:])
     for split, subset in subsets.items():
-        found.setdefault(subset, []).extend(_labelled(splits[split], split, label))
+        found.setdefault(subset, []).extend(_labelled(splits[split], split, label, none))
     if label_column is None and class_names is None and not hasattr(features[label], "names"):
         _check_repeats(next(iter(found.values())), label, title)
     classes = _classes(features[label], found, title)
@@ -178,13 +192,13 @@ def _shown(kind: Any) -> str:
     return str(kind.dtype) if type(kind).__name__ == "Value" else type(kind).__name__
 
 
-def _labelled(rows: Any, split: str, column: str) -> list[tuple[str, str]]:
+def _labelled(rows: Any, split: str, column: str, none: Collection[str]) -> list[tuple[str, str]]:
     """(id, class) of each row that has a label; -1, an empty cell and NaN mean none."""
     kind = rows.features[column]
     values = rows.with_format(None)[column][:]
     if hasattr(kind, "names"):
         values = [None if value is None or value < 0 else kind.names[value] for value in values]
-    labels = [label_of(value, f"row {row} of {split}, column {column!r}") for row, value in enumerate(values)]
+    labels = [label_of(value, f"row {row} of {split}, column {column!r}", none) for row, value in enumerate(values)]
     pairs = [(f"{split}/{row}", label) for row, label in enumerate(labels) if label is not None]
     if len(pairs) < len(values):
         log.warning("ignored %d of %d images without a label in %s", len(values) - len(pairs), len(values), split)
@@ -205,6 +219,9 @@ def _classes(kind: Any, found: Mapping[str, Sequence[tuple[str, str]]], title: s
     if not hasattr(kind, "names"):
         return sorted(used, key=int) if re.match("u?int|float", str(kind.dtype)) else None
     names = [label_of(name, f"the classes of {title}") or "" for name in kind.names]
+    if equal := [repr(name) for name in kind.names if names.count(label_of(name, title) or "") > 1]:
+        raise UserError(f"the ClassLabel of {title} has classes of one name, {few(equal)}: make them one class or "
+                        "rename all but one, with cast_column")
     if strange := sorted(used.difference(names)):
         raise UserError(f"the labels {few(strange)} of {title} are not among the classes of its training images "
                         f"({few(names)}): give all splits the same ClassLabel, with cast_column")
@@ -214,7 +231,7 @@ def _classes(kind: Any, found: Mapping[str, Sequence[tuple[str, str]]], title: s
     return list(dict.fromkeys(key for key in names if key in used))
 
 
-def _encoded(value: Any, item_id: str) -> bytes:
+def _encoded(value: Any, item_id: str, column: HubSource) -> bytes:
     """The bytes of the image file in a cell; an array is encoded as PNG."""
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
@@ -229,7 +246,7 @@ def _encoded(value: Any, item_id: str) -> bytes:
             raise UserError(f"cannot read the image {item_id} at {value[:200]}: {error.strerror}; {damaged_fix()}"
                             ) from error
     try:
-        image = _as_image(np.asarray(value))
+        image = _as_image(np.asarray(value), column)
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"cannot read the image {item_id}: {error}; "
                         f"set {option('data.image_column')} to a column of images") from error
@@ -238,7 +255,7 @@ def _encoded(value: Any, item_id: str) -> bytes:
     return buffer.getvalue()
 
 
-def _as_image(values: np.ndarray) -> Image.Image:
+def _as_image(values: np.ndarray, column: HubSource) -> Image.Image:
     """Of (h, w), (h, w, channels) or (channels, h, w); ValueError for other shapes: Pillow would take some of them."""
     given = values.shape
     if values.ndim == 3 and given[2] not in CHANNELS and given[0] in CHANNELS:
@@ -248,11 +265,11 @@ def _as_image(values: np.ndarray) -> Image.Image:
     if values.ndim != 3 or values.shape[2] not in CHANNELS or not values.size:
         raise ValueError(f"its numbers are {' x '.join(map(str, given)) or 'one'}, not height x width or height x "
                          "width x 1, 3 or 4 channels")
-    values = _as_8_bits(values)
+    values = _as_8_bits(values, column)
     return Image.fromarray(values[:, :, 0] if values.shape[2] == 1 else values)
 
 
-def _as_8_bits(values: np.ndarray) -> np.ndarray:
+def _as_8_bits(values: np.ndarray, column: HubSource) -> np.ndarray:
     """Numbers 0..255 as they are, fractions in 0..1 and yes or no times 255; ValueError for others, whose meaning is
     not plain.
     """
@@ -261,6 +278,6 @@ def _as_8_bits(values: np.ndarray) -> np.ndarray:
     low, high = values.min(initial=0), values.max(initial=0)
     if low < 0 or high > 255:
         raise ValueError(f"its numbers are from {low:g} to {high:g}, not in 0..255 or 0..1")
-    if values.dtype.kind == "b" or (values.dtype.kind == "f" and high <= 1):
+    if values.dtype.kind == "b" or (values.dtype.kind == "f" and high <= 1 and not column.of_255):
         values = values * 255
     return np.rint(values).astype(np.uint8)

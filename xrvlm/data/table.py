@@ -5,7 +5,7 @@ import math
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -67,8 +67,14 @@ def table(root: str | Path, *, file: str | Path = "split.csv", path_column: str 
                     test_only=not found["train"] and bool(found["test"]))
 
 
-def label_of(value: Any, where: str) -> str | None:
-    """The class that the cell of a table names; None for an empty cell, NaN too.
+def names_for_none(labels: Iterable[Any]) -> frozenset[str]:
+    """How a column says that there is no label: beside empty cells with -1, where its classes are numbers from 0 on."""
+    numbers = {str(label).strip().removesuffix(".0") for label in labels}
+    return MISSING | {"-1", "-1.0"} if {"-1", "0", "1"} <= numbers else MISSING
+
+
+def label_of(value: Any, where: str, none: Collection[str] = MISSING) -> str | None:
+    """The class that the cell of a table names; None for an empty cell, NaN too, and what `names_for_none` found.
 
     Raises UserError, which says `where`, for what is no name: a list, a fraction, bytes.
     """
@@ -83,7 +89,7 @@ def label_of(value: Any, where: str) -> str | None:
     label = unicodedata.normalize("NFC", str(value).strip())
     if odd := odd_sign(label):
         raise UserError(f"{where}: the class {label!r} holds {odd}; write it without")
-    return None if label.casefold() in MISSING else label
+    return None if label.casefold() in none else label
 
 
 def _column(columns: Sequence[str], wanted: str | None, path: Path) -> str | None:
@@ -131,13 +137,15 @@ def _found(root: Path, path: Path, rows: Iterable[Row], path_column: str, class_
            ) -> dict[str, list[tuple[str, str]]]:
     """{subset: (id, class) of its images}. Raises UserError for an image that occurs twice or is not there."""
     entries: dict[str, tuple[str, str, int]] = {}
+    rows = list(rows)
+    none = names_for_none(row.get(class_column) for _, row in rows)
     for line, row in rows:
         where = f"{path}, line {line}"
         item_id = _relative(root, _cell(row, path_column, where), where)
         subset = "train" if subset_column is None else _subset(_cell(row, subset_column, where), where)
-        label = label_of(row.get(class_column), f"{where}, column {class_column!r}")
+        label = label_of(row.get(class_column), f"{where}, column {class_column!r}", none)
         if label is None:
-            raise _empty(class_column, where)
+            raise _empty(class_column, where, row.get(class_column))
         before = entries.setdefault(item_id, (label, subset, line))
         if before[:2] != (label, subset):
             raise UserError(f"{where}: {item_id} is {label!r} in {subset} here but {before[0]!r} in {before[1]} in "
@@ -242,8 +250,9 @@ def _cell(row: Mapping[str, Any], column: str, where: str) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def _empty(column: str, where: str) -> UserError:
-    return UserError(f"{where}: the cell of {column!r} is empty; fill it in or remove the line")
+def _empty(column: str, where: str, cell: Any = "") -> UserError:
+    what = "-1, which is no class beside 0 and 1" if str(cell).strip() in ("-1", "-1.0") else "empty"
+    return UserError(f"{where}: the cell of {column!r} is {what}; fill it in or remove the line")
 
 
 def _subset(word: str, where: str) -> str:

@@ -19,6 +19,7 @@ from xrvlm.demo.drawn_birds import description, load_world, part_descriptions, s
 from xrvlm.demo.tiny_clip import load_tiny_clip
 from xrvlm.experiments.record import RESULTS
 from xrvlm.experiments.run import Run, RunOptions, adapt
+from xrvlm.experiments.saved import check_writable
 from xrvlm.features.source import FeatureSettings
 from xrvlm.methods import XRVLM, CoOp, LinearProbe, XRVLMPlus, ZeroShot
 from xrvlm.methods.xr_vlm.parts import grid
@@ -49,6 +50,7 @@ def run_demo(runs: Path, *, photos: Path | None = None, small: bool = False, dev
         UserError: `photos` is no such folder, or the photo tower is not installed.
     """
     start = time.monotonic()
+    check_writable(runs / "report", "runs")
     shots, views = (2, 1) if small else (16, 8)
     options = RunOptions(runs=runs, features=FeatureSettings(views=views if photos is None else 0), workers=workers)
     if photos is None:

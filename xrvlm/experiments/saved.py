@@ -14,7 +14,7 @@ import yaml
 from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
 from xrvlm.data.dataset import SUBSETS, Dataset, Item, Split
 from xrvlm.errors import UserError, fits, option, plain_text
-from xrvlm.files import digest, file_text, folder_of, leads_out, read_json, user_path
+from xrvlm.files import digest, file_text, folder_of, is_writable, leads_out, read_json, user_path
 from xrvlm.inference.classifier import Classifier
 from xrvlm.text.class_names import check_no_permutation, is_list, name_classes
 from xrvlm.text.class_text import few, text_maker
@@ -134,6 +134,12 @@ def inside(folder: Path, name: str) -> Path:
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise UserError(f"{path} is a link that leads out of {folder}, and files there might be replaced: remove it")
     return path
+
+
+def check_writable(folder: Path, key: str = "out") -> None:
+    """UserError before the work, which may take minutes, where no file can be written in `folder`, the option `key`."""
+    if not is_writable(folder / "file"):
+        raise UserError(f"cannot write to {folder}: name another folder with {option(key, 'DIR')}")
 
 
 def is_latest(run: str | Path) -> bool:

@@ -1,5 +1,6 @@
 """What lies in the cache: banks of features and drawn worlds, also those of older versions, and what may be deleted."""
 
+import atexit
 import logging
 import os
 import re
@@ -7,12 +8,14 @@ import shutil
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from xrvlm.errors import UserError, option, seconds_of
 from xrvlm.evaluation.text_tables import Table, aligned_table
-from xrvlm.features.bank import FEATURES_REVISION
+from xrvlm.features.bank import FEATURES_REVISION, Store
 from xrvlm.files import alone, cache_folder, file_text, parsed
 
 log = logging.getLogger(__name__)
@@ -62,6 +65,30 @@ def prune(cache: str | Path | None = None, *, older_than: str | None = None, eve
     chosen = [bank for bank in banks(cache) if every or bank.state != CURRENT
               or (before is not None and bank.used < before)]
     return chosen if dry_run else [bank for bank in chosen if _deleted(bank.folder)]
+
+
+def can_write(folder: Path) -> bool:
+    """Whether files can be written in `folder`, which is made where it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
+@cache
+def of_this_process() -> Path:
+    """A folder for features that is deleted when the process ends."""
+    folder = TemporaryDirectory(prefix="xrvlm-features-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
+def for_this_process(store: Store, problem: str) -> Store:
+    """`store` in a folder that is deleted when the process ends; a warning says why: `problem`."""
+    log.warning("the cache %s is not used, %s: the features are computed for this process alone, in %s; name another "
+                "folder with %s or $XRVLM_CACHE", store.root, problem, of_this_process(), option("features.cache"))
+    return replace(store, root=of_this_process())
 
 
 def table(found: Iterable[Bank]) -> str:

@@ -1,13 +1,9 @@
 """Where the features of a data set come from: a bank on disk (`cached`) or the tower itself, every epoch (`online`)."""
 
-import atexit
 import logging
-import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal, Protocol
 
 import torch
@@ -16,8 +12,9 @@ from torch import Tensor
 from xrvlm.backbones.base import Features, FrozenCLIP, Need
 from xrvlm.data.dataset import Item
 from xrvlm.distributed import Bar, Group, active_group, generator
-from xrvlm.errors import UserError, check_fields, option
+from xrvlm.errors import UserError, WriteError, check_fields, option
 from xrvlm.features.bank import FEATURES_REVISION, IN_FULL, FeatureBank, Store, encoded, open_bank
+from xrvlm.features.cache import can_write, for_this_process, of_this_process
 from xrvlm.files import cache_folder, digest
 from xrvlm.views import Augmentation, AugmentedViews, BankViews, EvaluationViews, ImageSource, load_images
 
@@ -159,19 +156,28 @@ def extract(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item], settin
     ids = tuple(item.id for item in items)
     view = BankViews(clip.transform, settings.augmentation, ids, seed, views)
     store, stamps = _store(clip, settings, needs, views, seed), _stamps(source, items)
-    if active_group().world == 1 and not _can_write(store.root) and len(store.find(stamps)) < len(set(stamps)):
-        log.warning("the cache %s cannot be written: the features are computed for this process alone; name another "
-                    "folder with %s or $XRVLM_CACHE", store.root, option("features.cache"))
-        store = replace(store, root=_of_this_process())
+    alone = active_group().world == 1
+    if alone and not can_write(store.root) and len(store.find(stamps)) < len(set(stamps)):
+        store = for_this_process(store, "it cannot be written")
 
     def encode(shards: Sequence[Sequence[int]]) -> Iterator[dict[str, Tensor]]:
         batches = [batch for rows in shards for batch in torch.tensor(rows).split(store.batch)]
         return encoded(clip, needs, store, load_images(ids, source, view, batches, workers, clip.device))
 
-    with Bar(total=len(items), unit="image", desc="features") as progress:
-        return open_bank(store, stamps, encode, ids=ids,
-                         labels=torch.tensor([item.label for item in items]), seed=seed, lock=_lock_name(source),
-                         progress=progress.update)
+    def bank() -> FeatureBank:
+        with Bar(total=len(items), unit="image", desc="features") as progress:
+            return open_bank(store, stamps, encode, ids=ids,
+                             labels=torch.tensor([item.label for item in items]), seed=seed, lock=_lock_name(source),
+                             progress=progress.update)
+
+    while True:
+        try:
+            return bank()
+        except WriteError as error:      # such as of a full disk
+            if not alone or store.root == of_this_process():
+                raise WriteError(f"{error}; another folder of features: {option('features.cache', 'DIR')} or "
+                                 "$XRVLM_CACHE") from error
+            store = for_this_process(store, str(error))
 
 
 def images_to_encode(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item], settings: FeatureSettings, *,
@@ -235,22 +241,6 @@ def _row_shapes(clip: FrozenCLIP, needs: Collection[Need], views: int) -> dict[s
     example = clip.encode_image(torch.zeros(1, 3, size, size, device=clip.device), needs)
     return {name: torch.Size((views + 1, *value.shape[1:])) for name, value in vars(example).items()
             if value is not None}
-
-
-def _can_write(folder: Path) -> bool:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(folder, os.W_OK)
-
-
-@cache
-def _of_this_process() -> Path:
-    """A folder for features that is deleted when the process ends."""
-    folder = TemporaryDirectory(prefix="xrvlm-features-")
-    atexit.register(folder.cleanup)
-    return Path(folder.name)
 
 
 def _lock_name(source: ImageSource) -> str:

@@ -136,9 +136,9 @@ class Classifier:
         """The `topk` most probable classes of one image (a PIL image or a file) with their probabilities."""
         if topk < 1:
             raise UserError(f"topk must be at least 1, found {topk}")
-        view = evaluation_view(read_image(image), self.clip.transform)
-        values, classes = self.probabilities(view[None])[0].topk(min(topk, len(self.names)))
-        return [(self.names[index], value) for index, value in zip(classes.tolist(), values.tolist(), strict=True)]
+        chances = self.probabilities(evaluation_view(read_image(image), self.clip.transform)[None])[0]       # (c,)
+        first = chances.argsort(descending=True, stable=True)[:topk]       # of equal ones the first class, as `predict`
+        return [(self.names[index], float(chances[index])) for index in first.tolist()]
 
     def for_classes(self, classes: ClassText) -> "Classifier":
         """This model, as trained, for other classes (`class_text` makes them); it can be saved and loaded as any.
@@ -259,10 +259,10 @@ def _checked(header: Any) -> Any:
         raise ValueError(f"{', '.join(wrong)}: of the wrong type")
     if isinstance(header, ClassText):
         rows = [header.prompts, *([] if header.parts is None else [header.parts])]
-        if not header.names or any(len(row) != len(header.names) for row in rows):
+        if not header.names or {len(row) for row in rows} != {len(header.names)}:
             raise ValueError("another number of texts than of classes")
-        if len(set(header.names)) < len(header.names):
-            raise ValueError("two classes of one name")
+        if len({name for name in header.names if name.strip()}) < len(header.names):
+            raise ValueError("two classes of one name, or one without a name")
     return header
 
 

@@ -12,8 +12,8 @@ from xrvlm.data.dataset import Dataset
 from xrvlm.distributed import Bar
 from xrvlm.errors import UserError, option, typed
 from xrvlm.experiments.predict import images_of
-from xrvlm.experiments.saved import SavedRun, inside
-from xrvlm.files import is_writable, user_path, write_json
+from xrvlm.experiments.saved import SavedRun, check_writable, inside
+from xrvlm.files import user_path, write_json
 from xrvlm.inference.classifier import Classifier
 from xrvlm.inference.explain import (
     STEPS,
@@ -86,8 +86,7 @@ def explain(run: str | Path, images: str | Path | Sequence[str | Path] | None = 
     """
     saved = SavedRun(run)
     folder = inside(saved.folder, "explain") if out is None else user_path(out)
-    if not is_writable(folder / "explanations.json"):
-        raise UserError(f"cannot write to {folder}: name another folder with {option('out', 'DIR')}")
+    check_writable(folder)
     classifier = saved.classifier(clip, device=device, precision=precision)
     photos = Photos.test_set(saved.dataset()) if images is None else Photos.below(images)
     return explain_images(classifier, photos, folder, against=against, pictures=pictures, echo=echo)

@@ -14,7 +14,7 @@ from xrvlm.distributed import Bar
 from xrvlm.errors import typed, unknown
 from xrvlm.evaluation.text_tables import escape, markdown, markdown_table
 from xrvlm.experiments.record import read_records
-from xrvlm.experiments.saved import inside
+from xrvlm.experiments.saved import check_writable, inside
 from xrvlm.experiments.saved import source_of as source_of_run
 from xrvlm.reporting.across import across_data
 from xrvlm.reporting.benchmark import Benchmark, Contents, read_benchmark, shots_in_words
@@ -72,6 +72,7 @@ def write_report(runs: Path, out: Path | None = None, *, all_shots: bool = False
     """
     root = files.folder_of(runs)
     out = out or inside(root, "report")
+    check_writable(out)
     records = with_distinguishing_options(read_records(runs), root)
     benchmarks = [read_benchmark(table, baseline, root, out) for table in tables(records)]
     _check_baseline(baseline, benchmarks)

@@ -142,7 +142,7 @@ def check_numbers(known: Sequence[str]) -> None:
     """UserError where classes are one number written in two ways, `1` and `1.0` and `01`, and nothing names each."""
     seen: dict[int, str] = {}
     for key in known:
-        number = re.fullmatch(r"\s*[-+]?(\d+)(\.0*)?\s*", key)
+        number = re.fullmatch(r"\s*\+?(-?\d+)(\.0*)?\s*", key)
         if number and len(key) < 300 and seen.setdefault(int(number[1]), key) != key:
             raise UserError(f"the classes {seen[int(number[1])]!r} and {key!r} are one number: write it in one way, or "
                             f"name both in {option('data.class_names')}, as {{class: name}} or a .json file of it")
