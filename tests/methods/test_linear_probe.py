@@ -31,7 +31,7 @@ def noisy_bank(clip, labels=LABELS, seed=0, one_sided=False):
     wide = 5 * (wide + 3 * torch.randn(wide.shape, generator=draws))
     wide = wide.relu() if one_sided else wide
     pooled = F.normalize(wide @ torch.randn(clip.unprojected_width, clip.embed_dim, generator=fixed), dim=1)
-    return bank_of(Features(pooled, unprojected=wide), labels)
+    return bank_of(Features(pooled, unprojected=wide, mid_tokens=wide[:, None, :clip.image_width] + 9), labels)
 
 
 def rooted(x):
@@ -136,6 +136,26 @@ def test_the_root_is_taken_of_one_sided_features_alone(clip, one_sided):
     again = ImageInputs(clip)
     again.load_state_dict(inputs.state_dict())
     torch.testing.assert_close(again.of(bank)[0], found)
+
+
+@pytest.mark.parametrize("scaling", ["l2", "root_l2", "auto"])
+def test_numbers_of_an_earlier_block_do_not_hide_the_pooled_feature(clip, scaling):
+    inputs = ImageInputs(clip, "pooled+mid", scaling)
+    bank = noisy_bank(clip)
+    x = next(bank.in_order())[0]
+    assert x.mid_tokens is not None
+    x.mid_tokens.mul_(1000)
+    inputs.fit(bank)
+    pooled, mid = inputs(x).split([clip.embed_dim, clip.image_width], dim=1)
+    assert torch.allclose(pooled.norm(dim=1), torch.ones(len(pooled)))
+    assert torch.allclose(mid.norm(dim=1), torch.ones(len(mid)))
+
+
+def test_a_model_in_which_the_earlier_block_hid_the_rest_is_refused(clip):
+    probe = prepared(partial(LinearProbe, inputs="pooled+mid"), clip, noisy_bank(clip))
+    before = {name: value for name, value in probe.state_dict().items() if "widths_of_each" not in name}
+    with pytest.raises(RuntimeError, match="widths_of_each"):
+        probe.load_state_dict(before)
 
 
 def test_a_tower_without_a_projection_gives_the_pooled_feature():

@@ -138,7 +138,7 @@ class Classifier:
             raise UserError(f"topk must be at least 1, found {topk}")
         chances = self.probabilities(evaluation_view(read_image(image), self.clip.transform)[None])[0]       # (c,)
         first = chances.argsort(descending=True, stable=True)[:topk]       # of equal ones the first class, as `predict`
-        return [(self.names[index], float(chances[index])) for index in first.tolist()]
+        return [(self.names[index], chances[index].item()) for index in first.tolist()]
 
     def for_classes(self, classes: ClassText) -> "Classifier":
         """This model, as trained, for other classes (`class_text` makes them); it can be saved and loaded as any.

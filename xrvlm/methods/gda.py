@@ -37,6 +37,7 @@ class GDA(OnZeroShot):
     """
 
     recipe, label = TRAINING_FREE, "GDA"
+    revision = 2                         # as of `ImageInputs`
 
     def __init__(self, clip: FrozenCLIP, classes: ClassText, *, alpha: float = 0.1, fit_prior: bool = False,
                  inputs: Inputs = "pooled", scaling: Scaling = "none"):

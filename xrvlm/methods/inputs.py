@@ -28,7 +28,8 @@ class ImageInputs(nn.Module):
         scaling: `l2`, each image's feature to unit length; `root_l2`, its signed square root to unit length;
             `standard`, each component to mean 0 and deviation 1 over the training images; `none`, as it is; `auto`,
             `root_l2` where the training images have hardly a negative component (a feature behind a ReLU, whose few
-            large components the root tames), else `l2`.
+            large components the root tames), else `l2`. Of `pooled+mid` each of the two gets unit length by itself: the
+            earlier block's numbers are far larger, and together they would hide the pooled feature.
 
     Raises:
         UserError: an unknown value, or the tower has no such feature.
@@ -51,8 +52,11 @@ class ImageInputs(nn.Module):
                             f"one: use {option('method.inputs', 'pooled')} or {option('method.inputs', 'auto')}")
         self.inputs, self.scaling = inputs, scaling
         self.needs = NEEDS[inputs]
-        self.width = {"pooled": clip.embed_dim, "pooled+mid": clip.embed_dim + clip.image_width,
-                      "unprojected": clip.unprojected_width}[inputs]
+        self.widths = {"pooled": [clip.embed_dim], "pooled+mid": [clip.embed_dim, clip.image_width],
+                       "unprojected": [clip.unprojected_width]}[inputs]
+        self.width = sum(self.widths)
+        if inputs == "pooled+mid":       # a model from before each was scaled by itself has none, and is refused
+            self.register_buffer("widths_of_each", torch.tensor(self.widths))
         if scaling == "auto":
             self.register_buffer("rooted", torch.tensor(False))
         if scaling == "standard":
@@ -88,10 +92,10 @@ class ImageInputs(nn.Module):
             return chosen
         if self.scaling == "standard":
             return (chosen - self.mean) / self.deviation
-        if self.scaling == "l2":
-            return F.normalize(chosen, dim=1)
-        root = chosen.abs().sqrt() * chosen.sign()
-        return F.normalize(root if self.scaling == "root_l2" else torch.where(self.rooted, root, chosen), dim=1)
+        if self.scaling != "l2":
+            root = chosen.abs().sqrt() * chosen.sign()
+            chosen = root if self.scaling == "root_l2" else torch.where(self.rooted, root, chosen)
+        return torch.cat([F.normalize(part, dim=1) for part in chosen.split(self.widths, dim=1)], dim=1)
 
     def _chosen(self, x: Features) -> Tensor:
         if self.inputs == "unprojected":

@@ -40,7 +40,7 @@ class LinearProbe(Method):
     recipe = TRAINING_FREE
     label = "linear probe"
     prompts = "none"
-    revision = 2                         # unprojected features, scaled otherwise; C by cross-validation
+    revision = 3                         # 2: unprojected, scaled, C by cross-validation; 3: as of `ImageInputs`
 
     def __init__(self, clip: FrozenCLIP, classes: ClassText, *, inputs: Inputs = "auto", scaling: Scaling = "auto",
                  strength: float | None = None):

@@ -45,6 +45,7 @@ class LPPlusPlus(OnZeroShot):
     """
 
     recipe, label = TRAINING_FREE, "LP++"
+    revision = 2                         # as of `ImageInputs`
 
     def __init__(self, clip: FrozenCLIP, classes: ClassText, *, steps: int = 300, inputs: Inputs = "pooled",
                  scaling: Scaling = "none"):

@@ -28,7 +28,7 @@ class ResidualProbe(OnZeroShot):
     recipe = Recipe("residual_probe", epochs=60, optimizer="adamw", learning_rate=1e-3, weight_decay=0.01)
     label = "residual probe"
     splits_batches = True
-    revision = 2                         # w is fitted
+    revision = 3                         # 2: w is fitted; 3: as of `ImageInputs`
 
     def __init__(self, clip: FrozenCLIP, classes: ClassText, *, fit_prior: bool = True, inputs: Inputs = "pooled",
                  scaling: Scaling = "none"):

@@ -34,7 +34,7 @@ class TipAdapter(OnZeroShot):
     """
 
     recipe, label = TRAINING_FREE, "Tip-Adapter"
-    revision = 2                         # of Tip-Adapter-F: eps and the cosine by step
+    revision = 3                         # 2: of Tip-Adapter-F, eps and the cosine by step; 3: as of `ImageInputs`
     splits_batches = True
 
     def __init__(self, clip: FrozenCLIP, classes: ClassText, *, alpha: float = 1.0, beta: float = 5.5,

@@ -63,7 +63,7 @@ class XRVLMPlus(Method):
     needs = frozenset({"pooled", "tokens", "mid_tokens"})
     recipe, open_classes = TRAINING_FREE, True
     label = "XR-VLM+"
-    revision = 2                         # the unprojected feature, pairs, and a choice of parts
+    revision = 3                         # 2: the unprojected feature, pairs, a choice of parts; 3: as of `ImageInputs`
 
     def __init__(self, clip: FrozenCLIP, classes: ClassText, *, image_parts: int = 16, pairs: int = 64,
                  inputs: Inputs = "auto", scaling: Scaling = "auto", relate_to: RelateTo = "text_and_classes"):
