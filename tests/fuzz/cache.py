@@ -15,9 +15,8 @@ from fuzz.bench import Bench
 from fuzz.oracle import REFUSED, USED, answer, command_line, require, watched
 from fuzz.values import broken_bytes
 from xrvlm.experiments.run import Run
-from xrvlm.features import source
 from xrvlm.features.bank import FeatureBank
-from xrvlm.features.cache import banks, prune
+from xrvlm.features.cache import banks, of_this_process, prune
 from xrvlm.features.source import extract
 
 RESULTS = ("metrics.json", "predictions.csv", "losses.csv", "split.json")
@@ -34,7 +33,7 @@ def undamaged(bench: Bench) -> tuple[dict[str, Run], torch.Tensor]:
 def cache(bench: Bench, draw: Random, place: Path, number: int) -> str:
     """One damage; then all features are read, and for some inputs a run is made of them."""
     runs, expected = undamaged(bench)
-    source._of_this_process.cache_clear()      # the folder in place of a cache is made anew, in `place`
+    of_this_process.cache_clear()      # the folder in place of a cache is made anew, in `place`
     shutil.copytree(bench.root / "undamaged" / "cache", place / "cache")
     store = place / "cache" / "features"
     damage = DAMAGES[number % len(DAMAGES)]

@@ -67,15 +67,6 @@ def prune(cache: str | Path | None = None, *, older_than: str | None = None, eve
     return chosen if dry_run else [bank for bank in chosen if _deleted(bank.folder)]
 
 
-def can_write(folder: Path) -> bool:
-    """Whether files can be written in `folder`, which is made where it is missing."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(folder, os.W_OK)
-
-
 @cache
 def of_this_process() -> Path:
     """A folder for features that is deleted when the process ends."""

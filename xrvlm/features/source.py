@@ -1,6 +1,7 @@
 """Where the features of a data set come from: a bank on disk (`cached`) or the tower itself, every epoch (`online`)."""
 
 import logging
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from xrvlm.data.dataset import Item
 from xrvlm.distributed import Bar, Group, active_group, generator
 from xrvlm.errors import UserError, WriteError, check_fields, option
 from xrvlm.features.bank import FEATURES_REVISION, IN_FULL, FeatureBank, Store, encoded, open_bank
-from xrvlm.features.cache import can_write, for_this_process, of_this_process
+from xrvlm.features.cache import for_this_process, of_this_process
 from xrvlm.files import cache_folder, digest
 from xrvlm.views import Augmentation, AugmentedViews, BankViews, EvaluationViews, ImageSource, load_images
 
@@ -157,7 +158,7 @@ def extract(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item], settin
     view = BankViews(clip.transform, settings.augmentation, ids, seed, views)
     store, stamps = _store(clip, settings, needs, views, seed), _stamps(source, items)
     alone = active_group().world == 1
-    if alone and not can_write(store.root) and len(store.find(stamps)) < len(set(stamps)):
+    if alone and not _can_write(store.root) and len(store.find(stamps)) < len(set(stamps)):
         store = for_this_process(store, "it cannot be written")
 
     def encode(shards: Sequence[Sequence[int]]) -> Iterator[dict[str, Tensor]]:
@@ -241,6 +242,14 @@ def _row_shapes(clip: FrozenCLIP, needs: Collection[Need], views: int) -> dict[s
     example = clip.encode_image(torch.zeros(1, 3, size, size, device=clip.device), needs)
     return {name: torch.Size((views + 1, *value.shape[1:])) for name, value in vars(example).items()
             if value is not None}
+
+
+def _can_write(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def _lock_name(source: ImageSource) -> str:
