@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -219,7 +220,8 @@ def _classes(kind: Any, found: Mapping[str, Sequence[tuple[str, str]]], title: s
     if not hasattr(kind, "names"):
         return sorted(used, key=int) if re.match("u?int|float", str(kind.dtype)) else None
     names = [label_of(name, f"the classes of {title}") or "" for name in kind.names]
-    if equal := [repr(name) for name in kind.names if names.count(label_of(name, title) or "") > 1]:
+    times = Counter(names)
+    if equal := [repr(given) for given, name in zip(kind.names, names, strict=True) if times[name] > 1]:
         raise UserError(f"the ClassLabel of {title} has classes of one name, {few(equal)}: make them one class or "
                         "rename all but one, with cast_column")
     if strange := sorted(used.difference(names)):
