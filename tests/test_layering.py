@@ -67,19 +67,6 @@ def test_some_libraries_have_one_importer(path):
         assert unit(path) in ONLY_IMPORTERS.get(library, {unit(path)}), f"{path} imports {library}"
 
 
-def test_no_module_imports_torchvision_before_the_package_that_mends_it():
-    for path in MODULES:
-        names: list[str] = []
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.Import):
-                names += [each.name for each in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                names.append(node.module or "")
-        first = next((index for index, name in enumerate(names) if name.split(".")[0] == "torchvision"), None)
-        if first is not None and unit(path) != "backbones":
-            assert any(name.startswith("xrvlm.backbones") for name in names[:first]), path
-
-
 def test_every_layer_exists():
     assert {unit(path) for path in MODULES} == set(HEIGHT)
 

@@ -12,8 +12,8 @@ from photos import photo_folder
 from xrvlm.cli.main import main
 
 HEAVY = {"torch", "torchvision", "numpy", "hydra", "omegaconf", "open_clip", "transformers"}
-# behind xrvlm.backbones, which mends a torchvision that does not fit torch
-BASELINE = "import torch, xrvlm.backbones, open_clip"
+# behind xrvlm, which mends a torchvision that does not fit torch
+BASELINE = "import torch, xrvlm, open_clip"
 NOT_TO_PREDICT = {"matplotlib", "sklearn", "scipy", "datasets", "jinja2", "transformers"}
 
 
@@ -42,6 +42,11 @@ def _at_home(at_home):
 
 def test_the_package_alone_imports_no_library():
     assert not libraries(of(HEAVY, modules_after("import xrvlm")))
+
+
+def test_open_clip_and_torchvision_can_be_imported_after_the_package():
+    code = "import xrvlm, torch, open_clip; from torchvision.transforms import functional; "
+    assert "open_clip.model" in modules_after(code + "import torchvision; print(torchvision.__version__)")
 
 
 def test_help_imports_no_library():

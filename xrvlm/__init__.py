@@ -8,6 +8,8 @@ Every command of the command line is one call here: `adapt`, `zero_shot`, `evalu
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from xrvlm.backbones import _torchvision as _torchvision  # before any import of torchvision, the caller's too
+
 if TYPE_CHECKING:
     from xrvlm.backbones.base import Features, FrozenCLIP
     from xrvlm.backbones.hf import load_hf, wrap_hf

@@ -15,8 +15,6 @@ from multiprocessing import get_all_start_methods, get_start_method
 from pathlib import Path
 from typing import Any, Protocol
 
-from xrvlm.backbones.base import ImageTransform    # isort: skip (the package mends torchvision)
-
 import numpy as np
 import torch
 import torchvision.transforms.functional as TF
@@ -25,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
+from xrvlm.backbones.base import ImageTransform
 from xrvlm.distributed import Bar, seeded
 from xrvlm.errors import UserError, option
 from xrvlm.files import damaged_fix, file_bytes, user_path

@@ -3,8 +3,6 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from xrvlm.backbones import _torchvision as _torchvision  # before any other import of torchvision
-
 if TYPE_CHECKING:
     from xrvlm.backbones.hf import load_hf, wrap_hf
     from xrvlm.backbones.openclip import wrap_openclip

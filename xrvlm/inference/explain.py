@@ -6,14 +6,13 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from xrvlm.backbones.base import ImageTransform    # isort: skip (the package mends torchvision)
-
 import torch
 import torch.nn.functional as F
 import torchvision.transforms.functional as TF
 from PIL import Image
 from torch import Tensor
 
+from xrvlm.backbones.base import ImageTransform
 from xrvlm.errors import UserError, option, unknown
 from xrvlm.inference.classifier import Classifier
 from xrvlm.methods.base import Method

@@ -95,7 +95,6 @@ def templates(name_or_path: str) -> tuple[str, ...]:
     do as well; both are read from open_clip.
     """
     if name_or_path in OF_OPEN_CLIP:
-        import_module("xrvlm.backbones")     # first: it mends torchvision where its wheel does not fit torch
         lists = import_module("open_clip.zero_shot_metadata")
         return tuple(fill("{}") for fill in getattr(lists, OF_OPEN_CLIP[name_or_path]))
     path = find_text(name_or_path, "templates", ".txt", "template list")
