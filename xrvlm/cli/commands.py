@@ -129,6 +129,7 @@ def cache_prune(config: DictConfig) -> None:
     print(table(prune(config.cache, older_than=config.older_than, every=config.all, dry_run=config.dry_run)))
 
 
+OF_ADAPT = ("selection", "calibrate", "scaling", "known_by")        # the options of a run that zeroshot has not
 COMMANDS: dict[str, Callable[[DictConfig], None]] = {
     "adapt": adapt, "zeroshot": zeroshot, "eval": evaluate, "predict": predict, "explain": explain, "export": export,
     "compare": compare, "report": report, "demo": demo, "data check": data_check, "cache list": cache_list,
@@ -185,7 +186,8 @@ def _run_options(config: DictConfig) -> Any:
     from xrvlm.experiments.record import RunOptions
 
     return RunOptions(runs=config.runs, features=_partial(config.features, "features")(),
-                      selection=config.get("selection", "last"), workers=config.workers, force=config.force)
+                      workers=config.workers, force=config.force,
+                      **{name: config[name] for name in OF_ADAPT if name in config})
 
 
 def _shots(value: Any) -> int | None:

@@ -66,7 +66,8 @@ SCALARS: dict[str, Any] = {              # the types of values at the top level
     **dict.fromkeys(("seed", "workers", "topk", "folds"), int), "runs": str,
     **dict.fromkeys(("val", "force", "small", "pictures", "all_shots", "photos", "all", "dry_run"), bool),
     "device": Literal["auto", "cpu", "cuda", "mps"], "precision": Literal["auto", "fp32", "bf16", "fp16"],
-    "selection": Literal["last", "val"], "protocol": Literal["few_shot", "base_to_new"],
+    "calibrate": Literal["none", "folds", "val"], "scaling": Literal["temperature", "vector"],
+    "known_by": Literal["probability", "logit", "energy", "gl_mcm"], "selection": Literal["last", "val"], "protocol": Literal["few_shot", "base_to_new"],
     "among": Literal["run", "data"], "format": Literal["onnx"],
 }
 NAMES = ("adapt", "zeroshot", "eval", "predict", "explain", "export", "compare", "report", "demo", "data check",

@@ -74,6 +74,19 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, *, bins: i
     return ((confident - hits).abs().sum() / images.sum()).item()
 
 
+def nll(probabilities: Tensor, labels: Tensor) -> float:
+    """The mean negative log-likelihood of the true classes, in nats; a probability of 0 counts as 1e-38."""
+    probabilities, labels = _checked(probabilities, labels)
+    return -probabilities.double().gather(1, labels[:, None]).clamp_min(1e-38).log().mean().item()
+
+
+def brier(probabilities: Tensor, labels: Tensor) -> float:
+    """The mean squared distance of the probabilities from 1 for the true class and 0 for the others: 0..2."""
+    probabilities, labels = _checked(probabilities, labels)
+    truth = torch.nn.functional.one_hot(labels, probabilities.shape[1])
+    return (probabilities.double() - truth).square().sum(1).mean().item()
+
+
 def calibration_bins(confidence: Tensor, right: Tensor, *, bins: int = CALIBRATION_BINS) -> Tensor:
     """A row a bin (bins, 3): its images, the sum of their confidences (n,), how many of them are `right` (n,)."""
     inner_edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)[1:-1]
@@ -124,7 +137,7 @@ def most_confused(confusion: Tensor, classes: Sequence[str], *, k: int = 10) -> 
 
 
 def summarise(probabilities: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, float]:
-    """{top1, top5, mean_per_class, macro_f1, ece} as fractions of 1, and the number of images."""
+    """{top1, top5, mean_per_class, macro_f1, ece} as fractions of 1, nll, brier, and the number of images."""
     _check_names(classes, probabilities.shape[1])
     return {
         "top1": top1(probabilities, labels),
@@ -132,6 +145,8 @@ def summarise(probabilities: Tensor, labels: Tensor, classes: Sequence[str]) -> 
         "mean_per_class": mean_per_class(probabilities, labels),
         "macro_f1": macro_f1(probabilities, labels),
         "ece": expected_calibration_error(probabilities, labels),
+        "nll": nll(probabilities, labels),
+        "brier": brier(probabilities, labels),
         "images": len(labels),
     }
 

@@ -35,14 +35,14 @@ from xrvlm.experiments.recommend import (
     standard_error,
 )
 from xrvlm.experiments.record import not_at_default, revisions_of
-from xrvlm.experiments.run import BUSY, Text, fitting_recipe
+from xrvlm.experiments.run import BUSY, Text
 from xrvlm.features.source import FeatureSettings
 from xrvlm.files import alone, as_file_name, digest, packaged, read_json, user_path, write_json, write_text
 from xrvlm.inference.classifier import MethodFactory, MethodHeader
 from xrvlm.methods.base import Method, Recipe, probabilities
 from xrvlm.methods.registry import find
 from xrvlm.text.class_text import ClassText, class_text, text_maker
-from xrvlm.training.fit import learn
+from xrvlm.training.fit import fitting_recipe, learn
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,9 @@ from xrvlm.experiments.protocols import Among, transfer_record
 from xrvlm.experiments.saved import SavedRun, inside, recorded_hashes
 from xrvlm.features.source import FeatureSettings, feature_source
 from xrvlm.files import as_file_name, digest, is_writable
-from xrvlm.inference.classifier import Classifier, class_order
+from xrvlm.inference.classifier import Classifier
 from xrvlm.methods.base import probabilities
+from xrvlm.text.class_text import few
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ def score(classifier: Classifier, dataset: Dataset, items: Sequence[Item], folde
 
     `among="data"` masks the classes that `dataset` does not have, also of methods that are bound to their classes.
     """
-    order = class_order(dataset.split.classes, classifier.names)
+    order = _class_order(dataset.split.classes, classifier.names)
     if not items:
         raise UserError(f"{dataset.name} has no images to evaluate on")
     mask, names = (order, dataset.split.classes) if among == "data" else (None, classifier.names)
@@ -125,6 +126,15 @@ def score(classifier: Classifier, dataset: Dataset, items: Sequence[Item], folde
         log.warning("the figures are not kept: %s cannot be written", folder)
         return summarise(found, source.labels, names)
     return write_scores(folder, source.ids, source.labels, found, names)
+
+
+def _class_order(wanted: Sequence[str], known: Sequence[str]) -> list[int]:
+    """The index of each of the classes `wanted` in `known`; UserError that names those that are missing."""
+    if missing := [name for name in wanted if name not in known]:
+        raise UserError(f"{len(missing)} of {len(wanted)} classes are unknown to this model "
+                        f"({few(map(repr, missing))}); it knows {len(known)}: {few(known)}; evaluate on a data set of "
+                        "those, or adapt again")
+    return [list(known).index(name) for name in wanted]
 
 
 def _without_images_of(split_file: Path, items: Sequence[Item], hashes: Mapping[str, str], own: bool,

@@ -16,14 +16,17 @@ from typing import Any
 
 from xrvlm import files
 from xrvlm.errors import UserError, check_fields, fits, option, plain_text
+from xrvlm.evaluation.unknown import Score
 from xrvlm.features.bank import FEATURES_REVISION
 from xrvlm.features.source import FeatureSettings
+from xrvlm.inference.calibration import Calibrate, ScalingKind
 from xrvlm.inference.classifier import ModelHeader
 from xrvlm.methods.base import Method
 from xrvlm.training.fit import TRAINING_REVISION, Selection
 
 log = logging.getLogger(__name__)
 
+PACKAGES = ("xrvlm", "torch", "open_clip_torch", "transformers", "scikit-learn")
 COUNTS = ("label_budget", "learned_parameters", "images", "classes")      # none is below 0
 LONGEST_NAME, LONGEST_PATH = 255, 4000   # bytes: systems take no more
 RESULTS, LOSSES = "results.jsonl", "losses.csv"
@@ -33,22 +36,29 @@ BASE_TO_NEW = {"top1": "Base", "new_top1": "New", "harmonic_mean": "Harmonic", "
 
 
 def _is_too_long(path: str) -> bool:
-    names = [name.encode(errors="replace") for name in path.split("/")]
-    return max(map(len, names)) > LONGEST_NAME or len(b"/".join(names)) > LONGEST_PATH
+    name = max(len(name.encode(errors="replace")) for name in path.split("/"))
+    return name > LONGEST_NAME or len(path.encode(errors="replace")) > LONGEST_PATH
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where and how a run is done; only `features` and `selection` have an influence on its result."""
+    """Where and how a run is done; `runs`, `workers` and `force` have no influence on its result."""
 
     runs: Path | str = "runs"
     features: FeatureSettings = field(default_factory=FeatureSettings)
     selection: Selection = "last"        # or "val": the epoch that is best on the validation images
     workers: int = 0                     # processes that decode images
     force: bool = False                  # start again where a run is finished or unfinished
+    calibrate: Calibrate = "none"        # "folds" or "val": which labelled images calibrate the model
+    scaling: ScalingKind = "temperature"     # or "vector": how its logits are scaled
+    known_by: Score = "probability"      # the score by which an image is one of the classes, or unknown
 
     def __post_init__(self):
         check_fields(self)
+
+    @property
+    def identity(self) -> dict[str, Any]:        # of a calibrated run
+        return {} if self.calibrate == "none" else {"calibrate": [self.calibrate, self.scaling, self.known_by]}
 
 
 @dataclass(frozen=True)
@@ -56,8 +66,8 @@ class Identity:
     """What decides the result of a run. Equal identities: the same run, which is not done twice.
 
     `options` holds the method by its registry name, every option that is not at its default, the text of the classes,
-    the tower's fingerprint, a hash of the test images, and revisions: whole numbers that are raised where a change of
-    the code changes numbers (`Method.revision`, `TRAINING_REVISION`, `FEATURES_REVISION`). No source code is hashed.
+    the tower's fingerprint, a hash of the test images, and revisions: whole numbers, raised where a change of the code
+    changes numbers (`Method.revision`, `TRAINING_REVISION`, `FEATURES_REVISION`). No source code is hashed.
     """
 
     options: Mapping[str, Any]           # equal along a row of a table whose columns are shots
@@ -144,8 +154,7 @@ class RunRecord:
         wrong = [each.name for each in fields(self) if not fits(getattr(self, each.name), each.type)]
         wrong += [f"metrics.{name}" for name in (*METRICS, *self.shown) if "metrics" not in wrong
                   and not (fits(self.metrics.get(name), float) and 0 <= self.metrics[name] <= 1)]
-        if self.shots != "all" and not (fits(self.shots, int) and int(self.shots) >= 0):
-            wrong.append("shots")
+        wrong += ["shots"] if self.shots != "all" and not (fits(self.shots, int) and int(self.shots) >= 0) else []
         if "train_seconds" not in wrong and not 0 <= self.train_seconds < math.inf:
             wrong.append("train_seconds")
         if "run" not in wrong and (files.leads_out(self.run) or _is_too_long(self.run)):
@@ -178,16 +187,20 @@ class RunFolder:
 
     @property
     def checkpoint(self) -> Path:
-        return self.path / "last.safetensors"
+        return self.unfinished[0]
+
+    @property
+    def unfinished(self) -> tuple[Path, Path]:           # the state of its training, and the folds that are finished
+        return self.path / "last.safetensors", self.path / "folds.safetensors"
 
     def finished(self) -> RunRecord | None:
         """The record, where the run is finished."""
-        there = (self.path / "record.json").exists() and (self.path / "model.safetensors").exists()
+        there = all((self.path / name).exists() for name in ("record.json", "model.safetensors"))
         return read_record(self.path / "record.json") if there else None
 
     def restart(self) -> None:
         """Forget the record and the checkpoint; all other files are replaced when the run ends."""
-        for path in (self.path / "record.json", self.checkpoint):
+        for path in (self.path / "record.json", *self.unfinished):
             path.unlink(missing_ok=True)
 
     def warn_of_earlier(self, revisions: Mapping[str, int]) -> None:
@@ -207,12 +220,11 @@ class RunFolder:
 
 def versions() -> dict[str, str]:
     """The packages that a result may depend on, beside its options."""
-    packages = ("xrvlm", "torch", "open_clip_torch", "transformers", "scikit-learn")
-    return {name: version(name) for name in packages} | {"python": platform.python_version()}
+    return {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
 
 
 def append_record(folder: Path, record: RunRecord) -> None:
-    """Add the record to `folder/results.jsonl`; it replaces an older line of the same run.
+    """Add the record to `folder/results.jsonl`, in place of an older line of the same run.
 
     Lines that cannot be read never stop it: they are kept as they are, with a warning.
     """

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 
 import yaml
 
-from xrvlm.backbones.base import FrozenCLIP
+from xrvlm.backbones.base import FrozenCLIP, Need
 from xrvlm.data.dataset import Dataset, Item, Split, hash_images, label_budget, sample_shots, with_test_set, write_split
 from xrvlm.distributed import processes, seeded
 from xrvlm.errors import UserError, option, typed
 from xrvlm.evaluation.metrics import write_scores
+from xrvlm.experiments.calibrate import calibrate, check_calibration, write_figures
 from xrvlm.experiments.protocols import NewClasses, Protocol, base_half, check_protocol, new_classes
 from xrvlm.experiments.record import (
     Identity,
@@ -29,10 +31,11 @@ from xrvlm.experiments.record import (
 from xrvlm.features.bank import FeatureBank
 from xrvlm.features.source import FeatureSource, feature_source
 from xrvlm.files import as_file_name, digest, user_path, write_json, write_text
+from xrvlm.inference.calibration import Calibration
 from xrvlm.inference.classifier import Classifier, MethodFactory, MethodHeader, ModelHeader
-from xrvlm.methods.base import Method, Recipe, chosen_recipe, probabilities
+from xrvlm.methods.base import Method, Recipe, probabilities
 from xrvlm.text.class_text import ClassText, class_text, few, saved_text, text_maker
-from xrvlm.training.fit import Progress, check_selection, learn
+from xrvlm.training.fit import Progress, check_selection, fitting_recipe, learn
 
 log = logging.getLogger(__name__)
 BUSY = "another process is at this run; wait for it, or choose another folder of runs"
@@ -82,14 +85,14 @@ def adapt(clip: FrozenCLIP, dataset: Dataset, method: MethodFactory | str = "xr_
     classes = text(split.classes)
     with seeded(seed, "initial weights"):
         adapted = factory(clip, classes).to(clip.device)
-    split = _drawn(dataset, split, adapted, shots, seed, val, options.selection)
+    split = _drawn(dataset, split, adapted, clip, shots, seed, val, options)
     new = None
     if protocol == "base_to_new":
         adapted.check_open()
         new = new_classes(whole, split, text)
     chosen = fitting_recipe(recipe, adapted)
     check_selection(chosen, options.selection)
-    told = 0 if not adapted.learns else "all" if shots is None else shots
+    told = 0 if not (split.train or split.val) else "all" if shots is None else shots
     return _Setup(clip, dataset, split, adapted, chosen, told, seed,
                   ModelHeader.of(clip, factory, classes, split.fingerprint), options, saved_text(text), new).run()
 
@@ -108,22 +111,6 @@ def zero_shot(clip: FrozenCLIP, dataset: Dataset, *, text: Text = class_text,
                   whole=not found.test).run()
 
 
-def fitting_recipe(wanted: Recipe | str | Mapping[str, Any] | None, method: Method) -> Recipe:
-    """The recipe that `adapt` was given, or the method's own where nothing is trained by steps.
-
-    UserError where the recipe has no epochs and the method is trained by steps.
-    """
-    name, changes = (None, dict(wanted)) if isinstance(wanted, Mapping) else (wanted, {})
-    recipe = chosen_recipe(method.recipe, changes.pop("name", name), changes)
-    if not method.recipe.epochs and recipe.epochs:
-        log.warning("%s is not trained by steps: %s is not read", method.label, option("recipe"))
-        return method.recipe
-    if method.recipe.epochs and not recipe.epochs:
-        raise UserError(f"{method.label} is trained by steps, and recipe {recipe.name!r} has no epochs: leave "
-                        f"{option('recipe')} and {option('recipe.epochs')} out")
-    return recipe
-
-
 def _factory(method: MethodFactory | str) -> MethodFactory:
     if not isinstance(method, str):
         MethodHeader.of(method)              # raises UserError for what is no method
@@ -133,17 +120,21 @@ def _factory(method: MethodFactory | str) -> MethodFactory:
     return find(method)
 
 
-def _drawn(dataset: Dataset, split: Split, method: Method, shots: int | None, seed: int, val: bool,
-           selection: str) -> Split:
-    """What the run trains on (nothing, where the method learns nothing) and what it is tested on."""
+def _drawn(dataset: Dataset, split: Split, method: Method, clip: FrozenCLIP, shots: int | None, seed: int, val: bool,
+           options: RunOptions) -> Split:
+    """What the run reads the labels of (nothing, where it neither learns nor calibrates) and what it is tested on."""
     if not split.test:
         raise UserError(f"{dataset.name} has no image left to test on: give a class two images, or a test set")
-    if not method.learns:
+    if not method.learns and options.calibrate == "none":
         return replace(split, train=(), val=())
-    drawn = sample_shots(split, shots, seed, val or selection == "val")
-    if selection == "val" and not drawn.val:
+    drawn = sample_shots(split, shots, seed, val or "val" in (options.selection, options.calibrate))
+    if options.selection == "val" and not drawn.val:
         raise UserError(f"{option('selection', 'val')} needs validation images, and the shots take all: use fewer "
                         f"{option('shots')}, or {option('selection', 'last')}")
+    if not method.learns:
+        drawn = replace(drawn, **{"val" if options.calibrate == "folds" else "train": ()})
+    if options.calibrate != "none":
+        check_calibration(options, method, clip, drawn)
     return drawn
 
 
@@ -185,7 +176,7 @@ class _Setup:
         options = identity_options(
             self.header, type(self.method), settings, text_path=self.clip.text_path, precision=self.clip.precision,
             selection=self.options.selection, val=bool(self.split.val), tested=self.tested,
-            **(self.new.identity if self.new else {}))
+            **(self.new.identity if self.new else {}), **self.options.identity)
         fingerprints = [split.fingerprint for split in self.splits.values()]
         return Identity(options, self.shots, self.seed, [*fingerprints, self.hashes])
 
@@ -193,7 +184,7 @@ class _Setup:
     def protocol(self) -> str:
         return "base_to_new" if self.new else "all_images" if self.whole else "few_shot"
 
-    @cached_property
+    @property
     def folder(self) -> RunFolder:
         shots = f"{self.shots}shot" if isinstance(self.shots, int) else "all"
         parts = [self.header.method.name, self.dataset.name[:60], *(["base_to_new"] if self.new else []), shots,
@@ -230,15 +221,20 @@ class _Setup:
         group.meet()
         with group.together():
             views = self.options.features.views if self.recipe.epochs else 0
-            train = self._source(self.split.train, views) if self.method.learns else None
-            val = self._source(self.split.val, 0) if self.split.val else None
-            tests = [self._source(each.test, 0) for each in (self.split, self.new) if each is not None]
-        progress = learn(self.method, self.clip, self.recipe, seed=self.seed, train=train, val=val, test=tests[0],
+            train = self.source(self.split.train, views) if self.split.train else None
+            val = self.source(self.split.val, 0) if self.split.val else None
+            tests = [self.source(each.test, 0) for each in (self.split, self.new) if each is not None]
+        fresh = None if self.options.calibrate == "none" else deepcopy(self.method)
+        progress = learn(self.method, self.clip, self.recipe, seed=self.seed,
+                         train=train if self.method.learns else None,
+                         val=None if self.options.calibrate == "val" else val, test=tests[0],
                          selection=self.options.selection, checkpoint=self.folder.checkpoint,
                          identity=self.identity.key)
+        calibration = None if fresh is None else calibrate(self, fresh, train, val)
         if group.first:
-            run = self._conclude(train, tests, progress)
-            self.folder.checkpoint.unlink(missing_ok=True)
+            run = self._conclude(train, tests, progress, calibration)
+            for path in self.folder.unfinished:
+                path.unlink(missing_ok=True)
         group.meet()
         return run
 
@@ -267,7 +263,8 @@ class _Setup:
                 "protocol": self.protocol, "shots": self.shots, "seed": self.seed, "val": bool(self.split.val),
                 "selection": self.options.selection}
 
-    def _conclude(self, train: FeatureSource | None, tests: list[FeatureSource], progress: Progress) -> Run:
+    def _conclude(self, train: FeatureSource | None, tests: list[FeatureSource], progress: Progress,
+                  calibration: Calibration | None) -> Run:
         folder, (test, *more) = self.folder.path, tests
         summary = write_scores(folder, test.ids, test.labels, probabilities(self.method, self.clip, test),
                                self.split.classes)
@@ -275,7 +272,10 @@ class _Setup:
             summary |= self.new.score(self.method, self.clip, test, more[0], folder, summary["top1"])
         if progress.losses:
             write_losses(folder, progress.losses)
-        classifier = Classifier(self.clip, self.method, replace(self.header, metrics=summary))
+        if calibration is not None:
+            summary |= write_figures(self, calibration, test)
+        header = replace(self.header, metrics=summary, calibration=calibration and calibration.header)
+        classifier = Classifier(self.clip, self.method, header, calibration)
         classifier.save(folder)
         record = RunRecord.of(
             self.header, self.method, self.identity, recipe=self.recipe.name, data=self.dataset.name,
@@ -288,6 +288,7 @@ class _Setup:
         append_record(folder.parent, record)
         return Run(folder, record, classifier)
 
-    def _source(self, items: tuple[Item, ...], views: int) -> FeatureSource:
-        return feature_source(self.clip, self.dataset.source, items, self.options.features, needs=self.method.needs,
-                              views=views, seed=self.seed, workers=self.options.workers)
+    def source(self, items: tuple[Item, ...], views: int, needs: frozenset[Need] | None = None) -> FeatureSource:
+        return feature_source(self.clip, self.dataset.source, items, self.options.features,
+                              needs=needs or self.method.needs, views=views, seed=self.seed,
+                              workers=self.options.workers)

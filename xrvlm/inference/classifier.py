@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -18,9 +18,11 @@ from xrvlm.backbones.base import Features, FrozenCLIP
 from xrvlm.backbones.registry import load_tower
 from xrvlm.backbones.tower import choose_precision
 from xrvlm.errors import UserError, check_options, fits, option, plain_text, typed, unknown
-from xrvlm.files import file_text, parsed, user_path, write_atomically
+from xrvlm.evaluation.calibration import Scaling
+from xrvlm.files import parsed, user_path, write_atomically
+from xrvlm.inference.calibration import Calibration, CalibrationHeader
 from xrvlm.methods.base import Method
-from xrvlm.text.class_text import ClassText, few
+from xrvlm.text.class_text import ClassText
 from xrvlm.views import evaluation_view, read_image
 
 OTHER_FORMATS = (".bin", ".ckpt", ".onnx", ".pkl", ".pt", ".pth")
@@ -75,6 +77,7 @@ class ModelHeader:
     split: str = ""                      # fingerprint of the split that the model was trained on
     precision: str | None = None         # of the tower in the run, where it was not the default of its device
     metrics: Mapping[str, float] = field(default_factory=dict)
+    calibration: CalibrationHeader | None = None
 
     @classmethod
     def of(cls, clip: FrozenCLIP, factory: MethodFactory, classes: ClassText, split: str = "") -> "ModelHeader":
@@ -94,25 +97,25 @@ class ModelHeader:
         if found not in (1, FORMAT):
             raise UserError(f"{path} has format {found}, this version reads 1 and {FORMAT}: install the version of "
                             "xrvlm that wrote it, or adapt again")
-        method = values["method"]
         if found == 1:
-            from xrvlm.methods.registry import FORMER
+            from xrvlm.inference.former import of_format_1
 
-            method = {"name": FORMER.get(method["target"], method["target"]), "options": method["arguments"]}
-            values["precision"] = _former_precision(path.parent / "config.yaml")
+            values = of_format_1(values, path)
         classes = ClassText(**{name: _as_tuples(value) for name, value in values["classes"].items()})
-        return _checked(cls(_checked(BackboneHeader(**values["backbone"])), _checked(MethodHeader(**method)),
+        return _checked(cls(_checked(BackboneHeader(**values["backbone"])), _checked(MethodHeader(**values["method"])),
                             _checked(classes), values.get("split", ""), values.get("precision"),
-                            values.get("metrics", {})))
+                            values.get("metrics", {}), _calibration(values.get("calibration"), len(classes.names))))
 
 
 class Classifier:
     """A frozen tower with an adapted method; the class features are computed once."""
 
     @typed
-    def __init__(self, clip: FrozenCLIP, method: Method, header: ModelHeader):
-        self.clip, self.method, self.header = clip, method.eval(), header
+    def __init__(self, clip: FrozenCLIP, method: Method, header: ModelHeader, calibration: Calibration | None = None):
+        self.clip, self.method, self.header, self.calibration = clip, method.eval(), header, calibration
         self.names: tuple[str, ...] = header.classes.names
+        if header.calibration is not None:
+            method.scaling = header.calibration.scaling
         with torch.no_grad():
             self.class_features = method.class_features(clip)
 
@@ -145,7 +148,9 @@ class Classifier:
 
         Raises UserError where the method is bound to the classes that it was trained on.
         """
-        header = replace(self.header, classes=classes, metrics={})       # the metrics are those of other classes
+        header, own = replace(self.header, classes=classes, metrics={}), self.header.calibration
+        if own is not None:              # of its own classes, but the temperature
+            header = replace(header, calibration=replace(own, scaling=Scaling(own.scaling.temperature)))
         return Classifier(self.clip, self.method.for_classes(self.clip, classes), header)
 
     @typed
@@ -158,6 +163,7 @@ class Classifier:
             raise UserError(f"{path} must end in .safetensors, or be a folder; `xrvlm.export` writes .onnx")
         path = _model_file(user_path(path))
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.method.state_dict().items()}
+        tensors |= {} if self.calibration is None else self.calibration.tensors
         metadata = {"xrvlm": self.header.to_json()}
         write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
         return path
@@ -195,6 +201,7 @@ class Classifier:
             raise UserError(f"{path} was adapted on {before.name} at {before.image_size} pixels, {what}: load that "
                             "tower, with the same transform, or adapt again")
         method = build_method(header, clip, path)
+        kept = None if header.calibration is None else Calibration.read(header.calibration, tensors)
         broken = [name for name, value in tensors.items()
                   if value.is_floating_point() and not (value.abs() < LARGEST).all()]
         if broken:
@@ -206,7 +213,7 @@ class Classifier:
             reason = " ".join(str(error).split())
             raise UserError(f"{path} does not fit its method {header.method.name}: {reason}; use the version of the "
                             f"method that it was saved with, or {_again()}") from error
-        return cls(clip, method.to(clip.device), header)
+        return cls(clip, method.to(clip.device), header, kept)
 
 
 def defaults_of(method: type) -> dict[str, Any]:
@@ -228,28 +235,17 @@ def build_method(header: ModelHeader, clip: FrozenCLIP, path: Path) -> Method:
     return method(clip, header.classes, **method.options_of(header.method.revision, header.method.options))
 
 
-def class_order(wanted: Sequence[str], known: Sequence[str]) -> list[int]:
-    """The index of each of the classes `wanted` in `known`; UserError that names those that are missing."""
-    if missing := [name for name in wanted if name not in known]:
-        raise UserError(f"{len(missing)} of {len(wanted)} classes are unknown to this model "
-                        f"({few(map(repr, missing))}); it knows {len(known)}: {few(known)}; evaluate on a data set of "
-                        "those, or adapt again")
-    return [list(known).index(name) for name in wanted]
-
-
 def _again() -> str:
     return f"adapt again with {option('force', True)}"
 
 
-def _former_precision(config: Path) -> str | None:
-    """The precision that a run from before this was in the header was given, where its folder has a config.yaml."""
-    import yaml
-
-    try:
-        found = yaml.safe_load(file_text(config))["precision"]
-    except (OSError, ValueError, TypeError, LookupError, yaml.YAMLError):
+def _calibration(values: Any, classes: int) -> CalibrationHeader | None:
+    if values is None:
         return None
-    return None if found == "auto" else found
+    scaling = _checked(Scaling(**{name: _as_tuples(value) for name, value in values["scaling"].items()}))
+    if not 0 < scaling.temperature < LARGEST or {len(scaling.weight), len(scaling.bias)} not in ({0}, {classes}):
+        raise ValueError("a scaling that fits no class")
+    return _checked(CalibrationHeader(**values | {"scaling": scaling}))
 
 
 def _checked(header: Any) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from xrvlm.backbones.base import Features, FrozenCLIP, Need
 from xrvlm.errors import UserError, check_fields, option, unknown
+from xrvlm.evaluation.calibration import Scaling
 from xrvlm.features.source import FeatureSource
 from xrvlm.files import shipped, shipped_options
 from xrvlm.text.class_text import ClassText
@@ -27,7 +28,6 @@ class Recipe:
     """Epochs, batches and optimiser. Warm-up over `warmup_epochs`, then half a cosine, per epoch unless `by_step`.
 
     Args:
-        name: written to the run's record.
         epochs: passes over the training images; 0 for a method that is not trained by gradient steps.
         batch_size: images a step.
         optimizer: `sgd` or `adamw`.
@@ -173,6 +173,7 @@ class Method(nn.Module, ABC):
     open_classes: bool = False                       # can score classes that it was not trained on: see `for_classes`
     opens_with: ClassVar[str | None] = None          # the options that make it open, in words, where it is not always
     bound_by: str | None = None                      # what ties a closed method to its classes; None: all of it
+    scaling: Scaling | None = None                   # of the logits, of a calibrated model; no part of the training
     recipe: Recipe                                   # how it is trained unless another recipe is asked for
     label: str                                       # its name in tables
     head: str | None = None                          # its head, where a method has several
@@ -216,17 +217,18 @@ class Method(nn.Module, ABC):
                   val: FeatureSource | None = None) -> None:
         """The last step of a transductive method, after `prepare` and training; not called after loading.
 
-        Args:
-            unlabelled: the features of all test images at once, shuffled: their original order would leak labels.
+        `unlabelled` are the features of all test images, shuffled: their original order would leak labels.
         """
         raise NotImplementedError(f"{type(self).__name__} is not transductive, or has no `transduce`")
+
+    def settle(self, trained: Any) -> None:
+        """Before `prepare`: take over what `trained` chose there, such as a strength, for a fold of its images."""
 
     @abstractmethod
     def class_features(self, clip: FrozenCLIP) -> ClassFeatures:
         """What `logits` needs of the classes and what depends on no image: (..., c, d), or of another width.
 
-        Computed once per evaluation and in every training step. Not a tensor where the class features depend on the
-        image: CoCoOp returns a callable that `logits` makes them with.
+        Made once per evaluation and in every step; a callable where it depends on the image (CoCoOp).
         """
 
     @abstractmethod
@@ -235,9 +237,10 @@ class Method(nn.Module, ABC):
 
     def class_probabilities(self, x: Features, class_features: ClassFeatures,
                             among: Sequence[int] | None = None) -> Tensor:
-        """(b, c) softmax of `logits`; `among`: over these classes only, in this order."""
+        """(b, c) softmax of `logits`, scaled where the model is calibrated; `among`: over these classes, in order."""
         logits = self.logits(x, class_features)                                            # (b, c)
-        return (logits if among is None else logits[:, list(among)]).softmax(dim=1)
+        logits = logits if among is None else logits[:, list(among)]
+        return (logits if self.scaling is None else self.scaling(logits, among)).softmax(dim=1)
 
     def for_classes(self, clip: FrozenCLIP, classes: ClassText) -> Self:
         """A copy of this trained method for other classes: nothing is trained again, the text is encoded again.

@@ -47,7 +47,7 @@ class LinearProbe(Method):
         super().__init__(clip, classes)
         if strength is not None and not strength > 0:
             raise UserError(f"{option('method.strength')} must be above 0 or null, found {strength}")
-        self.strength, self.inputs = strength, ImageInputs(clip, inputs, scaling)
+        self.strength, self.chosen, self.inputs = strength, strength, ImageInputs(clip, inputs, scaling)
         self.needs = self.inputs.needs
         self.label = "linear probe" if inputs == "auto" else f"linear probe ({inputs.replace('+', ' + ')})"
         self.linear = nn.Linear(self.inputs.width, len(classes.names)).requires_grad_(False)
@@ -60,13 +60,16 @@ class LinearProbe(Method):
     def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None) -> None:
         assert support is not None
         train = self.inputs.fit(support)                                                   # (n, f), (n,)
-        strength = self.strength
-        if strength is None:
+        self.chosen = self.strength
+        if self.chosen is None:
             splits = [(train, self.inputs.of(val))] if val is not None else folds(*train)
-            strength = best_strength(splits) if splits else LONE_STRENGTH
-        weight, bias = next(path(*train, [strength]))
+            self.chosen = best_strength(splits) if splits else LONE_STRENGTH
+        weight, bias = next(path(*train, [self.chosen]))
         self.linear.weight.copy_(weight)
         self.linear.bias.copy_(bias)
+
+    def settle(self, trained: Any) -> None:
+        self.strength = trained.chosen
 
     def class_features(self, clip: FrozenCLIP) -> Tensor:
         return self.linear.weight                                                          # (c, f)

@@ -7,12 +7,12 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,7 +25,7 @@ from xrvlm.errors import UserError, option
 from xrvlm.evaluation.metrics import top1
 from xrvlm.features.source import FeatureSource, sharded_batches, training_order, without_labels
 from xrvlm.files import parsed, write_atomically
-from xrvlm.methods.base import Method, Recipe, probabilities
+from xrvlm.methods.base import Method, Recipe, chosen_recipe, probabilities
 from xrvlm.training.averaging import State, add, load_mean, reestimate
 from xrvlm.training.text_pass import shared_class_features
 
@@ -60,6 +60,22 @@ def check_selection(recipe: Recipe, selection: Selection) -> None:
         average = option("recipe.average_last", recipe.average_last)
         raise UserError(f"{option('selection', 'val')} keeps one epoch and {average} averages several: leave one of "
                         "them out")
+
+
+def fitting_recipe(wanted: Recipe | str | Mapping[str, Any] | None, method: Method) -> Recipe:
+    """The recipe that `adapt` was given, or the method's own where nothing is trained by steps.
+
+    UserError where the recipe has no epochs and the method is trained by steps.
+    """
+    name, changes = (None, dict(wanted)) if isinstance(wanted, Mapping) else (wanted, {})
+    recipe = chosen_recipe(method.recipe, changes.pop("name", name), changes)
+    if not method.recipe.epochs and recipe.epochs:
+        log.warning("%s is not trained by steps: %s is not read", method.label, option("recipe"))
+        return method.recipe
+    if method.recipe.epochs and not recipe.epochs:
+        raise UserError(f"{method.label} is trained by steps, and recipe {recipe.name!r} has no epochs: leave "
+                        f"{option('recipe')} and {option('recipe.epochs')} out")
+    return recipe
 
 
 def learn(method: Method, clip: FrozenCLIP, recipe: Recipe, *, seed: int, train: FeatureSource | None,

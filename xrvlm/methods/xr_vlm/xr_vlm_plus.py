@@ -70,6 +70,7 @@ class XRVLMPlus(Method):
         super().__init__(clip, classes)
         if relate_to not in get_args(RelateTo):
             raise unknown(option("method.relate_to"), relate_to, get_args(RelateTo))
+        self.settled: tuple[tuple[bool, Weights, float] | None, ...] = ()    # the result of `_choose`, if it is given
         for name, value in (("image_parts", image_parts), ("pairs", pairs)):
             if value < 0:
                 raise UserError(f"{option(f'method.{name}')} must be at least 0, found {value}")
@@ -101,7 +102,9 @@ class XRVLMPlus(Method):
                                                                                      reduction="sum")
         self.prior_weight.copy_(weight * (gain > BELIEVED))
         train = _Examples(rows, self.prior_weight * prior, labels)
-        chosen = self._choose(train, None if val is None else self._examples(clip, val), self.class_prompts(clip))
+        given = None if val is None else self._examples(clip, val)
+        self.chosen = self.settled or (self._choose(train, given, self.class_prompts(clip)),)
+        chosen, = self.chosen
         if chosen is None:
             self.prior_weight.copy_(weight)
             self._codes(self.class_prompts(clip), True)
@@ -113,6 +116,9 @@ class XRVLMPlus(Method):
         start = span.new_zeros(1, span.shape[1], codes.shape[1])
         solved = _solve(train, span, codes, torch.ones_like(labels)[None], strength, start, steps=EXACT)
         self.relations.image_space.data = train.rows.T @ (back @ solved[0])                # (f, r)
+
+    def settle(self, trained: Any) -> None:
+        self.settled = trained.chosen
 
     def turn(self, clip: FrozenCLIP, classes: ClassText) -> None:
         self.zero_shot = self.zero_shot.for_classes(clip, classes)

@@ -1,0 +1,173 @@
+"""Calibrate a run: what its method says of labelled images that it has not learned, from folds or from `val`."""
+
+import logging
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from xrvlm.backbones.base import FrozenCLIP, Need
+from xrvlm.data.dataset import Item, Split
+from xrvlm.distributed import processes
+from xrvlm.errors import UserError, option
+from xrvlm.evaluation.conformal import SET_SCORES, coverage_table, misfit, sets
+from xrvlm.evaluation.metrics import brier, calibration_bins, expected_calibration_error, nll, predicted
+from xrvlm.experiments.folds import folds_of
+from xrvlm.experiments.record import RunFolder, RunOptions
+from xrvlm.features.bank import FeatureBank
+from xrvlm.features.source import FeatureSource, OnlineFeatures
+from xrvlm.files import write_atomically, write_json
+from xrvlm.inference.calibration import Calibration, HeldOut, held_out_of, local_of
+from xrvlm.methods.base import Method, Recipe
+from xrvlm.text.class_text import few
+from xrvlm.training.fit import learn
+
+log = logging.getLogger(__name__)
+FOLDS = 5
+COVERAGES, SHARE = (0.8, 0.9, 0.95), 0.95      # that calibration.json measures
+
+
+def check_calibration(options: RunOptions, method: Method, clip: FrozenCLIP, split: Split) -> None:
+    """UserError where the images that are to calibrate `method` are chosen by, or are not there."""
+    by = option("calibrate", options.calibrate)
+    if type(method).class_probabilities is not Method.class_probabilities:
+        raise UserError(f"{method.label} makes its probabilities without logits, which is what a calibration scales: "
+                        f"leave {by} out")
+    if options.known_by == "gl_mcm" and not clip.image_width:
+        raise UserError(f"{clip.name} shows no positions, which {option('known_by', 'gl_mcm')} reads: use probability, "
+                        "logit or energy")
+    if options.calibrate == options.selection:
+        raise UserError(f"{by} needs images that chose nothing else, and {option('selection', 'val')} chooses the"
+                        f" epoch by them: use {option('calibrate', 'folds')}, or {option('selection', 'last')}")
+    found = split.val if options.calibrate == "val" else split.train
+    if not found:
+        raise UserError(f"{by} needs validation images, and the shots take all: use fewer {option('shots')}, or "
+                        f"{option('calibrate', 'folds')}")
+    missing = sorted(set(range(len(split.classes))) - {item.label for item in found})
+    if missing:
+        log.warning("%d of %d classes have no image to calibrate on, what it promises is of the others: %s",
+                    len(missing), len(split.classes), few(split.classes[label] for label in missing))
+
+
+class Setup(Protocol):
+    """What is read here of a run."""
+
+    @property
+    def clip(self) -> FrozenCLIP: ...
+    @property
+    def method(self) -> Method: ...
+    @property
+    def recipe(self) -> Recipe: ...
+    @property
+    def split(self) -> Split: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def options(self) -> RunOptions: ...
+    @property
+    def folder(self) -> RunFolder: ...
+
+    def source(self, items: tuple[Item, ...], views: int, needs: frozenset[Need] | None = None) -> FeatureSource: ...
+
+
+def calibrate(run: Setup, fresh: Method, train: FeatureSource | None, val: FeatureSource | None) -> Calibration:
+    """What the method of `run`, which was trained, knows of itself; its logits are scaled from here on.
+
+    `fresh` is the same method before its training, for the folds.
+    """
+    if run.options.calibrate == "val":
+        assert val is not None, "see check_calibration"
+        found, items = held_out_of(run.method, run.clip, val), run.split.val
+    elif not run.method.learns:
+        assert train is not None, "see check_calibration"
+        found, items = held_out_of(run.method, run.clip, train), run.split.train
+    else:
+        assert train is not None, "see check_calibration"
+        folds = folds_of(run.split.train, FOLDS, run.seed)
+        found = _from_folds(run, fresh, train, val, folds)
+        items = tuple(run.split.train[row] for row in _rows(folds))
+    calibration = Calibration.of(_with_local(run, found, items), run.options.calibrate, run.options.scaling,
+                                 run.options.known_by)
+    run.method.scaling = calibration.header.scaling
+    return calibration
+
+
+def _from_folds(run: Setup, fresh: Method, train: FeatureSource, val: FeatureSource | None, folds: Tensor) -> HeldOut:
+    """Train `fresh` once without each of the folds, and ask it about that fold; in the order of `_rows`."""
+    group, partial = processes(), run.folder.unfinished[1]
+    done: dict[str, Tensor] = group.from_first(lambda: _read(partial))
+    for number in range(FOLDS):
+        if str(number) not in done and (folds == number).any():
+            method, held = deepcopy(fresh), _part(train, folds == number)
+            method.settle(run.method)
+            learn(method, run.clip, run.recipe, seed=run.seed, train=_part(train, folds != number), val=val, test=held,
+                  selection=run.options.selection)
+            done[str(number)] = held_out_of(method, run.clip, held).logits
+            if group.first:
+                write_atomically(partial, lambda path: save_file(done, path))
+            log.info("calibration: fold %d of %d", number + 1, FOLDS)
+    return HeldOut(torch.cat([done[number] for number in sorted(done)]), train.labels[_rows(folds)])
+
+
+def _rows(folds: Tensor) -> list[int]:
+    """The images that are held out, fold by fold."""
+    return [row for number in range(FOLDS) for row in (folds == number).nonzero().flatten().tolist()]
+
+
+def _part(source: FeatureSource, which: Tensor) -> FeatureSource:
+    rows = which.nonzero().flatten()
+    if isinstance(source, FeatureBank):
+        return source.take(rows)
+    assert isinstance(source, OnlineFeatures), "there are two kinds of sources"
+    return replace(source, items=tuple(source.items[row] for row in rows.tolist()))
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path) if path.is_file() else {}
+    except (SafetensorError, OSError, ValueError) as error:
+        log.warning("%s is damaged (%s): its folds are trained again", path, error)
+        return {}
+
+
+def figures(calibration: Calibration, test: HeldOut) -> dict[str, Any]:
+    """What the calibration is worth on test images: the content of calibration.json."""
+    header, labels = calibration.header, test.labels
+    logits = test.logits.double()
+    before, after = logits.softmax(1), header.scaling(logits).softmax(1)
+    return {"by": header.by, "images": header.images, "temperature": header.scaling.temperature,
+            "vector": bool(header.scaling.weight),
+            "before": _quality(before, labels), "after": _quality(after, labels),
+            "sets": [{"score": name, "asked": asked, **coverage_table(
+                sets(misfit(name, before), calibration.limit(name, asked)), labels)}
+                for name in SET_SCORES for asked in COVERAGES],
+            "known": {name: {"asked": SHARE, "kept": (scores >= calibration.threshold(name, SHARE)).double().mean()
+                             .item()} for name, scores in test.scores().items()}}
+
+
+def _quality(chances: Tensor, labels: Tensor) -> dict[str, Any]:
+    bins = calibration_bins(chances.amax(1), predicted(chances) == labels)
+    return {"ece": expected_calibration_error(chances, labels), "nll": nll(chances, labels),
+            "brier": brier(chances, labels), "reliability": bins.tolist()}
+
+
+def write_figures(run: Setup, calibration: Calibration, source: FeatureSource) -> dict[str, float]:
+    """calibration.json in the run's folder, of its test images; returns the figures before, for the run's record."""
+    test = _with_local(run, held_out_of(run.method, run.clip, source), run.split.test)
+    found = figures(calibration, test)
+    write_json(run.folder.path / "calibration.json", found)
+    return {f"{name}_before": found["before"][name] for name in ("ece", "nll", "brier")}
+
+
+def _with_local(run: Setup, found: HeldOut, items: tuple[Item, ...]) -> HeldOut:
+    """`found` with what GL-MCM reads of the positions of `items`, where the run says unknown by it."""
+    if run.options.known_by != "gl_mcm":
+        return found
+    source = run.source(items, 0, frozenset({"tokens"}))
+    tokens = (x.tokens for x, _ in source.in_order() if x.tokens is not None)
+    return replace(found, local=local_of(run.clip, run.method.classes, tokens))
