@@ -3,7 +3,7 @@ import torch
 
 from xrvlm.data.dataset import Item
 from xrvlm.errors import UserError
-from xrvlm.experiments.folds import folds_of
+from xrvlm.training.folds import folds_of
 
 
 def items_of(*sizes: int) -> list[Item]:

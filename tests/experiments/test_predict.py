@@ -182,7 +182,7 @@ def test_lines_of_a_begun_table_that_are_damaged_are_made_again(model, photos, t
 def test_a_table_never_takes_the_place_of_a_photo(model, photos):
     photo = min(photos.rglob("*.png"))
     before = photo.read_bytes()
-    with pytest.raises(UserError, match=r"has the name of an image; name a .csv file with out"):
+    with pytest.raises(UserError, match=r"has the name of an image; name a .csv or .jsonl file with out"):
         predict(model, photo, out=photo, device="cpu")
     assert photo.read_bytes() == before
 
@@ -245,7 +245,7 @@ def test_no_lock_is_left_where_the_table_cannot_be_written(model, photos, tmp_pa
     def full(*_):
         raise UserError("cannot write: No space left")
 
-    monkeypatch.setattr(module, "append_text", full)
+    monkeypatch.setattr("xrvlm.experiments.labels.append_text", full)
     with pytest.raises(UserError, match="No space left"):
         predict(model, photos, out=tmp_path / "p.csv")
     assert not list(tmp_path.glob(".*.lock"))

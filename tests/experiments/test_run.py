@@ -68,7 +68,7 @@ def test_a_run_leaves_all_that_is_promised(clip, photos, tmp_path):
                 "features": "cached", "backbone": clip.name,
                 "options": {"image_parts": 2, "text_parts": 2, "context_length": 3, "hidden": 8}}
     assert {key: line[key] for key in expected} == expected
-    assert set(line["metrics"]) == {"top1", "top5", "mean_per_class", "macro_f1", "ece"}
+    assert set(line["metrics"]) == {"top1", "top5", "mean_per_class", "macro_f1", "ece", "nll", "brier"}
     assert line["learned_parameters"] == sum(p.numel() for p in run.classifier.method.parameters()) > 0
     assert {"xrvlm", "torch", "open_clip_torch", "transformers"} <= set(line["versions"])
     with (run.folder / "predictions.csv").open(newline="") as file:

@@ -19,9 +19,8 @@ class _Finder(MetaPathFinder):
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if fullname != "torchvision":
             return None
-        sys.meta_path.remove(self)
         spec = PathFinder.find_spec(fullname, path)
-        if spec is not None and spec.loader is not None:
+        if spec is not None and spec.loader is not None:       # it may only be looked for, not imported
             spec.loader = _Mending(spec.loader)
         return spec
 
@@ -35,6 +34,7 @@ class _Mending(Loader):
 
     def exec_module(self, module: Any) -> None:
         module.__spec__.loader = module.__loader__ = self.loader       # from here on it is a module like any other
+        sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Finder)]
         try:
             self.loader.exec_module(module)
         except RuntimeError as error:

@@ -1,7 +1,7 @@
 """The commands: each composes its objects from the configuration and makes one public call of the library."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def adapt(config: DictConfig) -> None:
     text, shots, recipe = _text(config), _shots(config.shots), recipe_of(config.recipe)
     dataset, method, options = _dataset(config), _partial(config.method, "method"), _run_options(config)
     _show(call(_tower(config), dataset, method, shots=shots, seed=config.seed, val=config.val, recipe=recipe,
-               text=text, protocol=config.protocol, options=options))
+               text=text, protocol=config.protocol, unknown=config.unknown, options=options))
 
 
 def zeroshot(config: DictConfig) -> None:
@@ -49,16 +49,19 @@ def evaluate(config: DictConfig) -> None:
 
 def predict(config: DictConfig) -> None:
     from xrvlm.experiments.predict import predict as call
+    from xrvlm.inference.answers import Asked
 
+    given = {each.name: config[each.name] for each in fields(Asked)}
+    asked = None if all(given[each.name] == each.default for each in fields(Asked)) else Asked(**given)
     zero_shot = config.run is None and config.classes is not None
     unread = [each for each in HydraConfig.get().overrides.task if each.lstrip("+").startswith("backbone")]
     if config.run is not None and unread:
         key = unread[0].partition("=")[0]
         raise UserError(f"{key}= is not read with a run, which names its own tower: leave it out, or leave the run "
                         "out for zero-shot (backbone=... classes=names.txt images=DIR)")
-    call(config.run, _plain(config.images), classes=_plain(config.classes), topk=config.topk, out=config.out,
-         echo=print, text=_text(config), workers=config.workers, clip=_tower(config) if zero_shot else None,
-         **_device(config))
+    call(config.run, _plain(config.images), classes=_plain(config.classes), topk=config.topk, asked=asked,
+         out=config.out, echo=print, text=_text(config), workers=config.workers,
+         clip=_tower(config) if zero_shot else None, **_device(config))
 
 
 def explain(config: DictConfig) -> None:
@@ -214,7 +217,7 @@ def _partial(config: DictConfig, group: str) -> partial:
 
 def _show(run: Any) -> None:
     if processes().first:
-        protocol = ", base to new" if run.record.protocol == "base_to_new" else ""
+        protocol = {"base_to_new": ", base to new", "open_set": ", open set"}.get(run.record.protocol, "")
         figures = _figures(run.record.metrics, run.record.images, run.record.classes)
         print(f"{run.record.label}{protocol}: {figures}\n{run.folder}")
 
@@ -224,9 +227,11 @@ def _figures(metrics: dict[str, float], images: int, classes: int) -> str:
     if "harmonic_mean" in metrics:
         return (f"base {metrics['top1']:.1%}{tested}, new {metrics['new_top1']:.1%}, harmonic mean "
                 f"{metrics['harmonic_mean']:.1%}; all classes {metrics['all_top1']:.1%}")
+    open_set = "auroc" in metrics and (f"; unknown images: AUROC {metrics['auroc']:.1%}, {metrics['fpr95']:.1%} pass "
+                                       f"where 95 % of the known do, OSCR {metrics['oscr']:.1%}")
     return (f"top-1 {metrics['top1']:.1%}{tested}, top-5 {metrics['top5']:.1%}, mean per class "
             f"{metrics['mean_per_class']:.1%}, macro-F1 {metrics['macro_f1']:.1%}, calibration error "
-            f"{metrics['ece']:.1%}")
+            f"{metrics['ece']:.1%}{open_set or ''}")
 
 
 def check_read(command: str) -> None:

@@ -63,12 +63,12 @@ TOGETHER = ("adapt", "zeroshot")         # commands that several processes can d
 RESUMED = ("adapt", "zeroshot", "predict", "compare", "demo")     # each run that is finished, or each image, is kept
 LISTS = ("data.class_names", "text.templates", "images", "classes")    # may also be a list in Hydra's grammar
 SCALARS: dict[str, Any] = {              # the types of values at the top level
-    **dict.fromkeys(("seed", "workers", "topk", "folds"), int), "runs": str,
+    **dict.fromkeys(("seed", "workers", "topk", "folds"), int), "runs": str, "certainty": float | None,
     **dict.fromkeys(("val", "force", "small", "pictures", "all_shots", "photos", "all", "dry_run"), bool),
     "device": Literal["auto", "cpu", "cuda", "mps"], "precision": Literal["auto", "fp32", "bf16", "fp16"],
     "calibrate": Literal["none", "folds", "val"], "scaling": Literal["temperature", "vector"],
-    "known_by": Literal["probability", "logit", "energy", "gl_mcm"], "selection": Literal["last", "val"], "protocol": Literal["few_shot", "base_to_new"],
-    "among": Literal["run", "data"], "format": Literal["onnx"],
+    "selection": Literal["last", "val"], "protocol": Literal["few_shot", "base_to_new", "open_set"],
+    "among": Literal["run", "data"], "format": Literal["onnx"], "known": float | None, "coverage": float | None,
 }
 NAMES = ("adapt", "zeroshot", "eval", "predict", "explain", "export", "compare", "report", "demo", "data check",
          "cache list", "cache prune")

@@ -84,6 +84,7 @@ class Dataset:
     split: Split
     world: int | None = None    # the number of a drawn world
     loader: Mapping[str, Any] | None = None
+    hierarchy: Mapping[str, str] | None = None       # {node: the one above it}, see evaluation/hierarchy.py
 
     def __post_init__(self) -> None:
         check_fields(self, but=("source",))
@@ -230,7 +231,7 @@ def assemble(name: str, source: ImageSource, found: Mapping[str, Sequence[tuple[
 def _remembered(name: str, options: Mapping[str, Any]) -> dict[str, Any] | None:
     """What `Dataset.loader` holds, paths absolute; None where an option, such as a data set in memory, is not JSON."""
     kept = dict(options)
-    for key in ("root", "path", "class_names"):
+    for key in ("root", "path", "class_names", "hierarchy"):
         if isinstance(value := kept.get(key), str | Path) and (path := user_path(value)).exists():
             kept[key] = value if key == "class_names" and path.is_dir() else str(path.resolve())
     if "file" in kept:

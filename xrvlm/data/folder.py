@@ -6,10 +6,13 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from xrvlm.data.dataset import SUBSETS, Dataset, assemble, registered
+from xrvlm.data.hierarchy import FOLDERS, with_hierarchy, with_parents
 from xrvlm.errors import UserError, option
+from xrvlm.evaluation.hierarchy import from_pairs
 from xrvlm.files import FileSource, files_below, listing, user_path
 from xrvlm.text.class_text import few
 from xrvlm.views import SUFFIXES
@@ -28,7 +31,7 @@ FILLERS = frozenset({"", "set", "data", "dataset", "split", "subset", "images", 
 
 @registered("folder")
 def image_folder(root: str | Path, *, class_names: str | Sequence[str] | Mapping[str, str] | None = None,
-                 skip_damaged: bool = False, name: str | None = None) -> Dataset:
+                 skip_damaged: bool = False, hierarchy: str | Path | None = None, name: str | None = None) -> Dataset:
     """Load class folders: one folder a class, in `root` or in its folders train, val and test.
 
     Other words for a subset are understood too: Training, dev, holdout, train_set ... (`subset_of`). `root` may hold a
@@ -40,6 +43,8 @@ def image_folder(root: str | Path, *, class_names: str | Sequence[str] | Mapping
         class_names: a shipped list, a .txt or .json file, the names in the sorted order of the folders, or
             {folder: name}; None: the names of the folders.
         skip_damaged: leave out images that cannot be read, with a warning.
+        hierarchy: a file with the nodes above the classes, see `data.hierarchy.read_hierarchy`; or "folders": the
+            innermost folders are the classes, those around them (genus/species) the nodes above.
         name: of the data set; None: that of the folder.
 
     Raises:
@@ -47,10 +52,20 @@ def image_folder(root: str | Path, *, class_names: str | Sequence[str] | Mapping
     """
     folder = existing_folder(root)
     subsets = _subset_folders(folder) or {"train": [folder]}
+    make = partial(assemble, name or folder.name, FileSource(folder), skip_damaged=skip_damaged,
+                   test_only="train" not in subsets)
+    if hierarchy == FOLDERS:
+        if class_names is not None:
+            raise UserError(f"{option('data.hierarchy', FOLDERS)} names classes and nodes by their folders: leave "
+                            f"{option('data.class_names')} out")
+        nested = {subset: [pair for path in paths for pair in _nested(folder, path)]
+                  for subset, paths in subsets.items()}
+        steps = dict.fromkeys(step for each in nested.values() for _, names in each for step in _steps(names))
+        pairs = {subset: [(path, names[-1]) for path, names in nested[subset]] for subset in nested}
+        return with_parents(make(pairs), from_pairs(list(steps), str(folder)))
     found = {subset: [pair for path in paths for pair in _labelled(folder, path, must_fill=subset == "train")]
              for subset, paths in subsets.items()}
-    return assemble(name or folder.name, FileSource(folder), found, class_names=class_names, skip_damaged=skip_damaged,
-                    test_only="train" not in subsets)
+    return with_hierarchy(make(found, class_names=class_names), hierarchy)
 
 
 def subset_of(word: str) -> str | None:
@@ -146,6 +161,21 @@ def _labelled(root: Path, folder: Path, must_fill: bool) -> Iterator[tuple[str, 
                     ", or pip install 'xrvlm[heic]'" if unreadable.keys() & {".heic", ".heif"} else "")
 
 
+def _nested(root: Path, folder: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield (path relative to `root`, the names of the folders below `folder` that it lies in) of the images there."""
+    for path in files_below(folder):
+        names = tuple(unicodedata.normalize("NFC", part) for part in path.parent.relative_to(folder).parts)
+        if _is_image(path):
+            if not names:
+                raise UserError(f"{path} lies in no class folder: put each class into its own folder")
+            yield path.relative_to(root).as_posix(), names
+
+
+def _steps(names: Sequence[str]) -> list[tuple[str, str]]:
+    """(node, the node above it) of the folders that an image lies in, from the outermost on."""
+    return list(zip(names, ["", *names], strict=False))
+
+
 def _check_accents(folder: Path, class_folders: Sequence[Path]) -> None:
     seen: dict[str, Path] = {}
     for path in class_folders:
@@ -173,7 +203,8 @@ def _check_nesting(below: Mapping[Path, Sequence[Path]]) -> None:
         raise UserError(f"{path} holds images in the folders {few(inner[path])}; is {path.name} the class, or are "
                         f"these the classes? Put the images of each class directly into its folder, set "
                         f"{option('data.root')} to the folder of one group, or list the images in a table "
-                        f"({option('data')}=table)")
+                        f"({option('data')}=table). Where each group stands above its classes (genus/species): "
+                        f"{option('data.hierarchy', FOLDERS)}")
 
 
 def _warn_of_links(root: Path, images: Mapping[Path, str]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from xrvlm.data.dataset import SUBSETS, Dataset, assemble, registered
 from xrvlm.data.folder import existing_folder, subset_of
+from xrvlm.data.hierarchy import with_hierarchy
 from xrvlm.errors import UserError, odd_sign, option
 from xrvlm.files import FileSource, file_text, files_below, parsed, user_path
 from xrvlm.text.class_text import few
@@ -28,7 +29,7 @@ MISSING = frozenset({"", "nan", "<na>", "#n/a", "n/a", "null"})    # how program
 @registered("table")
 def table(root: str | Path, *, file: str | Path = "split.csv", path_column: str = "path", class_column: str = "class",
           split_column: str | None = "split", class_names: str | Sequence[str] | Mapping[str, str] | None = None,
-          skip_damaged: bool = False, name: str | None = None) -> Dataset:
+          skip_damaged: bool = False, hierarchy: str | Path | None = None, name: str | None = None) -> Dataset:
     """Load a table with one image a row.
 
     Args:
@@ -40,6 +41,7 @@ def table(root: str | Path, *, file: str | Path = "split.csv", path_column: str 
             for training, as they are if the table has no column that could be one.
         class_names: see `image_folder`.
         skip_damaged: leave out images that cannot be read, with a warning.
+        hierarchy: a file with the nodes above the classes, see `data.hierarchy.read_hierarchy`.
         name: of the data set; None: that of the folder.
 
     Raises:
@@ -63,8 +65,9 @@ def table(root: str | Path, *, file: str | Path = "split.csv", path_column: str 
         rows = list(rows)
         of_split = _split_column([column for column in columns if column not in (of_path, of_class)], rows, path)
     found = _found(folder, path, rows, of_path, of_class, of_split)
-    return assemble(name or folder.name, FileSource(folder), found, class_names=class_names, skip_damaged=skip_damaged,
-                    test_only=not found["train"] and bool(found["test"]))
+    return with_hierarchy(
+        assemble(name or folder.name, FileSource(folder), found, class_names=class_names, skip_damaged=skip_damaged,
+                 test_only=not found["train"] and bool(found["test"])), hierarchy)
 
 
 def names_for_none(labels: Iterable[Any]) -> frozenset[str]:

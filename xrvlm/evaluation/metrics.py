@@ -6,7 +6,7 @@ neither the device nor how the images were batched. Of equal scores the lowest c
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,9 +14,14 @@ from torch import Tensor
 
 from xrvlm import files
 from xrvlm.errors import UserError, option
+from xrvlm.evaluation.hierarchy import Hierarchy
 
 CALIBRATION_BINS = 15
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
+# the metrics that tables show, with their headings: of every run, and of a run of one of these protocols
+METRICS = {"top1": "Top-1", "top5": "Top-5", "mean_per_class": "Per class", "macro_f1": "Macro-F1", "ece": "ECE"}
+SHOWN = {"base_to_new": {"top1": "Base", "new_top1": "New", "harmonic_mean": "Harmonic", "all_top1": "All"},
+         "open_set": {"top1": "Top-1", "auroc": "AUROC", "fpr95": "FPR95", "aupr": "AUPR", "oscr": "OSCR"}}
 PREDICTIONS, METRICS_FILE = "predictions.csv", "metrics.json"
 
 
@@ -136,9 +141,14 @@ def most_confused(confusion: Tensor, classes: Sequence[str], *, k: int = 10) -> 
     return pairs
 
 
-def summarise(probabilities: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, float]:
-    """{top1, top5, mean_per_class, macro_f1, ece} as fractions of 1, nll, brier, and the number of images."""
+def summarise(probabilities: Tensor, labels: Tensor, classes: Sequence[str],
+              hierarchy: Mapping[str, str] | None = None) -> dict[str, float]:
+    """{top1, top5, mean_per_class, macro_f1, ece} as fractions of 1, nll, brier, and the number of images.
+
+    With a `hierarchy`, {node: parent}, also the figures of evaluation/hierarchy.py.
+    """
     _check_names(classes, probabilities.shape[1])
+    tree = {} if hierarchy is None else Hierarchy(tuple(classes), hierarchy).figures(*_checked(probabilities, labels))
     return {
         "top1": top1(probabilities, labels),
         "top5": topk(probabilities, labels),
@@ -147,6 +157,7 @@ def summarise(probabilities: Tensor, labels: Tensor, classes: Sequence[str]) -> 
         "ece": expected_calibration_error(probabilities, labels),
         "nll": nll(probabilities, labels),
         "brier": brier(probabilities, labels),
+        **tree,
         "images": len(labels),
     }
 
@@ -163,9 +174,9 @@ def harmonic_mean(base: float, new: float) -> float:
 
 
 def write_scores(folder: Path, ids: Sequence[str], labels: Tensor, probabilities: Tensor, classes: Sequence[str],
-                 suffix: str = "") -> dict[str, float]:
+                 suffix: str = "", hierarchy: Mapping[str, str] | None = None) -> dict[str, float]:
     """metrics.json and predictions.csv of labelled images, `suffix` behind both names; returns the summary."""
-    summary = summarise(probabilities, labels, classes)
+    summary = summarise(probabilities, labels, classes, hierarchy)
     write_metrics(_suffixed(folder / METRICS_FILE, suffix), summary, details(probabilities, labels, classes))
     write_predictions(_suffixed(folder / PREDICTIONS, suffix), ids, labels, probabilities, classes)
     return summary

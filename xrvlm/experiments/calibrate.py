@@ -17,7 +17,6 @@ from xrvlm.distributed import processes
 from xrvlm.errors import UserError, option
 from xrvlm.evaluation.conformal import SET_SCORES, coverage_table, misfit, sets
 from xrvlm.evaluation.metrics import brier, calibration_bins, expected_calibration_error, nll, predicted
-from xrvlm.experiments.folds import folds_of
 from xrvlm.experiments.record import RunFolder, RunOptions
 from xrvlm.features.bank import FeatureBank
 from xrvlm.features.source import FeatureSource, OnlineFeatures
@@ -26,6 +25,7 @@ from xrvlm.inference.calibration import Calibration, HeldOut, held_out_of, local
 from xrvlm.methods.base import Method, Recipe
 from xrvlm.text.class_text import few
 from xrvlm.training.fit import learn
+from xrvlm.training.folds import folds_of
 
 log = logging.getLogger(__name__)
 FOLDS = 5

@@ -21,7 +21,6 @@ from xrvlm.errors import UserError, check_fields, either, option, typed
 from xrvlm.evaluation.metrics import predicted
 from xrvlm.evaluation.text_tables import Table, aligned_table
 from xrvlm.experiments.budget import SharedBanks, budget_seconds, rest_too_long, too_long, training_seconds
-from xrvlm.experiments.folds import folds_of
 from xrvlm.experiments.recommend import (
     HEADER,
     Recommendation,
@@ -43,6 +42,7 @@ from xrvlm.methods.base import Method, Recipe, probabilities
 from xrvlm.methods.registry import find
 from xrvlm.text.class_text import ClassText, class_text, text_maker
 from xrvlm.training.fit import fitting_recipe, learn
+from xrvlm.training.folds import folds_of
 
 log = logging.getLogger(__name__)
 

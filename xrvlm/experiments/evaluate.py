@@ -124,8 +124,8 @@ def score(classifier: Classifier, dataset: Dataset, items: Sequence[Item], folde
     found = probabilities(method, clip, source, mask)
     if not is_writable(folder / METRICS_FILE):       # as of a run on a disk that may only be read
         log.warning("the figures are not kept: %s cannot be written", folder)
-        return summarise(found, source.labels, names)
-    return write_scores(folder, source.ids, source.labels, found, names)
+        return summarise(found, source.labels, names, classifier.header.hierarchy)
+    return write_scores(folder, source.ids, source.labels, found, names, hierarchy=classifier.header.hierarchy)
 
 
 def _class_order(wanted: Sequence[str], known: Sequence[str]) -> list[int]:

@@ -1,15 +1,13 @@
 """Label image files with a finished run, or with a tower and a list of classes."""
 
-import csv
-import io
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
@@ -17,22 +15,21 @@ from tqdm import tqdm
 from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
 from xrvlm.data.folder import counted_suffixes
 from xrvlm.errors import UserError, either, option, typed
-from xrvlm.evaluation.metrics import as_cell, from_cell
 from xrvlm.files import (
     FileSource,
     alone,
-    append_text,
-    check_replaceable,
     digest,
-    file_bytes,
     files_below,
     user_path,
-    write_text,
 )
+from xrvlm.inference.answers import Answering, Asked
 from xrvlm.inference.classifier import Classifier, ModelHeader
 from xrvlm.text.class_names import read_list
 from xrvlm.text.class_text import text_maker
 from xrvlm.views import SUFFIXES, EvaluationViews, load_images
+
+if TYPE_CHECKING:
+    from xrvlm.experiments.labels import LabelFile
 
 log = logging.getLogger(__name__)
 BATCH = 64                               # images encoded at once
@@ -45,17 +42,30 @@ class Prediction:
     image: str
     classes: tuple[tuple[str, float], ...]
     problem: str = ""                    # why the image could not be read
+    known: float | None = None           # how much it looks like one of the classes, where that is asked for
+    unknown: bool = False                # whether that is too little
+    held: tuple[str, ...] | None = None  # the set of classes, the most probable first, where one is asked for
+    taxon: tuple[str, float] | None = None         # the deepest node of the hierarchy that is sure, "" above all
 
     def __str__(self) -> str:
-        return f"{self.image}: {', '.join(f'{name} {probability:.1%}' for name, probability in self.classes)}"
+        best = ", ".join(f"{name} {probability:.1%}" for name, probability in self.classes)
+        best = f"unknown ({best})" if self.unknown else best
+        held = "" if self.held is None else f"; one of: {', '.join(self.held)}"
+        taxon = f"; sure of: {self.taxon[0] or 'nothing'} {self.taxon[1]:.1%}" if self.taxon else ""
+        return f"{self.image}: {best}{held}{taxon}"
+
+    @property
+    def prediction(self) -> str:
+        """The most probable class, or "unknown"."""
+        return "unknown" if self.unknown else self.classes[0][0] if self.classes else ""
 
 
 @typed
 def predict(run: str | Path | None, images: str | Path | Sequence[str | Path], *,
-            classes: str | Sequence[str] | None = None, topk: int = 5, out: str | Path | None = None,
-            echo: Callable[[str], object] | None = None, text: Mapping[str, Any] | None = None, workers: int = 0,
-            clip: FrozenCLIP | None = None, device: DeviceName = "auto", precision: PrecisionName = "auto",
-            ) -> list[Prediction]:
+            classes: str | Sequence[str] | None = None, topk: int = 5, asked: Asked | None = None,
+            out: str | Path | None = None, echo: Callable[[str], object] | None = None,
+            text: Mapping[str, Any] | None = None, workers: int = 0, clip: FrozenCLIP | None = None,
+            device: DeviceName = "auto", precision: PrecisionName = "auto") -> list[Prediction]:
     """Label `images`: files, and folders with all images below them.
 
     Files that cannot be read are left out; a warning names them, and a line of `out` says why. With `out`, the same
@@ -65,8 +75,8 @@ def predict(run: str | Path | None, images: str | Path | Sequence[str | Path], *
         run: a run's folder, "latest", or None: zero-shot with `clip` and `classes`.
         classes: names, a list in prompts/class_names or a .txt file; None: those of the run.
         topk: how many classes of each image.
-        out: a CSV file for the same: image, label (always empty, for the form of a run's predictions.csv), prediction,
-            then class_1, probability_1 ... class_k, probability_k, error.
+        asked: what to say beside probabilities; None: `unknown`, where the run is calibrated.
+        out: a .csv or .jsonl file for the same, see docs/reference/output.md.
         echo: called with each prediction, as text, as soon as it is made.
         text: options of `class_text` for `classes`; None: as the run's own text was made.
         clip: the tower; None: the one that the run names, on `device` in `precision`.
@@ -78,19 +88,25 @@ def predict(run: str | Path | None, images: str | Path | Sequence[str | Path], *
         raise UserError(f"{option('topk')} must be at least 1, found {topk}")
     files = images_of(images)
     classifier = _classifier(run, images, classes, text or {}, clip, device, precision)
-    topk = min(topk, len(classifier.names))
+    topk, answering = min(topk, len(classifier.names)), _answering(classifier, asked)
     if out is None:
-        return _labelled(classifier, files, workers, topk, echo, None)
-    states = [[name, str(path), *_state(path)] for name, path in files.items()]
-    table = _Table(user_path(out), digest([classifier.header.to_json(), topk, states]), topk)
+        return _labelled(classifier, answering, files, workers, topk, echo, None)
+    table = _label_file(out, topk, answering, [classifier.header.to_json(), topk, asdict(asked or Asked()), *(
+        [name, str(path), *_state(path)] for name, path in files.items())])
     lock = table.path.with_name(f".{table.path.name}.lock")
     busy = f"another predict writes {table.path.name}; wait for it, or name another file with {option('out')}"
     with alone(lock, busy):
         try:
-            return _labelled(classifier, files, workers, topk, echo, table)
+            return _labelled(classifier, answering, files, workers, topk, echo, table)
         finally:
             with suppress(OSError):          # Windows keeps a file that is open
                 lock.unlink()
+
+
+def _label_file(out: str | Path, topk: int, answering: Answering | None, key: list[Any]) -> "LabelFile":
+    from xrvlm.experiments.labels import LabelFile
+
+    return LabelFile(user_path(out), digest(key), topk, more=answering is not None)
 
 
 def _state(path: Path) -> tuple[int, int]:
@@ -100,11 +116,19 @@ def _state(path: Path) -> tuple[int, int]:
     return 0, 0
 
 
-def _labelled(classifier: Classifier, files: Mapping[str, Path], workers: int, topk: int,
-              echo: Callable[[str], object] | None, table: "_Table | None") -> list[Prediction]:
+def _answering(classifier: Classifier, asked: Asked | None) -> Answering | None:
+    """None where probabilities are all that is said."""
+    if classifier.calibration is None and asked is None:
+        return None
+    found = Answering(classifier, asked or Asked())
+    return None if found.plain else found
+
+
+def _labelled(classifier: Classifier, answering: Answering | None, files: Mapping[str, Path], workers: int, topk: int,
+              echo: Callable[[str], object] | None, table: "LabelFile | None") -> list[Prediction]:
     done = {} if table is None else table.begun(files, classifier.names)
     found: list[Prediction] = []
-    for prediction in chain(done.values(), labelled(classifier, files, workers, topk, skip=done)):
+    for prediction in chain(done.values(), labelled(classifier, files, workers, topk, skip=done, answering=answering)):
         found.append(prediction)
         if table is not None and prediction.image not in done:
             table.add(prediction)
@@ -113,7 +137,7 @@ def _labelled(classifier: Classifier, files: Mapping[str, Path], workers: int, t
     return _readable(found, table)
 
 
-def _readable(found: Sequence[Prediction], table: "_Table | None") -> list[Prediction]:
+def _readable(found: Sequence[Prediction], table: "LabelFile | None") -> list[Prediction]:
     """Those of the images that could be read; says which could not, and completes the table."""
     readable = [prediction for prediction in found if not prediction.problem]
     unreadable = [prediction for prediction in found if prediction.problem]
@@ -128,60 +152,6 @@ def _readable(found: Sequence[Prediction], table: "_Table | None") -> list[Predi
         table.part.replace(table.path)
         log.info("labelled %d images: %s", len(readable), table.path)
     return readable
-
-
-class _Table:
-    """The CSV of `predict`: written as it goes to a file beside it, which becomes it in the end."""
-
-    def __init__(self, path: Path, key: str, topk: int):
-        ranks = [f"{word}_{rank}" for rank in range(1, topk + 1) for word in ("class", "probability")]
-        if path.is_dir():
-            raise UserError(f"{path} is a folder; name a file with {option('out')}, such as {path / 'labels.csv'}")
-        if path.suffix.lower() in SUFFIXES:
-            raise UserError(f"{path} has the name of an image; name a .csv file with {option('out')}")
-        check_replaceable(path)
-        self.path, self.columns = path, ["image", "label", "prediction", *ranks, "error"]
-        self.part = path.with_name(f"{path.name}.{key[:10]}.part")      # of this model and these photos, no others
-
-    def begun(self, files: Collection[str], known: Collection[str]) -> dict[str, Prediction]:
-        """What a call that was stopped has labelled of `files`. A line that was cut or damaged is dropped."""
-        try:
-            # not splitlines, which also ends a line at signs that a file name may hold
-            *lines, _ = file_bytes(self.part).decode("utf-8", "replace").split("\n")
-        except FileNotFoundError:
-            write_text(self.part, ",".join(self.columns) + "\n")
-            return {}
-        except OSError as error:
-            raise UserError(f"cannot read {self.part}: {error.strerror}; delete it") from error
-        read = [self._prediction(f"{line}\n") for line in lines[1:]]
-        found = {each.image: each for each in read if each is not None and each.image in files
-                 and all(name in known and 0 <= chance <= 1 for name, chance in each.classes)}
-        write_text(self.part, ",".join(self.columns) + "\n" + "".join(map(self._line, found.values())))
-        if found:
-            log.info("going on: %d images are in %s", len(found), self.part)
-        return found
-
-    def _prediction(self, line: str) -> Prediction | None:
-        """What `_line` wrote, of an image that could be read; None for a line that it would not write so."""
-        try:
-            image, _, _, *cells, _ = next(csv.reader([line]))
-            chances = [float(cell) for cell in cells[1::2]]
-            found = Prediction(from_cell(image), tuple(zip(map(from_cell, cells[::2]), chances, strict=True)))
-        except (ValueError, csv.Error):
-            return None                  # of an image that could not be read, too: it may be readable by now
-        return found if self._line(found) == line else None
-
-    def add(self, prediction: Prediction) -> None:
-        append_text(self.part, self._line(prediction))
-
-    def _line(self, prediction: Prediction) -> str:
-        best = prediction.classes[0][0] if prediction.classes else ""
-        cells = [cell for name, probability in prediction.classes for cell in (as_cell(name), f"{probability:.6f}")]
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow(
-            [as_cell(prediction.image), "", as_cell(best), *cells, *[""] * (len(self.columns) - 4 - len(cells)),
-             " ".join(prediction.problem.split())])
-        return text.getvalue()
 
 
 def zero_shot_classifier(clip: FrozenCLIP, text: Any) -> Classifier:
@@ -272,20 +242,24 @@ def _classifier(run: str | Path | None, images: str | Path | Sequence[str | Path
 
 
 def labelled(classifier: Classifier, files: Mapping[str, Path], workers: int, topk: int,
-             skip: Collection[str] = ()) -> Iterator[Prediction]:
+             skip: Collection[str] = (), answering: Answering | None = None) -> Iterator[Prediction]:
     """The prediction of each of `files` that is not in `skip`, batch by batch; without classes where it is unreadable.
     """
     names, clip = [name for name in files if name not in skip], classifier.clip
     ids, problems = [str(files[name]) for name in names], {}
-    order = torch.arange(len(ids)).split(BATCH) if ids else ()
-    loaded = load_images(ids, FileSource(Path("/")), EvaluationViews(clip.transform), order, workers, clip.device,
+    batches = torch.arange(len(ids)).split(BATCH) if ids else ()
+    loaded = load_images(ids, FileSource(Path("/")), EvaluationViews(clip.transform), batches, workers, clip.device,
                          problems)
-    for batch, (rows, images) in zip(order, tqdm(loaded, total=len(order), disable=None, leave=False), strict=True):
-        best: dict[int, tuple[tuple[str, float], ...]] = {}
+    for batch, (rows, images) in zip(batches, tqdm(loaded, total=len(batches), disable=None, leave=False), strict=True):
+        found: dict[int, Prediction] = {}
         if len(rows):
-            # of equal probabilities the first class; both (b, k)
-            sorts = classifier.probabilities(images).sort(dim=1, descending=True, stable=True)
-            for row, chances, classes in zip(rows.tolist(), *(each[:, :topk].tolist() for each in sorts), strict=True):
-                best[row] = tuple(zip((classifier.names[index] for index in classes), chances, strict=True))
-        yield from (Prediction(names[row], best.get(row, ()), problems.get(row, "")) for row in batch.tolist())
-
+            answers = None if answering is None else answering(images)
+            chances = classifier.probabilities(images) if answers is None else answers.chances
+            # of equal probabilities the first class; both (b, c)
+            values, order = (each.tolist() for each in chances.sort(dim=1, descending=True, stable=True))
+            for place, row in enumerate(rows.tolist()):
+                best = [(classifier.names[index], chance)
+                        for index, chance in zip(order[place][:topk], values[place][:topk], strict=True)]
+                more = {} if answering is None or answers is None else answering.said(answers, place, order[place])
+                found[row] = Prediction(names[row], tuple(best), **more)
+        yield from (found.get(row, Prediction(names[row], (), problems.get(row, ""))) for row in batch.tolist())

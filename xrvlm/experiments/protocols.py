@@ -1,4 +1,5 @@
-"""Which classes a run learns and which it is measured on: all of them (`few_shot`), or half and half (`base_to_new`).
+"""Which classes a run learns and which it is measured on: all of them (`few_shot`), half and half (`base_to_new`), or
+known ones, beside images that are of none of them (`open_set`).
 
 A finished run can be scored on other data sets, too (`transfer_record`): of other classes, as CoCoOp's cross-data-set
 table, or of some of its own in another domain, as ImageNet's variants.
@@ -10,21 +11,24 @@ after it report: train on the first half of the classes, then score each half am
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
-from xrvlm.backbones.base import FrozenCLIP
-from xrvlm.data.dataset import SUBSETS, Dataset, Item, Split
+from xrvlm.backbones.base import FrozenCLIP, Need
+from xrvlm.data.dataset import SUBSETS, Dataset, Item, Split, with_test_set
+from xrvlm.data.strangers import with_strangers
 from xrvlm.errors import UserError, option
-from xrvlm.evaluation.metrics import harmonic_mean, write_scores
+from xrvlm.evaluation.metrics import harmonic_mean, predicted, write_scores
+from xrvlm.evaluation.unknown import Score, figures
 from xrvlm.experiments.record import append_record, read_record
 from xrvlm.features.source import FeatureSource
 from xrvlm.files import digest, write_json
+from xrvlm.inference.calibration import HeldOut, held_out_of, local_of
 from xrvlm.methods.base import Method, probabilities
 from xrvlm.text.class_text import ClassText
 
-Protocol = Literal["few_shot", "base_to_new"]
+Protocol = Literal["few_shot", "base_to_new", "open_set"]
 Among = Literal["run", "data"]           # which classes the scores of a finished run on other data are among
 FEWEST_CLASSES = 4                       # so that both halves have something to tell apart
 
@@ -33,6 +37,9 @@ FEWEST_CLASSES = 4                       # so that both halves have something to
 class NewClasses:
     """The second half of the classes, which a base-to-new run is measured on and never trained on."""
 
+    protocol: ClassVar[Protocol] = "base_to_new"
+    needs: ClassVar[frozenset[Need]] = frozenset()       # what `score` reads beside what the method does
+    saved: ClassVar[dict[str, Any]] = {}                 # for config.yaml
     whole: Split                         # all classes; train and val of the base classes alone, test of both halves
     new_text: ClassText
     all_text: ClassText
@@ -71,6 +78,85 @@ class NewClasses:
                 "harmonic_mean": harmonic_mean(base_top1, found["top1"])}
 
 
+@dataclass(frozen=True)
+class OpenSet:
+    """Images of no class that an open-set run knows, which it is measured on and never trained on."""
+
+    protocol: ClassVar[Protocol] = "open_set"
+    whole: Split                         # the known classes, then the others, of which there are test images alone
+    first: int                           # the label of the first other class
+    needs: frozenset[Need]               # positions, where the tower shows them
+    known_by: Score                      # the score whose figures are the run's own
+    folder: str | None                   # of strangers; None: the others are half of the data set's own classes
+
+    @property
+    def test(self) -> tuple[Item, ...]:
+        return tuple(item for item in self.whole.test if item.label >= self.first)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"protocol": "open_set", "known_by": self.known_by, "unknown": len(self.test)}
+
+    @property
+    def saved(self) -> dict[str, Any]:
+        return {"unknown": self.folder, "known_by": self.known_by}
+
+    def score(self, method: Method, clip: FrozenCLIP, known: FeatureSource, unknown: FeatureSource, folder: Path,
+              _top1: float) -> dict[str, float]:
+        """{auroc, fpr95, aupr, oscr} of the run's score; those of all scores go to `folder`/open_set.json."""
+        mine, others = (_with_positions(method, clip, source) for source in (known, unknown))
+        right = predicted(mine.logits) == mine.labels
+        found = {name: figures(scores, right, others.known(name)) for name, scores in mine.scores().items()}
+        write_json(folder / "open_set.json", {"images": len(mine.labels), "unknown": len(others.labels), **found})
+        return found[self.known_by]
+
+
+def _with_positions(method: Method, clip: FrozenCLIP, source: FeatureSource) -> HeldOut:
+    local = None
+    if clip.image_width:
+        local = local_of(clip, method.classes, (x.tokens for x, _ in source.in_order() if x.tokens is not None))
+    return held_out_of(method, clip, source, local)
+
+
+def in_parts(protocol: Protocol, dataset: Dataset, unknown: str | Path | None) -> tuple[Dataset, Split, Split]:
+    """The data set, with strangers where there are any; all its classes; and those that the run knows.
+
+    Raises UserError where the data set has too few classes, or the strangers are no strangers.
+    """
+    if unknown is not None and protocol != "open_set":
+        raise UserError(f"{option('unknown', unknown)} is read with {option('protocol', 'open_set')} alone")
+    whole = with_test_set(dataset.split)
+    if protocol == "few_shot":
+        return dataset, whole, whole
+    if unknown is None:
+        check_protocol(protocol, whole.classes)
+        return dataset, whole, base_half(whole)
+    joined, strangers = with_strangers(dataset, unknown)
+    names = tuple(dict.fromkeys(name for _, name in strangers))
+    label = {name: len(whole.classes) + index for index, name in enumerate(names)}
+    test = (*whole.test, *(Item(image, label[name]) for image, name in strangers))
+    return joined, replace(whole, classes=(*whole.classes, *names), test=test), whole
+
+
+def beside(protocol: Protocol, whole: Split, split: Split, text: Callable[[Sequence[str]], ClassText], method: Method,
+           clip: FrozenCLIP, known_by: Score, unknown: str | Path | None) -> NewClasses | OpenSet | None:
+    """What a run that knows the classes of `split` is measured on beside their images."""
+    if protocol == "base_to_new":
+        method.check_open()
+        return new_classes(whole, split, text)
+    if protocol == "few_shot":
+        return None
+    if known_by == "gl_mcm" and not clip.image_width:
+        raise UserError(f"{clip.name} shows no positions, which {option('known_by', 'gl_mcm')} reads: use probability, "
+                        "logit or energy")
+    needs: frozenset[Need] = frozenset({"tokens"}) if clip.image_width else frozenset()
+    found = OpenSet(replace(whole, train=split.train, val=split.val), len(split.classes), needs, known_by,
+                    None if unknown is None else str(unknown))
+    if not found.test:
+        raise UserError("the unknown classes have no image: give a class at least two, or a test set")
+    return found
+
+
 def base_half(split: Split) -> Split:
     """The first half of the classes in the order of their labels, rounded up, with their images alone."""
     count = (len(split.classes) + 1) // 2
@@ -89,7 +175,7 @@ def new_classes(whole: Split, base: Split, text: Callable[[Sequence[str]], Class
 
 def check_protocol(protocol: str, classes: Sequence[str]) -> None:
     """UserError for a protocol that so few classes cannot have."""
-    if protocol == "base_to_new" and len(classes) < FEWEST_CLASSES:
+    if len(classes) < FEWEST_CLASSES:
         raise UserError(f"{option('protocol', protocol)} trains on half of the classes and scores the others: it needs "
                         f"{FEWEST_CLASSES} at least, found {len(classes)}")
 

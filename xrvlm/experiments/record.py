@@ -16,6 +16,7 @@ from typing import Any
 
 from xrvlm import files
 from xrvlm.errors import UserError, check_fields, fits, option, plain_text
+from xrvlm.evaluation.metrics import METRICS, SHOWN
 from xrvlm.evaluation.unknown import Score
 from xrvlm.features.bank import FEATURES_REVISION
 from xrvlm.features.source import FeatureSettings
@@ -30,9 +31,6 @@ PACKAGES = ("xrvlm", "torch", "open_clip_torch", "transformers", "scikit-learn")
 COUNTS = ("label_budget", "learned_parameters", "images", "classes")      # none is below 0
 LONGEST_NAME, LONGEST_PATH = 255, 4000   # bytes: systems take no more
 RESULTS, LOSSES = "results.jsonl", "losses.csv"
-# the metrics that tables show: of every run, and of a run that was also scored on classes that it was not trained on
-METRICS = {"top1": "Top-1", "top5": "Top-5", "mean_per_class": "Per class", "macro_f1": "Macro-F1", "ece": "ECE"}
-BASE_TO_NEW = {"top1": "Base", "new_top1": "New", "harmonic_mean": "Harmonic", "all_top1": "All"}
 
 
 def _is_too_long(path: str) -> bool:
@@ -57,8 +55,9 @@ class RunOptions:
         check_fields(self)
 
     @property
-    def identity(self) -> dict[str, Any]:        # of a calibrated run
-        return {} if self.calibrate == "none" else {"calibrate": [self.calibrate, self.scaling, self.known_by]}
+    def calibration(self) -> dict[str, str]:     # of a calibrated run alone: for its identity and for config.yaml
+        names = () if self.calibrate == "none" else ("calibrate", "scaling", "known_by")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ class RunRecord:
     transductive: bool
     selection: str | None       # "last" or "val"
     split: str                  # its fingerprint
-    metrics: dict               # the five of METRICS, as fractions of 1; with those of BASE_TO_NEW under that protocol
+    metrics: dict               # those of METRICS, as fractions of 1, those that its protocol has beside, and others
     train_seconds: float | int
     learned_parameters: int
     features: str | None        # "cached" or "online"
@@ -142,12 +141,12 @@ class RunRecord:
     setting: str = ""           # Identity.setting
     series: str = ""            # Identity.series
     options: dict = field(default_factory=dict)    # of the method, where they are not at their defaults
-    # or "base_to_new": METRICS are of the base classes; "transfer": of other data; "all_images": there is no test set
-    protocol: str = "few_shot"
+    protocol: str = "few_shot"  # or "base_to_new", "open_set", "transfer" (of other data), "all_images" (no test set)
     tested: str = ""            # hash of the test images
     trained_on: str = ""        # of a transfer: the data set that the run learned from
     images: int = 0             # test images, 0 in lines of older versions; with new classes, those of the base classes
     classes: int = 0            # that they were scored among
+    calibrate: str | None = None    # "folds" or "val", and how the logits are scaled
     revisions: dict = field(default_factory=dict)  # see Identity; empty for runs from before there were any
 
     def __post_init__(self) -> None:
@@ -171,12 +170,13 @@ class RunRecord:
                    backbone=header.backbone.name, shots=identity.shots, seed=identity.seed,
                    transductive=method.transductive, split=header.split, learned_parameters=method.learned_parameters,
                    versions=versions(), setting=identity.setting[:16], series=identity.series[:16],
-                   options=header.method.changed(type(method)), revisions=revisions_of(type(method)), **more)
+                   options=header.method.changed(type(method)), revisions=revisions_of(type(method)),
+                   calibrate=header.calibration and header.calibration.in_words, **more)
 
     @property
     def shown(self) -> dict[str, str]:
         """The metrics that a table shows of this run, with their headings."""
-        return BASE_TO_NEW if self.protocol == "base_to_new" else METRICS
+        return SHOWN.get(str(self.protocol), METRICS)      # before its type is checked
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from xrvlm.distributed import processes, seeded
 from xrvlm.errors import UserError, option, typed
 from xrvlm.evaluation.metrics import write_scores
 from xrvlm.experiments.calibrate import calibrate, check_calibration, write_figures
-from xrvlm.experiments.protocols import NewClasses, Protocol, base_half, check_protocol, new_classes
+from xrvlm.experiments.protocols import NewClasses, OpenSet, Protocol, beside, in_parts
 from xrvlm.experiments.record import (
     Identity,
     RunFolder,
@@ -60,7 +60,8 @@ class Run:
 @typed
 def adapt(clip: FrozenCLIP, dataset: Dataset, method: MethodFactory | str = "xr_vlm", *, shots: int | None = 16,
           seed: int = 1, val: bool = False, recipe: Recipe | str | Mapping[str, Any] | None = None,
-          text: Text = class_text, protocol: Protocol = "few_shot", options: RunOptions | None = None) -> Run:
+          text: Text = class_text, protocol: Protocol = "few_shot", unknown: str | Path | None = None,
+          options: RunOptions | None = None) -> Run:
     """Adapt `clip` to `dataset` with `shots` images a class (None: all) and measure it on the test set.
 
     The same call resumes a run that was stopped and returns one that is finished: the run's folder ends in its identity
@@ -71,30 +72,31 @@ def adapt(clip: FrozenCLIP, dataset: Dataset, method: MethodFactory | str = "xr_
         val: set validation images aside, which count as labels; `RunOptions(selection="val")` implies it.
         recipe: None: the method's own; else a Recipe, the name of one in conf/recipe, or changes: {"epochs": 5}.
         text: what makes the sentences of the classes, or the options of `class_text`.
-        protocol: `few_shot`, or `base_to_new`: train on the first half of the classes alone, measure the others too.
+        protocol: `few_shot`; `base_to_new`: train on the first half of the classes alone, measure the others too; or
+            `open_set`: measure how well those are told from the known.
+        unknown: of `open_set`: a folder of images that are of none of the classes, which are then all known.
 
     Raises:
         UserError: the data, the options and the method do not go together; nothing was trained.
     """
     options = options or RunOptions()
     factory, text = _factory(method), text_maker(text, [getattr(dataset.source, "root", None)])
-    whole = with_test_set(dataset.split)
-    if protocol != "few_shot":
-        check_protocol(protocol, dataset.split.classes)
-    split = base_half(whole) if protocol == "base_to_new" else whole
+    whole = split = with_test_set(dataset.split)
+    if protocol != "few_shot" or unknown is not None:
+        dataset, whole, split = in_parts(protocol, dataset, unknown)
     classes = text(split.classes)
     with seeded(seed, "initial weights"):
         adapted = factory(clip, classes).to(clip.device)
     split = _drawn(dataset, split, adapted, clip, shots, seed, val, options)
     new = None
-    if protocol == "base_to_new":
-        adapted.check_open()
-        new = new_classes(whole, split, text)
+    if protocol != "few_shot":
+        new = beside(protocol, whole, split, text, adapted, clip, options.known_by, unknown)
     chosen = fitting_recipe(recipe, adapted)
     check_selection(chosen, options.selection)
     told = 0 if not (split.train or split.val) else "all" if shots is None else shots
     return _Setup(clip, dataset, split, adapted, chosen, told, seed,
-                  ModelHeader.of(clip, factory, classes, split.fingerprint), options, saved_text(text), new).run()
+                  ModelHeader.of(clip, factory, classes, split.fingerprint, dataset.hierarchy), options,
+                  saved_text(text), new).run()
 
 
 @typed
@@ -102,13 +104,15 @@ def zero_shot(clip: FrozenCLIP, dataset: Dataset, *, text: Text = class_text,
               options: RunOptions | None = None) -> Run:
     """Score `dataset` without a label: its test set where it brings one, else all of its images."""
     options, factory = options or RunOptions(), _factory("zero_shot")
+    if options.calibrate != "none":
+        raise UserError(f"a zero-shot run reads no label to calibrate by: adapt with {option('method', 'zero_shot')}")
     found, text = dataset.split, text_maker(text, [getattr(dataset.source, "root", None)])
     split = Split(found.classes, train=(), test=found.test or (*found.train, *found.val))
     classes = text(split.classes)
     method = factory(clip, classes).to(clip.device)
     return _Setup(clip, dataset, split, method, method.recipe, 0, 0,
-                  ModelHeader.of(clip, factory, classes, split.fingerprint), options, saved_text(text),
-                  whole=not found.test).run()
+                  ModelHeader.of(clip, factory, classes, split.fingerprint, dataset.hierarchy), options,
+                  saved_text(text), whole=not found.test).run()
 
 
 def _factory(method: MethodFactory | str) -> MethodFactory:
@@ -152,7 +156,7 @@ class _Setup:
     header: ModelHeader
     options: RunOptions
     text: Mapping[str, Any]              # see `saved_text`
-    new: NewClasses | None = None        # of a base-to-new run
+    new: NewClasses | OpenSet | None = None        # of a base-to-new or open-set run
     whole: bool = False                  # tested on all images of a data set without a test set
 
     @property
@@ -176,18 +180,19 @@ class _Setup:
         options = identity_options(
             self.header, type(self.method), settings, text_path=self.clip.text_path, precision=self.clip.precision,
             selection=self.options.selection, val=bool(self.split.val), tested=self.tested,
-            **(self.new.identity if self.new else {}), **self.options.identity)
+            **(self.new.identity if self.new else {}) | self.options.calibration,
+            **({"hierarchy": self.header.hierarchy} if self.header.hierarchy else {}))
         fingerprints = [split.fingerprint for split in self.splits.values()]
         return Identity(options, self.shots, self.seed, [*fingerprints, self.hashes])
 
     @property
     def protocol(self) -> str:
-        return "base_to_new" if self.new else "all_images" if self.whole else "few_shot"
+        return self.new.protocol if self.new else "all_images" if self.whole else "few_shot"
 
     @property
     def folder(self) -> RunFolder:
         shots = f"{self.shots}shot" if isinstance(self.shots, int) else "all"
-        parts = [self.header.method.name, self.dataset.name[:60], *(["base_to_new"] if self.new else []), shots,
+        parts = [self.header.method.name, self.dataset.name[:60], *([self.new.protocol] if self.new else []), shots,
                  f"seed{self.seed}", self.identity.key[:10]]
         return RunFolder(user_path(self.options.runs) / as_file_name("-".join(parts)))
 
@@ -223,7 +228,8 @@ class _Setup:
             views = self.options.features.views if self.recipe.epochs else 0
             train = self.source(self.split.train, views) if self.split.train else None
             val = self.source(self.split.val, 0) if self.split.val else None
-            tests = [self.source(each.test, 0) for each in (self.split, self.new) if each is not None]
+            needs = self.method.needs | self.new.needs if self.new else self.method.needs
+            tests = [self.source(each.test, 0, needs) for each in (self.split, self.new) if each is not None]
         fresh = None if self.options.calibrate == "none" else deepcopy(self.method)
         progress = learn(self.method, self.clip, self.recipe, seed=self.seed,
                          train=train if self.method.learns else None,
@@ -261,13 +267,13 @@ class _Setup:
                 "data": {"name": data.name, "loader": data.loader},
                 "features": asdict(self.options.features), "precision": self.header.precision or "auto",
                 "protocol": self.protocol, "shots": self.shots, "seed": self.seed, "val": bool(self.split.val),
-                "selection": self.options.selection}
+                "selection": self.options.selection, **(self.new.saved if self.new else {}), **self.options.calibration}
 
     def _conclude(self, train: FeatureSource | None, tests: list[FeatureSource], progress: Progress,
                   calibration: Calibration | None) -> Run:
         folder, (test, *more) = self.folder.path, tests
         summary = write_scores(folder, test.ids, test.labels, probabilities(self.method, self.clip, test),
-                               self.split.classes)
+                               self.split.classes, hierarchy=self.header.hierarchy)
         if self.new:
             summary |= self.new.score(self.method, self.clip, test, more[0], folder, summary["top1"])
         if progress.losses:
@@ -278,7 +284,7 @@ class _Setup:
         classifier = Classifier(self.clip, self.method, header, calibration)
         classifier.save(folder)
         record = RunRecord.of(
-            self.header, self.method, self.identity, recipe=self.recipe.name, data=self.dataset.name,
+            header, self.method, self.identity, recipe=self.recipe.name, data=self.dataset.name,
             world=self.dataset.world, label_budget=label_budget(self.split), selection=self.options.selection,
             metrics={name: value for name, value in summary.items() if name != "images"},
             train_seconds=progress.seconds, features="cached" if isinstance(train or test, FeatureBank) else "online",

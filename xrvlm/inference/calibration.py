@@ -48,6 +48,10 @@ class CalibrationHeader:
     scaling: Scaling
     known_by: str                        # the score by which `predict` says unknown
 
+    @property
+    def in_words(self) -> str:
+        return f"{self.by}, {'vector' if self.scaling.weight else 'temperature'}"
+
 
 @dataclass(frozen=True)
 class Calibration:

@@ -78,13 +78,15 @@ class ModelHeader:
     precision: str | None = None         # of the tower in the run, where it was not the default of its device
     metrics: Mapping[str, float] = field(default_factory=dict)
     calibration: CalibrationHeader | None = None
+    hierarchy: Mapping[str, str] | None = None       # {node: the one above it}, see evaluation/hierarchy.py
 
     @classmethod
-    def of(cls, clip: FrozenCLIP, factory: MethodFactory, classes: ClassText, split: str = "") -> "ModelHeader":
+    def of(cls, clip: FrozenCLIP, factory: MethodFactory, classes: ClassText, split: str = "",
+           hierarchy: Mapping[str, str] | None = None) -> "ModelHeader":
         usual = choose_precision("auto", clip.device)
         backbone = BackboneHeader(clip.name, clip.fingerprint, clip.transform.image_size, clip.loader)
         return cls(backbone, MethodHeader.of(factory), classes, split,
-                   None if clip.precision == usual else clip.precision)
+                   None if clip.precision == usual else clip.precision, hierarchy=hierarchy)
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False)
@@ -104,7 +106,8 @@ class ModelHeader:
         classes = ClassText(**{name: _as_tuples(value) for name, value in values["classes"].items()})
         return _checked(cls(_checked(BackboneHeader(**values["backbone"])), _checked(MethodHeader(**values["method"])),
                             _checked(classes), values.get("split", ""), values.get("precision"),
-                            values.get("metrics", {}), _calibration(values.get("calibration"), len(classes.names))))
+                            values.get("metrics", {}), _calibration(values.get("calibration"), len(classes.names)),
+                            values.get("hierarchy")))
 
 
 class Classifier:
@@ -148,7 +151,7 @@ class Classifier:
 
         Raises UserError where the method is bound to the classes that it was trained on.
         """
-        header, own = replace(self.header, classes=classes, metrics={}), self.header.calibration
+        header, own = replace(self.header, classes=classes, metrics={}, hierarchy=None), self.header.calibration
         if own is not None:              # of its own classes, but the temperature
             header = replace(header, calibration=replace(own, scaling=Scaling(own.scaling.temperature)))
         return Classifier(self.clip, self.method.for_classes(self.clip, classes), header)
@@ -183,15 +186,16 @@ class Classifier:
         for name in set(tower_options) - {"device", "precision"}:
             raise unknown("argument", name, ("path", "clip", "device", "precision"))
         path = _model_file(user_path(path))
-        header, tensors = _read(path)
+        header, tensors, calibration = _read(path)
         try:
-            return cls._restored(path, header, tensors, clip or _load_tower(path, header, tower_options))
+            return cls._restored(path, header, tensors, calibration, clip or _load_tower(path, header, tower_options))
         except (KeyError, TypeError, IndexError, AttributeError) as error:
             raise UserError(f"{path} is damaged or was changed by hand ({type(error).__name__}: {error}): {_again()}"
                             ) from error
 
     @classmethod
-    def _restored(cls, path: Path, header: ModelHeader, tensors: dict[str, Tensor], clip: FrozenCLIP) -> "Classifier":
+    def _restored(cls, path: Path, header: ModelHeader, tensors: dict[str, Tensor], calibration: Calibration | None,
+                  clip: FrozenCLIP) -> "Classifier":
         before = header.backbone
         if clip.fingerprint != before.fingerprint:
             named = (before.name, before.image_size) == (clip.name, clip.transform.image_size)
@@ -201,7 +205,6 @@ class Classifier:
             raise UserError(f"{path} was adapted on {before.name} at {before.image_size} pixels, {what}: load that "
                             "tower, with the same transform, or adapt again")
         method = build_method(header, clip, path)
-        kept = None if header.calibration is None else Calibration.read(header.calibration, tensors)
         broken = [name for name, value in tensors.items()
                   if value.is_floating_point() and not (value.abs() < LARGEST).all()]
         if broken:
@@ -213,7 +216,7 @@ class Classifier:
             reason = " ".join(str(error).split())
             raise UserError(f"{path} does not fit its method {header.method.name}: {reason}; use the version of the "
                             f"method that it was saved with, or {_again()}") from error
-        return cls(clip, method.to(clip.device), header, kept)
+        return cls(clip, method.to(clip.device), header, calibration)
 
 
 def defaults_of(method: type) -> dict[str, Any]:
@@ -270,13 +273,14 @@ def _model_file(path: Path) -> Path:
     return path if path.suffix == ".safetensors" else path / "model.safetensors"
 
 
-def _read(path: Path) -> tuple[ModelHeader, dict[str, Tensor]]:
+def _read(path: Path) -> tuple[ModelHeader, dict[str, Tensor], Calibration | None]:
     if not path.is_file():
         raise UserError(f"no model at {path}: name the folder of a run that `xrvlm adapt` has finished, or latest")
     try:
         with safe_open(path, framework="pt") as file:
             header = ModelHeader.from_json((file.metadata() or {})["xrvlm"], path)
-            return header, {key: file.get_tensor(key) for key in file.keys()}    # noqa: SIM118 (not a dict)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}    # noqa: SIM118 (not a dict)
+        return header, tensors, header.calibration and Calibration.read(header.calibration, tensors)
     except UserError:
         raise
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

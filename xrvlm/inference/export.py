@@ -9,10 +9,20 @@ What else a caller must know stands in the file's metadata, each as JSON:
   antialiasing. RGB values in 0..1 then lose `mean` and are divided by `std`, channel by channel.
 - `classes`: their names, in the order of the outputs.
 - `xrvlm`: the tower and the method, for people.
+
+Of a calibrated model, whose `probabilities` are scaled and whose `logits` are not, also:
+
+- `known`: an image is unknown where its score is below the threshold of that score. The scores: `probability`, the
+  largest softmax of the logits; `logit`, the largest logit; `energy`, the logarithm of the sum of their exponentials.
+- `sets`: for each way to make sets and each coverage, the limit: a class is in the set where its misfit is at most
+  that, see `evaluation/conformal.py`; of `lac` it is 1 - softmax of the logits. null, for infinity: all classes.
+- `scaling`: `probabilities` = softmax(logits / temperature * weight + bias).
+- `hierarchy`: {node: the node above it, "" at the top}; the probability of a node is the sum of its classes'.
 """
 
 import json
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,12 +39,15 @@ from torch import Tensor, nn
 from xrvlm.data.dataset import Item
 from xrvlm.distributed import generator
 from xrvlm.errors import UserError, option, typed
+from xrvlm.evaluation.conformal import SET_SCORES
 from xrvlm.features.source import evaluation_batches
 from xrvlm.files import check_replaceable, is_writable, user_path, write_atomically
 from xrvlm.inference.classifier import Classifier
 from xrvlm.views import ImageSource
 
 log = logging.getLogger(__name__)
+KNOWN, COVERAGES = 0.95, (0.8, 0.9, 0.95, 0.99)      # what an exported file has thresholds and limits for
+OF_LOGITS = ("probability", "logit", "energy")       # the scores that can be computed from logits alone
 TOLERANCE = 1e-4                         # of the largest logit
 MOST_BYTES = 2e9                         # of weights; a protobuf, which an ONNX file is, ends at 2 GiB
 CHECKED_SIZES = (1, 3)                   # images in a batch; the graph is traced with two
@@ -93,12 +106,16 @@ class Deployed(nn.Module):
         self.register_buffer("class_features", classifier.class_features.detach())
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(b, c) probabilities and logits of (b, 3, s, s)."""
+        """(b, c) probabilities and logits of (b, 3, s, s); the probabilities of a calibrated model are scaled."""
         logits = self.method.logits(self.clip.encode_image(images, self.method.needs), self.class_features)
-        return logits.softmax(dim=1), logits
+        return self.probabilities(logits), logits
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        scaling = self.method.scaling
+        return (logits if scaling is None else scaling(logits)).softmax(dim=1)
 
 
-def largest_difference(path: Path, deployed: nn.Module, batches: Sequence[Tensor]) -> float:
+def largest_difference(path: Path, deployed: Deployed, batches: Sequence[Tensor]) -> float:
     """How far the logits of the file at `path` are from those of torch, as a share of the largest of them.
 
     Raises UserError where that is over `TOLERANCE`, where probabilities are not those of the logits, and where
@@ -118,7 +135,7 @@ def largest_difference(path: Path, deployed: nn.Module, batches: Sequence[Tensor
         with torch.no_grad():
             expected = deployed(batch)[1]
         worst = max(worst, ((logits - expected).abs().max() / expected.abs().max()).item())
-        worst = max(worst, (probabilities - logits.softmax(dim=1)).abs().max().item())
+        worst = max(worst, (probabilities - deployed.probabilities(logits)).abs().max().item())
     if not worst <= TOLERANCE:    # not a number is no agreement either
         raise UserError(f"the exported graph differs from torch by {worst:.1e} of the largest logit, {TOLERANCE:.0e} "
                         "is allowed; nothing was written: try another version of torch, or choose another backbone")
@@ -192,7 +209,19 @@ def _metadata(classifier: Classifier) -> Mapping[str, str]:
     about = {"backbone": clip.name, "fingerprint": clip.fingerprint, "method": spec}
     photo = "turned upright by its EXIF orientation; 16 bits divided by 257; transparency on white; then RGB"
     values = {"photo": photo, "transform": transform, "classes": classifier.names, "xrvlm": about}
+    if (calibration := classifier.calibration) is not None:
+        values["known"] = {"share": KNOWN, "by": calibration.header.known_by, "thresholds": {
+            name: _finite(calibration.threshold(name, KNOWN)) for name in OF_LOGITS}}
+        values["sets"] = {name: {str(asked): _finite(calibration.limit(name, asked)) for asked in COVERAGES}
+                          for name in SET_SCORES}
+        values["scaling"] = asdict(calibration.header.scaling)
+    if classifier.header.hierarchy is not None:
+        values["hierarchy"] = dict(classifier.header.hierarchy)
     return {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _reason(error: BaseException) -> str:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:                        # it imports torch, which a table does 
 
 # fields of a record, beside the method's name and the shots, in which two rows of one table may differ; shown as
 # columns where they do
-VARIANTS = {"head": "Head", "prompts": "Prompts", "recipe": "Recipe", "features": "Features", "selection": "Selection"}
+VARIANTS = {"head": "Head", "prompts": "Prompts", "recipe": "Recipe", "features": "Features", "selection": "Selection",
+            "calibrate": "Calibration"}
 COLUMNS = ("data", "world", "protocol", "trained_on", "backbone", "method", "label", "transductive", *VARIANTS)
 IDENTITY = (*COLUMNS, "shots", "setting")
 OPTIONS_IN_COLUMNS = ("head", "part_prompts")     # method options that the columns of VARIANTS show

@@ -5,7 +5,11 @@ from pathlib import Path
 
 from xrvlm.data.dataset import Dataset, registered
 from xrvlm.data.datasets.layout import Layout, load
-from xrvlm.data.datasets.lists import layout_of_ids
+from xrvlm.data.datasets.lists import layout_of_ids, read_pairs
+from xrvlm.data.hierarchy import with_parents
+from xrvlm.files import user_path
+
+TREE = "hierarchy.txt"
 
 
 def layout() -> Layout:
@@ -18,14 +22,27 @@ def nabirds_v1(root: str | Path, *, class_names: str | Sequence[str] | Mapping[s
                skip_damaged: bool = False, name: str = "nabirds") -> Dataset:
     """The official split, 23,929 for training and 24,633 for testing.
 
-    classes.txt also names the inner nodes of a tree (hierarchy.txt, which is not read); the classes are the 555 that
-    have images. Their names are used in full, since sexes, ages and morphs of a species are separate classes:
-    `Common Eider (Adult male)`.
+    classes.txt also names the inner nodes of a tree; the classes are the 555 that have images. Where hierarchy.txt is
+    there, the data set has that tree; an inner node that is called as another node bears its number. The names of the
+    classes are used in full, since sexes, ages and morphs of a species are separate ones: `Common Eider (Adult male)`.
 
     `root` is the archive's folder nabirds: images.txt, classes.txt ... and images/. `class_names`: see
     `image_folder`. Raises UserError, which names the fix.
     """
-    return load(layout(), root, class_names=class_names, skip_damaged=skip_damaged, name=name)
+    dataset = load(layout(), root, class_names=class_names, skip_damaged=skip_damaged, name=name)
+    folder = user_path(root)
+    return with_parents(dataset, _tree(folder, dataset.split.classes)) if (folder / TREE).is_file() else dataset
+
+
+def _tree(folder: Path, classes: Sequence[str]) -> dict[str, str]:
+    """{node: parent} of hierarchy.txt, the leaves by their names in `classes`."""
+    names, above = read_pairs(folder / "classes.txt"), read_pairs(folder / TREE)
+    leaves = sorted(set(read_pairs(folder / "image_class_labels.txt").values()), key=int)
+    called = dict(zip(leaves, classes, strict=True))
+    for node in sorted({*above, *above.values()} - called.keys()):
+        name = _called(names.get(node, node))
+        called[node] = name if name not in called.values() else f"{name} [{node}]"
+    return {called[node]: called.get(above.get(node, ""), "") for node in called}
 
 
 def _called(name: str) -> str:

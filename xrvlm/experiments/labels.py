@@ -1,0 +1,116 @@
+"""The file of labels that `predict` writes: a table (.csv), or an object a line (.jsonl). docs/reference/output.md."""
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from xrvlm.errors import UserError, option
+from xrvlm.evaluation.metrics import as_cell, from_cell
+from xrvlm.experiments.predict import Prediction
+from xrvlm.files import append_text, check_replaceable, file_bytes, write_text
+from xrvlm.views import SUFFIXES
+
+log = logging.getLogger(__name__)
+MORE = ("known", "set", "taxon", "certainty")      # the columns of a calibrated model, before the error
+
+
+class LabelFile:
+    """Written as it goes to a file beside it, which becomes it in the end."""
+
+    def __init__(self, path: Path, key: str, topk: int, *, more: bool):
+        """`key` is of this model, these photos and what is asked, no others; `more`: with the columns `MORE`."""
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; name a file with {option('out')}, such as {path / 'labels.csv'}")
+        if path.suffix.lower() in SUFFIXES:
+            raise UserError(f"{path} has the name of an image; name a .csv or .jsonl file with {option('out')}")
+        check_replaceable(path)
+        self.path, self.topk, self.more, self.json = path, topk, more, path.suffix.lower() in (".jsonl", ".ndjson")
+        self.part = path.with_name(f"{path.name}.{key[:10]}.part")
+
+    @property
+    def header(self) -> str:
+        ranks = [f"{word}_{rank}" for rank in range(1, self.topk + 1) for word in ("class", "probability")]
+        columns = ["image", "label", "prediction", *ranks, *(MORE if self.more else ()), "error"]
+        return "" if self.json else ",".join(columns) + "\n"
+
+    def begun(self, files: Collection[str], known: Collection[str]) -> dict[str, Prediction]:
+        """What a call that was stopped has labelled of `files`. A line that was cut or damaged is dropped."""
+        try:
+            # not splitlines, which also ends a line at signs that a file name may hold
+            *lines, _ = file_bytes(self.part).decode("utf-8", "replace").split("\n")
+        except FileNotFoundError:
+            write_text(self.part, self.header)
+            return {}
+        except OSError as error:
+            raise UserError(f"cannot read {self.part}: {error.strerror}; delete it") from error
+        read = [self._read(f"{line}\n") for line in lines[0 if self.json else 1:]]
+        found = {each.image: each for each in read if each is not None and each.image in files
+                 and all(name in known and 0 <= chance <= 1 for name, chance in each.classes)}
+        write_text(self.part, self.header + "".join(map(self._line, found.values())))
+        if found:
+            log.info("going on: %d images are in %s", len(found), self.part)
+        return found
+
+    def add(self, prediction: Prediction) -> None:
+        append_text(self.part, self._line(prediction))
+
+    def _read(self, line: str) -> Prediction | None:
+        """What `_line` wrote, of an image that could be read; None for a line that it would not write so."""
+        try:
+            found = _from_object(json.loads(line)) if self.json else self._from_cells(next(csv.reader([line])))
+        except (ValueError, TypeError, KeyError, IndexError, csv.Error):
+            return None                  # of an image that could not be read, too: it may be readable by now
+        return found if self._line(found) == line else None
+
+    def _line(self, prediction: Prediction) -> str:
+        if self.json:
+            return json.dumps(_object(prediction, self.more)) + "\n"      # ASCII: a name may hold what UTF-8 cannot say
+        cells = [cell for name, probability in prediction.classes for cell in (as_cell(name), f"{probability:.6f}")]
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerow(
+            [as_cell(prediction.image), "", as_cell(prediction.prediction), *cells,
+             *[""] * (2 * self.topk - len(cells)), *(_cells(prediction) if self.more else ()),
+             " ".join(prediction.problem.split())])
+        return text.getvalue()
+
+    def _from_cells(self, row: list[str]) -> Prediction:
+        image, _, said, *cells = row[:3 + 2 * self.topk]
+        chances = tuple((from_cell(name), float(chance)) for name, chance in zip(cells[::2], cells[1::2], strict=True))
+        known, held, taxon, certainty = row[3 + 2 * self.topk:-1] if self.more else [""] * 4
+        return Prediction(
+            from_cell(image), chances, known=float(known) if known else None,
+            unknown=bool(known) and from_cell(said) != chances[0][0], held=tuple(json.loads(held)) if held else None,
+            taxon=(from_cell(taxon), float(certainty)) if certainty else None)
+
+
+def _cells(prediction: Prediction) -> list[str]:
+    taxon, certainty = prediction.taxon or ("", None)
+    return ["" if prediction.known is None else f"{prediction.known:.6f}",
+            "" if prediction.held is None else json.dumps(prediction.held, ensure_ascii=False),
+            as_cell(taxon), "" if certainty is None else f"{certainty:.6f}"]
+
+
+def _object(prediction: Prediction, more: bool) -> dict[str, Any]:
+    taxon, certainty = prediction.taxon or (None, None)
+    also = {"known": _rounded(prediction.known), "unknown": prediction.unknown,
+            "set": None if prediction.held is None else list(prediction.held), "taxon": taxon,
+            "certainty": _rounded(certainty)}
+    return {"image": prediction.image, "prediction": prediction.prediction or None,
+            "classes": [[name, _rounded(chance)] for name, chance in prediction.classes], **(also if more else {}),
+            "error": " ".join(prediction.problem.split()) or None}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
+
+
+def _from_object(value: dict[str, Any]) -> Prediction:
+    held, certainty = value.get("set"), value.get("certainty")
+    return Prediction(
+        value["image"], tuple((name, chance) for name, chance in value["classes"]), known=value.get("known"),
+        unknown=value.get("unknown", False), held=None if held is None else tuple(held),
+        taxon=None if certainty is None else (value["taxon"], certainty))
