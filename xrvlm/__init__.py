@@ -1,8 +1,8 @@
 """xrvlm adapts a frozen CLIP to fine-grained recognition. These are the public names; each is imported on first use.
 
 Every command of the command line is one call here: `adapt`, `zero_shot`, `evaluate`, `predict`, `explain`, `export`,
-`compare`, `report`, `check_data`. The class of a method, such as `xrvlm.CoOp`, is found through the registry
-(`xrvlm.methods.registry`).
+`compare`, `report`, `suspects`, `next_to_label`, `check_data`. The class of a method, such as `xrvlm.CoOp`, is found
+through the registry (`xrvlm.methods.registry`).
 """
 
 from importlib import import_module
@@ -26,24 +26,27 @@ if TYPE_CHECKING:
     from xrvlm.experiments.compare import Candidate, CompareOptions, compare
     from xrvlm.experiments.evaluate import evaluate
     from xrvlm.experiments.export import export
+    from xrvlm.experiments.labelling.choose import next_to_label
     from xrvlm.experiments.predict import predict
     from xrvlm.experiments.record import RunOptions
     from xrvlm.experiments.run import Run, adapt, zero_shot
     from xrvlm.features.source import FeatureSettings
+    from xrvlm.inference.answers import Asked
     from xrvlm.inference.classifier import Classifier, load
     from xrvlm.inference.export import export_onnx
     from xrvlm.methods.base import Method, Recipe
     from xrvlm.photo.photo_tower import load_photo
     from xrvlm.reporting.explanations import explain
     from xrvlm.reporting.report import report
+    from xrvlm.reporting.suspects import suspects
     from xrvlm.text.class_text import ClassText, class_text
 
 __all__ = [
-    "Candidate", "ClassText", "Classifier", "CompareOptions", "Dataset", "FeatureSettings", "Features",
+    "Asked", "Candidate", "ClassText", "Classifier", "CompareOptions", "Dataset", "FeatureSettings", "Features",
     "FrozenCLIP", "Item", "Method", "Recipe", "Run", "RunOptions", "Split", "UserError", "adapt", "check_data",
     "class_text", "compare", "evaluate", "explain", "export", "export_onnx", "hub_dataset", "image_folder", "load",
-    "load_hf", "load_openclip", "load_photo", "load_tiny_clip", "load_world", "predict", "report", "table",
-    "wrap_hf", "wrap_openclip", "zero_shot",
+    "load_hf", "load_openclip", "load_photo", "load_tiny_clip", "load_world", "next_to_label", "predict", "report",
+    "suspects", "table", "wrap_hf", "wrap_openclip", "zero_shot",
 ]
 
 _NAMES = {
@@ -62,16 +65,19 @@ _NAMES = {
     "experiments.compare": ("Candidate", "CompareOptions", "compare"),
     "experiments.evaluate": ("evaluate",),
     "experiments.export": ("export",),
+    "experiments.labelling.choose": ("next_to_label",),
     "experiments.predict": ("predict",),
     "experiments.record": ("RunOptions",),
     "experiments.run": ("Run", "adapt", "zero_shot"),
     "features.source": ("FeatureSettings",),
+    "inference.answers": ("Asked",),
     "inference.classifier": ("Classifier", "load"),
     "inference.export": ("export_onnx",),
     "methods.base": ("Method", "Recipe"),
     "photo.photo_tower": ("load_photo",),
     "reporting.explanations": ("explain",),
     "reporting.report": ("report",),
+    "reporting.suspects": ("suspects",),
     "text.class_text": ("ClassText", "class_text"),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}

@@ -200,7 +200,8 @@ def test_base_to_new_refuses_a_closed_method_and_an_unknown_protocol(others, tmp
     assert "head cross is bound to the 2 classes that it was trained on; methods that score new classes: " in error
     assert not (tmp_path / "runs").exists()
     assert "unknown protocol 'new'; available: base_to_new, few_shot" in told(capsys, *arguments, "protocol=new")
-    assert "protocol must be few_shot or base_to_new, found null" in told(capsys, *arguments, "protocol=null")
+    wrong = told(capsys, *arguments, "protocol=null")
+    assert "protocol must be few_shot or base_to_new or open_set, found null" in wrong
 
 
 def test_parts_that_nothing_reads_are_refused(runs, others, capsys):

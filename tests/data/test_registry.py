@@ -60,14 +60,14 @@ def test_class_folders_load_again_from_anywhere(tmp_path, monkeypatch):
     dataset = image_folder("birds", class_names="names.txt", name="birds")    # the name is no path
     assert dataset.loader == {"name": "folder", "options": {
         "root": str(tmp_path / "birds"), "class_names": str(tmp_path / "names.txt"), "skip_damaged": False,
-        "name": "birds"}}
+        "hierarchy": None, "name": "birds"}}
     monkeypatch.chdir("/")
     assert again(dataset) == dataset
     monkeypatch.setenv("HOME", str(tmp_path))
     named = image_folder(Path("~/birds"), class_names=("a", "b", "c"))
     assert named.loader is not None
     assert named.loader["options"] == {"root": str(tmp_path / "birds"), "class_names": ["a", "b", "c"],
-                                       "skip_damaged": False, "name": None}
+                                       "skip_damaged": False, "hierarchy": None, "name": None}
     assert again(named).split == named.split
 
 

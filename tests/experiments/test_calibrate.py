@@ -17,7 +17,7 @@ from xrvlm.errors import UserError
 from xrvlm.experiments import calibrate as module
 from xrvlm.experiments.calibrate import FOLDS
 from xrvlm.experiments.evaluate import evaluate
-from xrvlm.experiments.labels import LabelFile
+from xrvlm.experiments.labelling.file import LabelFile
 from xrvlm.experiments.predict import predict
 from xrvlm.experiments.record import RunOptions
 from xrvlm.experiments.run import adapt, zero_shot

@@ -81,7 +81,7 @@ def test_a_half_trained_run_of_an_earlier_revision_is_not_resumed(clip, dataset,
 
 
 def test_a_checkpoint_of_another_identity_is_refused(clip, dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr("xrvlm.experiments.run.write_scores", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("xrvlm.experiments.run.write_scores", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         short_run(clip, dataset, tmp_path)
     (checkpoint,) = (tmp_path / "runs").rglob("last.safetensors")

@@ -245,7 +245,7 @@ def test_no_lock_is_left_where_the_table_cannot_be_written(model, photos, tmp_pa
     def full(*_):
         raise UserError("cannot write: No space left")
 
-    monkeypatch.setattr("xrvlm.experiments.labels.append_text", full)
+    monkeypatch.setattr("xrvlm.experiments.labelling.file.append_text", full)
     with pytest.raises(UserError, match="No space left"):
         predict(model, photos, out=tmp_path / "p.csv")
     assert not list(tmp_path.glob(".*.lock"))

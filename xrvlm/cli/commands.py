@@ -103,6 +103,21 @@ def compare(config: DictConfig) -> None:
     print(found.table)
 
 
+def suspects(config: DictConfig) -> None:
+    from xrvlm.reporting.suspects import suspects as call
+
+    dataset, method = _dataset(config), _partial(config.method, "method")
+    print(call(_tower(config), dataset, method, count=config.count, seed=config.seed, out=config.out,
+               features=_partial(config.features, "features")(views=0), workers=config.workers).summary)
+
+
+def next_(config: DictConfig) -> None:
+    from xrvlm.experiments.labelling.choose import next_to_label as call
+
+    print("\n".join(map(str, call(str(config.run), _plain(config.images), count=config.count, out=config.out,
+                                  workers=config.workers, **_device(config)))))
+
+
 def demo(config: DictConfig) -> None:
     from xrvlm.demo.demo import run_demo
 
@@ -135,8 +150,8 @@ def cache_prune(config: DictConfig) -> None:
 OF_ADAPT = ("selection", "calibrate", "scaling", "known_by")        # the options of a run that zeroshot has not
 COMMANDS: dict[str, Callable[[DictConfig], None]] = {
     "adapt": adapt, "zeroshot": zeroshot, "eval": evaluate, "predict": predict, "explain": explain, "export": export,
-    "compare": compare, "report": report, "demo": demo, "data check": data_check, "cache list": cache_list,
-    "cache prune": cache_prune,
+    "compare": compare, "report": report, "demo": demo, "suspects": suspects, "next": next_, "data check": data_check,
+    "cache list": cache_list, "cache prune": cache_prune,
 }
 
 

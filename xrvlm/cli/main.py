@@ -13,45 +13,18 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
+from xrvlm.cli.usage import HELP, MORE
 from xrvlm.errors import CONTROL, SPEAKS_KEYS, UserError, check_choice, unknown
-
-HELP = """\
-xrvlm adapts a frozen CLIP to fine-grained recognition.
-
-  xrvlm adapt DIR [shots=16|all] [method=xr_vlm] [backbone=vit_b16_openai] [seed=1]
-  xrvlm adapt DIR protocol=base_to_new              train on half of the classes, measure the others too
-  xrvlm zeroshot DIR                                score a data set without a label
-  xrvlm eval RUN [data.root=OTHER]                  score a finished run again, on other images or new classes
-                 [among=data]                       ... and mask the classes that these images do not have
-  xrvlm predict RUN PHOTO_OR_DIR ... [classes=names.txt] [topk=5] [out=preds.csv]
-  xrvlm predict backbone=vit_b16_openai classes=names.txt images=DIR        without a run: zero-shot
-  xrvlm explain RUN [PHOTO_OR_DIR ...] [against=CLASS] [out=DIR]            what the parts look at, and what decides
-  xrvlm export RUN [format=onnx] [out=FILE]         a model that runs without xrvlm and torch
-  xrvlm compare DIR [budget=10m] [shots=all] [folds=5]                      which method should I take?
-  xrvlm report [RUNS] [baseline=METHOD]             one page, tables and plots of all runs in a folder
-  xrvlm data check DIR [data=cub]                   what of a data set is there and what is missing
-  xrvlm cache list                                  stored features, also those of older versions
-  xrvlm cache prune [older_than=30d] [all=true]     delete what is stale, old or everything
-  xrvlm demo [photos=DIR] [small=true]              a table on drawn birds or on your own photos, offline
-
-A DIR holds a folder of photos for each class (other data sets: data=..., data.root=DIR). A RUN is the folder of a
-finished run, or `latest`: the newest in runs/ (`OTHER/latest`: in OTHER).
-"""
-MORE = """
-Behind each command: overrides (`key=value`), `--cfg job` shows the configuration, `-m` sweeps over comma-separated
-values, `--help` lists the choices, `--config-dir DIR` adds configurations of your own.
-`torchrun --nproc_per_node=2 -m xrvlm adapt ...` does one run by several processes.
-Shell completion: `eval "$(xrvlm completion bash)"` (or zsh, fish).
-"""
 
 # Values that are paths or names: taken literally, whatever Hydra's grammar would make of their characters.
 LITERAL = ("data.root", "data.file", "data.path", "data.name", "images", "out", "run", "runs", "classes",
            "against", "baseline", "data.class_names", "text.templates", "text.descriptions", "text.parts",
+           "data.hierarchy", "unknown",
            "backbone.pretrained", "features.cache", "cache")
 # the keys of arguments without `key=`, in their order; `images` takes all that follow
 POSITIONAL = {"adapt": ["data.root"], "zeroshot": ["data.root"], "compare": ["data.root"], "data check": ["data.root"],
               "eval": ["run"], "export": ["run"], "predict": ["run", "images"], "explain": ["run", "images"],
-              "report": ["runs"]}
+              "report": ["runs"], "suspects": ["data.root"], "next": ["run", "images"]}
 SHOWN = {"data.root": "DIR", "run": "RUN", "images": "PHOTO_OR_DIR ...", "runs": "RUNS"}       # of these, in messages
 KEY = r"[~+]*[\w@./:-]+="                  # how an argument with a key begins
 SWEEP = {"-m", "--multirun"}
@@ -63,15 +36,15 @@ TOGETHER = ("adapt", "zeroshot")         # commands that several processes can d
 RESUMED = ("adapt", "zeroshot", "predict", "compare", "demo")     # each run that is finished, or each image, is kept
 LISTS = ("data.class_names", "text.templates", "images", "classes")    # may also be a list in Hydra's grammar
 SCALARS: dict[str, Any] = {              # the types of values at the top level
-    **dict.fromkeys(("seed", "workers", "topk", "folds"), int), "runs": str, "certainty": float | None,
+    **dict.fromkeys(("seed", "workers", "topk", "folds", "count"), int), "runs": str, "certainty": float | None,
     **dict.fromkeys(("val", "force", "small", "pictures", "all_shots", "photos", "all", "dry_run"), bool),
     "device": Literal["auto", "cpu", "cuda", "mps"], "precision": Literal["auto", "fp32", "bf16", "fp16"],
     "calibrate": Literal["none", "folds", "val"], "scaling": Literal["temperature", "vector"],
     "selection": Literal["last", "val"], "protocol": Literal["few_shot", "base_to_new", "open_set"],
     "among": Literal["run", "data"], "format": Literal["onnx"], "known": float | None, "coverage": float | None,
 }
-NAMES = ("adapt", "zeroshot", "eval", "predict", "explain", "export", "compare", "report", "demo", "data check",
-         "cache list", "cache prune")
+NAMES = ("adapt", "zeroshot", "eval", "predict", "explain", "export", "compare", "report", "demo", "suspects",
+         "next", "data check", "cache list", "cache prune")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -65,7 +65,8 @@ def image_folder(root: str | Path, *, class_names: str | Sequence[str] | Mapping
         return with_parents(make(pairs), from_pairs(list(steps), str(folder)))
     found = {subset: [pair for path in paths for pair in _labelled(folder, path, must_fill=subset == "train")]
              for subset, paths in subsets.items()}
-    return with_hierarchy(make(found, class_names=class_names), hierarchy)
+    dataset = make(found, class_names=class_names)
+    return dataset if hierarchy is None else with_hierarchy(dataset, hierarchy)
 
 
 def subset_of(word: str) -> str | None:

@@ -15,10 +15,8 @@ from xrvlm.files import file_text, parsed, user_path
 FOLDERS = "folders"                      # in place of a file: nested folders are the tree
 
 
-def with_hierarchy(dataset: Dataset, hierarchy: str | Path | None) -> Dataset:
-    """`dataset` with the tree of the file `hierarchy`, which must hold each of its classes; None: as it is."""
-    if hierarchy is None:
-        return dataset
+def with_hierarchy(dataset: Dataset, hierarchy: str | Path) -> Dataset:
+    """`dataset` with the tree of the file `hierarchy`, which must hold each of its classes."""
     root = getattr(dataset.source, "root", None)
     path = user_path(hierarchy)
     beside = None if root is None else Path(root) / path

@@ -54,9 +54,8 @@ def table(root: str | Path, *, file: str | Path = "split.csv", path_column: str 
     columns, rows = _read(path)
     asked = (path_column, class_column, split_column)
     of_path, of_class, of_split = (_column(columns, wanted, path) for wanted in asked)
-    # a split column other than the default must be there
     missing = [wanted for wanted, column in zip(asked, (of_path, of_class, of_split), strict=True)
-               if column is None and wanted not in (None, "split")]
+               if column is None and wanted not in (None, "split")]      # the default split column need not be there
     if of_path is None or of_class is None or missing:
         raise UserError(f"{path} has no column {few(map(repr, missing))}; its columns are {few(columns, 20)}: "
                         f"set {option('data.path_column')}, {option('data.class_column')} or "
@@ -65,9 +64,9 @@ def table(root: str | Path, *, file: str | Path = "split.csv", path_column: str 
         rows = list(rows)
         of_split = _split_column([column for column in columns if column not in (of_path, of_class)], rows, path)
     found = _found(folder, path, rows, of_path, of_class, of_split)
-    return with_hierarchy(
-        assemble(name or folder.name, FileSource(folder), found, class_names=class_names, skip_damaged=skip_damaged,
-                 test_only=not found["train"] and bool(found["test"])), hierarchy)
+    dataset = assemble(name or folder.name, FileSource(folder), found, class_names=class_names,
+                       skip_damaged=skip_damaged, test_only=not found["train"] and bool(found["test"]))
+    return dataset if hierarchy is None else with_hierarchy(dataset, hierarchy)
 
 
 def names_for_none(labels: Iterable[Any]) -> frozenset[str]:

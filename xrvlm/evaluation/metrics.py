@@ -8,6 +8,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -206,6 +207,16 @@ def write_predictions(path: Path, ids: Sequence[str], labels: Tensor | None, pro
         best = [(as_cell(classes[int(index)]), f"{chance:.6f}") for index, chance in zip(indices, chances, strict=True)]
         writer.writerow([as_cell(image), as_cell(truth), best[0][0], *(cell for pair in best for cell in pair)])
     # file names of other encodings reach Python as lone surrogates, which UTF-8 cannot say
+    files.write_text(path, text.getvalue().encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table of `columns`; texts are written so that a spreadsheet takes none for a formula."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: as_cell(value) if isinstance(value, str) else value for name, value in row.items()}
+                     for row in rows)
     files.write_text(path, text.getvalue().encode("utf-8", "backslashreplace").decode("utf-8"))
 
 

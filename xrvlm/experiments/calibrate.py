@@ -1,12 +1,10 @@
 """Calibrate a run: what its method says of labelled images that it has not learned, from folds or from `val`."""
 
 import logging
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,14 +16,13 @@ from xrvlm.errors import UserError, option
 from xrvlm.evaluation.conformal import SET_SCORES, coverage_table, misfit, sets
 from xrvlm.evaluation.metrics import brier, calibration_bins, expected_calibration_error, nll, predicted
 from xrvlm.experiments.record import RunFolder, RunOptions
-from xrvlm.features.bank import FeatureBank
-from xrvlm.features.source import FeatureSource, OnlineFeatures
+from xrvlm.features.source import FeatureSource
 from xrvlm.files import write_atomically, write_json
 from xrvlm.inference.calibration import Calibration, HeldOut, held_out_of, local_of
 from xrvlm.methods.base import Method, Recipe
 from xrvlm.text.class_text import few
 from xrvlm.training.fit import learn
-from xrvlm.training.folds import folds_of
+from xrvlm.training.folds import folds_of, out_of_fold, rows_of
 
 log = logging.getLogger(__name__)
 FOLDS = 5
@@ -88,43 +85,30 @@ def calibrate(run: Setup, fresh: Method, train: FeatureSource | None, val: Featu
         found, items = held_out_of(run.method, run.clip, train), run.split.train
     else:
         assert train is not None, "see check_calibration"
-        folds = folds_of(run.split.train, FOLDS, run.seed)
-        found = _from_folds(run, fresh, train, val, folds)
-        items = tuple(run.split.train[row] for row in _rows(folds))
+        fold = folds_of(run.split.train, FOLDS, run.seed)
+        found = _from_folds(run, fresh, train, val, fold)
+        items = tuple(run.split.train[row] for row in rows_of(fold).tolist())
     calibration = Calibration.of(_with_local(run, found, items), run.options.calibrate, run.options.scaling,
                                  run.options.known_by)
     run.method.scaling = calibration.header.scaling
     return calibration
 
 
-def _from_folds(run: Setup, fresh: Method, train: FeatureSource, val: FeatureSource | None, folds: Tensor) -> HeldOut:
-    """Train `fresh` once without each of the folds, and ask it about that fold; in the order of `_rows`."""
+def _from_folds(run: Setup, fresh: Method, train: FeatureSource, val: FeatureSource | None, fold: Tensor) -> HeldOut:
     group, partial = processes(), run.folder.unfinished[1]
     done: dict[str, Tensor] = group.from_first(lambda: _read(partial))
-    for number in range(FOLDS):
-        if str(number) not in done and (folds == number).any():
-            method, held = deepcopy(fresh), _part(train, folds == number)
-            method.settle(run.method)
-            learn(method, run.clip, run.recipe, seed=run.seed, train=_part(train, folds != number), val=val, test=held,
-                  selection=run.options.selection)
-            done[str(number)] = held_out_of(method, run.clip, held).logits
-            if group.first:
-                write_atomically(partial, lambda path: save_file(done, path))
-            log.info("calibration: fold %d of %d", number + 1, FOLDS)
-    return HeldOut(torch.cat([done[number] for number in sorted(done)]), train.labels[_rows(folds)])
 
+    def learned(method: Method, support: FeatureSource, held: FeatureSource) -> None:
+        learn(method, run.clip, run.recipe, seed=run.seed, train=support, val=val, test=held,
+              selection=run.options.selection)
 
-def _rows(folds: Tensor) -> list[int]:
-    """The images that are held out, fold by fold."""
-    return [row for number in range(FOLDS) for row in (folds == number).nonzero().flatten().tolist()]
+    def keep(finished: dict[str, Tensor]) -> None:
+        log.info("calibration: fold %d of %d", len(finished), FOLDS)
+        if group.first:
+            write_atomically(partial, lambda path: save_file(finished, path))
 
-
-def _part(source: FeatureSource, which: Tensor) -> FeatureSource:
-    rows = which.nonzero().flatten()
-    if isinstance(source, FeatureBank):
-        return source.take(rows)
-    assert isinstance(source, OnlineFeatures), "there are two kinds of sources"
-    return replace(source, items=tuple(source.items[row] for row in rows.tolist()))
+    logits = out_of_fold(fresh, run.method, run.clip, train, fold, learned, done=done, keep=keep)
+    return HeldOut(logits, train.labels[rows_of(fold)])
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ from xrvlm.text.class_text import text_maker
 from xrvlm.views import SUFFIXES, EvaluationViews, load_images
 
 if TYPE_CHECKING:
-    from xrvlm.experiments.labels import LabelFile
+    from xrvlm.experiments.labelling.file import LabelFile
 
 log = logging.getLogger(__name__)
 BATCH = 64                               # images encoded at once
@@ -104,7 +104,7 @@ def predict(run: str | Path | None, images: str | Path | Sequence[str | Path], *
 
 
 def _label_file(out: str | Path, topk: int, answering: Answering | None, key: list[Any]) -> "LabelFile":
-    from xrvlm.experiments.labels import LabelFile
+    from xrvlm.experiments.labelling.file import LabelFile
 
     return LabelFile(user_path(out), digest(key), topk, more=answering is not None)
 

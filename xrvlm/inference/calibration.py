@@ -16,6 +16,7 @@ from xrvlm.features.source import FeatureSource
 from xrvlm.methods.base import Method
 from xrvlm.text.class_text import ClassText
 from xrvlm.text.fixed_prompts import ensemble
+from xrvlm.training.folds import logits_of
 
 Calibrate = Literal["none", "folds", "val"]
 ScalingKind = Literal["temperature", "vector"]
@@ -107,13 +108,9 @@ def check_share(name: str, share: float) -> None:
         raise UserError(f"{option(name)} is a share of images, above 0 and below 1; found {share}")
 
 
-@torch.no_grad()
 def held_out_of(method: Method, clip: FrozenCLIP, source: FeatureSource, local: Tensor | None = None) -> HeldOut:
     """What `method` says of the images of `source`, on the CPU."""
-    method.eval()
-    class_features = method.class_features(clip)
-    rows = [method.logits(x.to(clip.device), class_features) for x, _ in source.in_order()]
-    return HeldOut(torch.cat(rows).cpu(), source.labels, local)
+    return HeldOut(logits_of(method, clip, source), source.labels, local)
 
 
 @torch.no_grad()

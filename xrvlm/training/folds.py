@@ -1,13 +1,22 @@
-"""The folds of a cross-validation: each image is held out once, by a draw from its own path."""
+"""Cross-validation: each image is held out once, by a draw from its own path, and asked about then."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from xrvlm.backbones.base import FrozenCLIP
 from xrvlm.data.dataset import Item
 from xrvlm.distributed import seed_of
 from xrvlm.errors import UserError, option
+from xrvlm.features.bank import FeatureBank
+from xrvlm.features.source import FeatureSource, OnlineFeatures
+from xrvlm.methods.base import Method
+
+# trains a method in place on a source, and shows it the held-out images without labels where it is transductive
+Learn = Callable[[Method, FeatureSource, FeatureSource], object]
 
 
 def folds_of(items: Sequence[Item], folds: int, seed: int) -> Tensor:
@@ -29,3 +38,48 @@ def folds_of(items: Sequence[Item], folds: int, seed: int) -> Tensor:
         if counts[items[row].label] > 1:
             fold[row], given = given % folds, given + 1
     return fold
+
+
+def rows_of(fold: Tensor) -> Tensor:
+    """The images that are held out, fold by fold, as `out_of_fold` returns them."""
+    return torch.cat([(fold == number).nonzero().flatten() for number in range(int(fold.max()) + 1)])
+
+
+def out_of_fold(fresh: Method, trained: Method, clip: FrozenCLIP, source: FeatureSource, fold: Tensor, learn: Learn, *,
+                done: dict[str, Tensor] | None = None, keep: Callable[[dict[str, Tensor]], object] | None = None,
+                ) -> Tensor:
+    """(k, c) the logits of the images that are held out, in the order of `rows_of`, each from a method without them.
+
+    Args:
+        fresh: the method before its training.
+        trained: the same, trained on all images: what it chose by them is not chosen anew, or the logits of the folds
+            would be of other sizes.
+        done: folds that were finished before, by their numbers.
+        keep: called with `done` after each fold.
+    """
+    done = {} if done is None else done
+    for number in range(int(fold.max()) + 1):
+        if str(number) not in done:
+            method, held = deepcopy(fresh), _part(source, fold == number)
+            method.settle(trained)
+            learn(method, _part(source, fold != number), held)
+            done[str(number)] = logits_of(method, clip, held)
+            if keep is not None:
+                keep(done)
+    return torch.cat([done[str(number)] for number in range(int(fold.max()) + 1)])
+
+
+@torch.no_grad()
+def logits_of(method: Method, clip: FrozenCLIP, source: FeatureSource) -> Tensor:
+    """(n, c) the logits of the images of `source`, without any scaling, on the CPU."""
+    method.eval()
+    class_features = method.class_features(clip)
+    return torch.cat([method.logits(x.to(clip.device), class_features) for x, _ in source.in_order()]).cpu()
+
+
+def _part(source: FeatureSource, which: Tensor) -> FeatureSource:
+    rows = which.nonzero().flatten()
+    if isinstance(source, FeatureBank):
+        return source.take(rows)
+    assert isinstance(source, OnlineFeatures), "there are two kinds of sources"
+    return replace(source, items=tuple(source.items[row] for row in rows.tolist()))

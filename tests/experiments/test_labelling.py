@@ -1,0 +1,126 @@
+"""Labels that look wrong, images that are there twice, images to label next."""
+
+import csv
+
+import pytest
+import torch
+import torch.nn.functional as F
+from photos import photo_folder
+from PIL import Image
+
+from xrvlm.data.dataset import Dataset, Item
+from xrvlm.data.folder import image_folder
+from xrvlm.errors import UserError
+from xrvlm.experiments.labelling import suspects as module
+from xrvlm.experiments.labelling.choose import chosen, next_to_label, uncertainty
+from xrvlm.experiments.labelling.suspects import find_suspects, neighbours
+from xrvlm.experiments.record import RunOptions
+from xrvlm.experiments.run import adapt
+from xrvlm.features.source import FeatureSettings
+from xrvlm.reporting.suspects import suspects
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return FeatureSettings(cache=str(tmp_path / "cache"), views=0)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return photo_folder(tmp_path / "beasts", images=16, classes=("lion", "tiger", "wolf"))
+
+
+def swapped(dataset: Dataset, name: str, label: int) -> Dataset:
+    """The data set with another label on one training image."""
+    from dataclasses import replace
+    train = tuple(Item(item.id, label) if item.id == name else item for item in dataset.split.train)
+    return replace(dataset, split=replace(dataset.split, train=train))
+
+
+def test_a_planted_label_stands_first(clip, photos, settings):
+    dataset = image_folder(photos)
+    wrong = next(item for item in dataset.split.train if item.label == 0)
+    found = find_suspects(clip, swapped(dataset, wrong.id, 2), features=settings)
+    first = found.suspects[0]
+    assert (first["image"], first["label"], first["suggestion"]) == (wrong.id, "wolf", "lion")
+    assert len(found.suspects) == len(dataset.split.train)
+    assert [row["suspicion"] for row in found.suspects] == sorted(
+        (row["suspicion"] for row in found.suspects), reverse=True)
+    for row in found.suspects:
+        assert row["suspicion"] == pytest.approx(1 - (row["probability"] + row["neighbours"]) / 2, abs=2e-4)
+
+
+def test_neighbours_are_the_nearest_others(monkeypatch):
+    features = F.normalize(torch.randn(9, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    monkeypatch.setattr(module, "CHUNK", 4)                  # so that several parts are put together
+    cosines, nearest = neighbours(features, 3)
+    for row in range(9):
+        others = [(-(features[row] @ features[other]).item(), other) for other in range(9) if other != row]
+        order = [other for _, other in sorted(others)]
+        assert nearest[row].tolist() == order[:3]
+        assert cosines[row] == pytest.approx(features[order[:3]] @ features[row], abs=1e-6)
+
+
+def test_a_photo_in_two_classes_and_one_that_is_also_tested_on(clip, tmp_path, settings):
+    root = tmp_path / "parts"
+    for part in ("train", "test"):
+        photo_folder(root / part, images=6, classes=("lion", "tiger", "wolf"))
+    for path in (root / "test").rglob("*.png"):              # other photos than those of train
+        with Image.open(path) as image:
+            image.rotate(90).save(path)
+    photo = root / "train" / "lion" / "0.png"
+    with Image.open(photo) as image:
+        image.save(root / "test" / "lion" / "copy.jpg", quality=95)          # not byte for byte
+        image.save(root / "train" / "wolf" / "copy.jpg", quality=92)
+    found = find_suspects(clip, image_folder(root), features=settings)
+    pairs = {(row["image"], row["other"]): row["problem"] for row in found.twice}
+    assert pairs["train/lion/0.png", "train/wolf/copy.jpg"] == "two classes"
+    assert "train and test" in pairs["train/lion/0.png", "test/lion/copy.jpg"]
+
+
+def test_the_page_and_the_tables(clip, photos, settings, tmp_path):
+    dataset = image_folder(photos)
+    wrong = swapped(dataset, dataset.split.train[0].id, 2)
+    made = suspects(clip, wrong, count=3, features=settings, out=tmp_path / "out")
+    page = (made.folder / "index.html").read_text()
+    assert page.count("<article>") >= 3 and "Rather <b>lion</b>?" in page and "http" not in page.replace("html", "")
+    rows = list(csv.DictReader((made.folder / "suspects.csv").read_text().splitlines()))
+    assert len(rows) == len(dataset.split.train) and rows[0]["filepath"] == str(photos / rows[0]["image"])
+    assert made.summary.startswith("0.") or made.summary.startswith("1.")
+
+
+@pytest.mark.parametrize(("method", "message"), [("zero_shot", "learns nothing"), ("trans_clip", "learns nothing")])
+def test_methods_that_cannot_say_it(clip, photos, settings, method, message):
+    with pytest.raises(UserError, match=message):
+        find_suspects(clip, image_folder(photos), method, features=settings)
+
+
+def test_uncertainty_by_hand():
+    assert uncertainty(torch.tensor([[0.5, 0.5, 0.0], [0.7, 0.2, 0.1]])) == pytest.approx(torch.tensor([1.0, 0.5]))
+
+
+def test_the_choice_by_hand():
+    features = F.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [-1.0, 0.0]]), dim=1)
+    unsure = torch.tensor([1.0, 0.9, 0.8, 0.1])
+    nothing = torch.zeros(0, 2)
+    # nothing is labelled: all are as far; then 1 is next to 0, and 2 is worth 0.8 where 3 is worth 0.1 * 4
+    assert chosen(unsure, features, nothing, 3).tolist() == [0, 2, 3]
+    # [0, 1] is labelled: 2 has no distance any more
+    assert chosen(unsure, features, features[2:3], 2).tolist()[0] == 0
+    assert 2 not in chosen(unsure, features, features[2:3], 3).tolist()
+    assert sorted(chosen(unsure, features, nothing, 9).tolist()) == [0, 1, 2, 3]
+
+
+def test_next_leaves_out_what_is_labelled_and_writes_its_table(clip, photos, tmp_path, settings):
+    options = RunOptions(runs=tmp_path / "runs", features=FeatureSettings(cache=str(tmp_path / "cache"), views=0))
+    run = adapt(clip, image_folder(photos), "linear_probe", shots=3, options=options)
+    labelled = {item.id for item in image_folder(photos).split.train} - {
+        str(path.relative_to(photos)) for path in photos.rglob("*.png")}
+    assert not labelled                                      # all are files of the folder
+    found = next_to_label(run.folder, photos, count=100, clip=clip, out=tmp_path / "next.csv")
+    assert len(found) == 3 * 16 - 9                          # all but the nine that it was trained on
+    rows = list(csv.DictReader((tmp_path / "next.csv").read_text().splitlines()))
+    assert [row["image"] for row in rows] == [each.image for each in found]
+    assert all(each.path.is_file() for each in found)
+    with pytest.raises(UserError, match="count must be at least 1"):
+        next_to_label(run.folder, photos, count=0, clip=clip)

@@ -1,0 +1,33 @@
+"""What `xrvlm --help` says."""
+
+HELP = """\
+xrvlm adapts a frozen CLIP to fine-grained recognition.
+
+  xrvlm adapt DIR [shots=16|all] [method=xr_vlm] [backbone=vit_b16_openai] [seed=1]
+  xrvlm adapt DIR calibrate=folds                   ... that knows how sure it is, and says "unknown"
+  xrvlm adapt DIR protocol=base_to_new|open_set     train on half of the classes, measure the others too
+  xrvlm zeroshot DIR                                score a data set without a label
+  xrvlm eval RUN [data.root=OTHER]                  score a finished run again, on other images or new classes
+                 [among=data]                       ... and mask the classes that these images do not have
+  xrvlm predict RUN PHOTO_OR_DIR ... [classes=names.txt] [topk=5] [coverage=0.9] [out=preds.csv]
+  xrvlm predict backbone=vit_b16_openai classes=names.txt images=DIR        without a run: zero-shot
+  xrvlm explain RUN [PHOTO_OR_DIR ...] [against=CLASS] [out=DIR]            what the parts look at, and what decides
+  xrvlm export RUN [format=onnx] [out=FILE]         a model that runs without xrvlm and torch
+  xrvlm compare DIR [budget=10m] [shots=all] [folds=5]                      which method should I take?
+  xrvlm report [RUNS] [baseline=METHOD]             one page, tables and plots of all runs in a folder
+  xrvlm suspects DIR [count=50] [out=DIR]           which labels look wrong, which images are there twice
+  xrvlm next RUN PHOTO_OR_DIR ... [count=20] [out=next.csv]                 which photos should I label next?
+  xrvlm data check DIR [data=cub]                   what of a data set is there and what is missing
+  xrvlm cache list                                  stored features, also those of older versions
+  xrvlm cache prune [older_than=30d] [all=true]     delete what is stale, old or everything
+  xrvlm demo [photos=DIR] [small=true]              a table on drawn birds or on your own photos, offline
+
+A DIR holds a folder of photos for each class (other data sets: data=..., data.root=DIR). A RUN is the folder of a
+finished run, or `latest`: the newest in runs/ (`OTHER/latest`: in OTHER).
+"""
+MORE = """
+Behind each command: overrides (`key=value`), `--cfg job` shows the configuration, `-m` sweeps over comma-separated
+values, `--help` lists the choices, `--config-dir DIR` adds configurations of your own.
+`torchrun --nproc_per_node=2 -m xrvlm adapt ...` does one run by several processes.
+Shell completion: `eval "$(xrvlm completion bash)"` (or zsh, fish).
+"""
