@@ -163,6 +163,12 @@ def test_a_zero_shot_run_has_no_label_to_calibrate_on(clip, photos, tmp_path):
         zero_shot(clip, image_folder(photos), options=RunOptions(runs=tmp_path, calibrate="folds"))
 
 
+def test_folds_are_no_measure_of_a_transductive_method(run_of):
+    with pytest.raises(UserError, match="TransCLIP reads the images that it is asked about.*calibrate.*val"):
+        run_of("trans_clip", calibrate="folds")
+    assert figures_of(run_of("trans_clip", calibrate="val"))["by"] == "val"
+
+
 def test_a_method_with_its_own_probabilities_is_refused(run_of):
     class Own(LinearProbe):
         def class_probabilities(self, x, class_features, among=None):
@@ -178,7 +184,7 @@ def test_predict_says_unknown_and_gives_sets(run_of, clip, photos, tmp_path):
     files = sorted(photos.rglob("*.png"))
     some = predict(run.folder, files, clip=clip, asked=Asked(known=0.5, coverage=0.8), out=tmp_path / "a.csv")
     for each in some:
-        assert each.unknown == (each.known < calibration.threshold("probability", 0.5))
+        assert each.unknown == (each.known < calibration.threshold("energy", 0.5))
         assert each.prediction == ("unknown" if each.unknown else each.classes[0][0])
         assert each.classes[0][0] == each.held[0]            # the most probable class is always held
     assert 0 < sum(each.unknown for each in some) < len(some)
@@ -313,9 +319,9 @@ def test_open_set_with_half_of_the_classes(run_of, tmp_path):
     found = json.loads((run.folder / "open_set.json").read_text())
     assert {"probability", "logit", "energy", "gl_mcm"} <= found.keys()
     assert (found["images"], found["unknown"]) == (8, 8)
-    assert run.record.metrics["auroc"] == found["probability"]["auroc"]
-    other = run_of(data=data, protocol="open_set", shots=8, known_by="energy")
-    assert other.folder != run.folder and other.record.metrics["auroc"] == found["energy"]["auroc"]
+    assert run.record.metrics["auroc"] == found["energy"]["auroc"]
+    other = run_of(data=data, protocol="open_set", shots=8, known_by="logit")
+    assert other.folder != run.folder and other.record.metrics["auroc"] == found["logit"]["auroc"]
 
 
 def strange(folder: Path, classes) -> Path:
@@ -328,7 +334,7 @@ def strange(folder: Path, classes) -> Path:
 
 def test_open_set_with_a_folder_of_strangers(run_of, clip, photos, tmp_path):
     strangers = strange(tmp_path / "strangers", ("oak", "elm"))
-    run = run_of(protocol="open_set", unknown=strangers)
+    run = run_of(protocol="open_set", unknown=strangers, known_by="probability")
     assert run.classifier.names == CLASSES
     known = [max(dict(each.classes).values()) for each in predict(
         run.folder, [photos / item["path"] for item in json.loads((run.folder / "split.json").read_text())["test"]],
@@ -379,7 +385,9 @@ def test_an_exported_file_says_all_of_it_without_xrvlm(run_of, clip, photos, tmp
     assert np.exp(scaled - scaled.max(1, keepdims=True)).argmax(1).tolist() == chances.argmax(1).tolist()
     wanted = predict(run.folder, files, clip=clip, asked=Asked(coverage=0.8, certainty=0.6))
     for index, each in enumerate(wanted):
-        assert (raw[index].max() < about["known"]["thresholds"]["probability"]) == each.unknown
+        assert about["known"]["by"] == "energy"
+        energy = np.log(np.exp(logits[index].astype(float)).sum())
+        assert (energy < about["known"]["thresholds"]["energy"]) == each.unknown
         held = 1 - raw[index] <= about["sets"]["lac"]["0.8"]
         held[raw[index].argmax()] = True
         assert {name for name, there in zip(about["classes"], held, strict=True) if there} == set(each.held)

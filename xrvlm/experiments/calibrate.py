@@ -35,6 +35,9 @@ def check_calibration(options: RunOptions, method: Method, clip: FrozenCLIP, spl
     if type(method).class_probabilities is not Method.class_probabilities:
         raise UserError(f"{method.label} makes its probabilities without logits, which is what a calibration scales: "
                         f"leave {by} out")
+    if options.calibrate == "folds" and method.transductive and method.learns:
+        raise UserError(f"{method.label} reads the images that it is asked about, and those of a fold are others than "
+                        f"the test images: use {option('calibrate', 'val')}")
     if options.known_by == "gl_mcm" and not clip.image_width:
         raise UserError(f"{clip.name} shows no positions, which {option('known_by', 'gl_mcm')} reads: use probability, "
                         "logit or energy")

@@ -49,7 +49,7 @@ class RunOptions:
     force: bool = False                  # start again where a run is finished or unfinished
     calibrate: Calibrate = "none"        # "folds" or "val": which labelled images calibrate the model
     scaling: ScalingKind = "temperature"     # or "vector": how its logits are scaled
-    known_by: Score = "probability"      # the score by which an image is one of the classes, or unknown
+    known_by: Score = "energy"           # the score by which an image is one of the classes, or unknown
 
     def __post_init__(self):
         check_fields(self)

@@ -64,7 +64,7 @@ class Calibration:
 
     @classmethod
     def of(cls, held_out: HeldOut, by: str, kind: ScalingKind = "temperature",
-           known_by: Score = "probability") -> "Calibration":
+           known_by: Score = "energy") -> "Calibration":
         """Sets and thresholds are made of unscaled logits: the scaling is fitted to the very images that they count."""
         fit = fit_vector if kind == "vector" else fit_temperature
         chances, labels = held_out.logits.double().softmax(1), held_out.labels
