@@ -1,6 +1,6 @@
 """What the answers beyond probabilities are worth: sets, wrong labels, images to label next.
 
-    python benchmarks/trust.py coverage|suspects|next [--worlds 0,3] [--photos DIR1,DIR2] [--seeds 1,2,3]
+    python benchmarks/trust.py coverage|suspects|next|hierarchy [--worlds 0,3] [--photos DIR1,DIR2] [--seeds 1,2,3]
 
 Drawn birds with the tiny tower, and folders of photos, each with a split.csv, with the photo tower.
 
@@ -11,11 +11,15 @@ drawn 20 times into images to calibrate on, at most half of them and at most 200
 the linear probe's own 1 - p(label), out of fold too, and chance.
 `next`: from 2 labels a class, as many more as classes are labelled, then as many again, twice and four times as many:
 top-1 of the linear probe where `xrvlm next` chooses them, and where chance does. A round sees the labels of the last.
+`hierarchy`: at 8 shots, calibrated by folds, the figures of the tree (the kind of a drawn bird; of photos that of
+`--tree`), and what is named where 90 % certainty is asked: the class, a node above it, nothing; and how much of what is
+named is right.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -28,16 +32,18 @@ from xrvlm.backbones.base import FrozenCLIP
 from xrvlm.data.dataset import Dataset, Item, sample_shots, with_test_set
 from xrvlm.distributed import generator
 from xrvlm.evaluation.conformal import SET_SCORES, coverage_table, misfit, quantile, sets
+from xrvlm.evaluation.hierarchy import Hierarchy
 from xrvlm.experiments.labelling.choose import chosen, uncertainty
 from xrvlm.experiments.labelling.suspects import find_suspects
 from xrvlm.features.bank import FeatureBank
 from xrvlm.features.source import FeatureSettings, feature_source
-from xrvlm.methods.base import Method
+from xrvlm.methods.base import Method, probabilities
 from xrvlm.methods.linear_probe import LinearProbe
 from xrvlm.methods.xr_vlm.xr_vlm_plus import XRVLMPlus
 from xrvlm.text.class_text import class_text
 from xrvlm.training.folds import logits_of
 
+CERTAIN, TREE = 0.9, ("mistake_severity", "hierarchical_precision", "hierarchical_recall")
 ASKED, REDRAWS, WRONG, START, ROUNDS = (0.8, 0.9, 0.95), 20, 0.05, 2, (1, 1, 2, 4)
 
 
@@ -45,7 +51,8 @@ def worlds_and_photos(arguments: Any) -> Iterator[tuple[str, FrozenCLIP, Dataset
     for world in filter(None, arguments.worlds.split(",")):
         yield f"birds, world {world}", xrvlm.load_tiny_clip(device=arguments.device), xrvlm.load_world(world=int(world))
     for folder in filter(None, arguments.photos.split(",")):
-        yield Path(folder).name, xrvlm.load_photo(device=arguments.device), xrvlm.table(folder)
+        yield Path(folder).name, xrvlm.load_photo(device=arguments.device), xrvlm.table(
+            folder, hierarchy=arguments.tree)
 
 
 def bank_of(clip: FrozenCLIP, dataset: Dataset, items: Sequence[Item], method: Method) -> FeatureBank:
@@ -79,8 +86,8 @@ def coverage(name: str, clip: FrozenCLIP, dataset: Dataset, seeds: Sequence[int]
                         found.setdefault((score, asked), []).append(row)
         for (score, asked), rows in found.items():
             mean = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
-            print(f"| {name} | {method.label} | {score} | {asked:.0%} | {mean['coverage']:.1%} | {mean['set_size']:.2f} "
-                  f"| {mean['worst_class']:.1%} |")
+            print(f"| {name} | {method.label} | {score} | {asked:.0%} | {mean['coverage']:.1%} | "
+                  f"{mean['set_size']:.2f} | {mean['worst_class']:.1%} |")
 
 
 def suspects(name: str, clip: FrozenCLIP, dataset: Dataset, seeds: Sequence[int], _: int) -> None:
@@ -145,7 +152,36 @@ def trained(clip: FrozenCLIP, text: xrvlm.ClassText, pool: FeatureBank, have: Te
     return method
 
 
+def hierarchy(name: str, clip: FrozenCLIP, dataset: Dataset, seeds: Sequence[int], _: int) -> None:
+    if dataset.hierarchy is None:
+        kinds = {each: each.split()[-1] for each in dataset.split.classes}
+        dataset = replace(dataset, hierarchy=kinds | dict.fromkeys(kinds.values(), ""))
+    tree = Hierarchy(dataset.split.classes, dataset.hierarchy or {})
+    for method in "zero_shot", "linear_probe", "xr_vlm_plus":
+        rows: list[dict[str, float]] = []
+        for seed in seeds:
+            with TemporaryDirectory() as runs:
+                run = xrvlm.adapt(clip, dataset, method, shots=8, seed=seed, options=xrvlm.RunOptions(
+                    runs=runs, calibrate="folds", features=FeatureSettings(views=0)))
+            test = with_test_set(dataset.split).test
+            source = bank_of(clip, dataset, test, run.classifier.method)
+            chances = probabilities(run.classifier.method, clip, source)
+            node, _chance = tree.deepest(chances, CERTAIN)
+            named, classes = node >= 0, len(tree.classes)
+            right = tree.members[source.labels, node.clamp_min(0)].bool() & named
+            found = {"class": named & (node < classes), "above": node >= classes, "nothing": ~named}
+            rows.append({key: value for key, value in run.record.metrics.items() if key in TREE or key[:6] == "level_"}
+                        | {key: value.double().mean().item() for key, value in found.items()}
+                        | {"right": (right.sum() / named.sum()).item()})
+        mean = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+        levels = " / ".join(f"{mean[key]:.1%}" for key in sorted(mean) if key[:6] == "level_")
+        shares = " | ".join(f"{mean[key]:.1%}" for key in (*TREE[1:], "class", "above", "nothing", "right"))
+        print(f"| {name} | {method} | {levels} | {mean['mistake_severity']:.2f} | {shares} |")
+
+
 STUDIES = {
+    "hierarchy": (hierarchy, "| data | method | top-1 from the top level down | severity | precision | recall | "
+                             "class named | node above | nothing | right of what is named |"),
     "coverage": (coverage, "| data | method | sets | asked | coverage | classes a set | worst class |"),
     "suspects": (suspects, "| data | score | k / planted | precision | recall |"),
     "next": (next_labels, "| data | labels | next | chance | difference of each seed |")}
@@ -156,6 +192,7 @@ def main() -> None:
     parser.add_argument("study", nargs="?", choices=STUDIES, default="coverage")
     parser.add_argument("--worlds", default="0,3")
     parser.add_argument("--photos", default="", help="folders with a split.csv")
+    parser.add_argument("--tree", help="of the photos: a file with the nodes above the classes")
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--redraws", type=int, default=REDRAWS)
     arguments = parse(parser, worlds="0", seeds="1", redraws=2)
