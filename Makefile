@@ -11,9 +11,11 @@ METHODS := $(BIN)/xrvlm adapt -m experiment=results runs=runs/methods seed=1,2,3
 FEW := $(METHODS) data.world=2 shots=1,2,4,8,16
 HEADS := tip_adapter,tip_adapter_f,residual_probe,task_res,clip_adapter,clap,lp_plus_plus,gda,prolip,trans_clip
 ONE_VIEW := features.views=0 method=tip_adapter_f,residual_probe,task_res,clip_adapter,clap,prolip
+CLOSED := zero_shot,linear_probe,xr_vlm_plus,gda,tip_adapter,lp_plus_plus,clap,clip_adapter,task_res,tip_adapter_f,residual_probe,prolip
 PHOTOS ?=
+COMMA := ,
 
-.PHONY: demo test fuzz lint docs results methods photos bench ablation base_to_new setup clean
+.PHONY: demo test fuzz lint docs results methods photos trust bench ablation base_to_new setup clean
 
 demo: $(READY)          ## the main job on the embedded default, offline, in a few minutes
 	$(BIN)/xrvlm demo
@@ -99,6 +101,20 @@ bench: $(READY)         ## the speeds that matter most, against a baseline in th
 	$(BIN)/python benchmarks/predict.py --only memory
 	$(BIN)/python benchmarks/start_up.py
 	$(BIN)/python benchmarks/cold_start.py --turns 1
+
+# with PHOTOS as above
+trust: $(READY)         ## docs/results/trust.md: calibration, unknown images, sets, trees, suspects, next; two hours
+	set -e; for place in "data=drawn_birds data.world=0 backbone=tiny" "data=drawn_birds data.world=3 backbone=tiny" \
+	    $(foreach place,$(PHOTOS),"data=table data.root=$(place) backbone=photo"); do \
+		trust="$(BIN)/xrvlm adapt -m $$place shots=8 features.views=0 runs=runs/trust"; \
+		$$trust method=$(CLOSED) calibrate=folds,val; \
+		$$trust method=trans_clip calibrate=val; \
+		$$trust method=coop,xr_vlm recipe=fast calibrate=folds,val; \
+		$$trust method=zero_shot,linear_probe,xr_vlm_plus,coop protocol=open_set; \
+		$$trust method=xr_vlm recipe=fast protocol=open_set; \
+	done
+	for study in coverage suspects next hierarchy; do \
+		$(BIN)/python benchmarks/trust.py $$study --photos "$(subst $() ,$(COMMA),$(PHOTOS))" || exit 1; done
 
 ablation: $(READY)      ## docs/results/ablation.md: 25 settings, 3 seeds; an hour and a half
 	$(BIN)/xrvlm adapt -m experiment=ablation

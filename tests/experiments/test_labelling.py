@@ -100,15 +100,35 @@ def test_uncertainty_by_hand():
 
 
 def test_the_choice_by_hand():
-    features = F.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [-1.0, 0.0]]), dim=1)
-    unsure = torch.tensor([1.0, 0.9, 0.8, 0.1])
-    nothing = torch.zeros(0, 2)
-    # nothing is labelled: all are as far; then 1 is next to 0, and 2 is worth 0.8 where 3 is worth 0.1 * 4
-    assert chosen(unsure, features, nothing, 3).tolist() == [0, 2, 3]
-    # [0, 1] is labelled: 2 has no distance any more
-    assert chosen(unsure, features, features[2:3], 2).tolist()[0] == 0
-    assert 2 not in chosen(unsure, features, features[2:3], 3).tolist()
-    assert sorted(chosen(unsure, features, nothing, 9).tolist()) == [0, 1, 2, 3]
+    # three photos alike, two alike, one alone
+    features = F.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.05], [1.0, -0.05], [0.0, 1.0], [0.05, 1.0], [-1.0, 0.0]]),
+                           dim=1)
+    nothing, even = torch.zeros(0, 2), torch.ones(6)
+    first, *others = chosen(even, features, nothing, 3).tolist()
+    assert first in (0, 1, 2) and set(others) in ({3, 5}, {4, 5})     # one of the three; one of the two, the lone one
+    assert chosen(even, features, features[:1], 1).tolist()[0] in (3, 4)                 # what is labelled is covered
+    sure = torch.tensor([1.0, 1.0, 1.0, 0.01, 0.01, 1.0])
+    assert chosen(sure, features, features[:1], 1).tolist() == [5]                       # the model is sure of the two
+    assert sorted(chosen(even, features, nothing, 9).tolist()) == list(range(6))
+    assert chosen(even[:1], features[:1], nothing, 2).tolist() == [0]
+
+
+def test_each_choice_adds_the_most():
+    draws = torch.Generator().manual_seed(0)
+    features, unsure = F.normalize(torch.randn(12, 3, generator=draws), dim=1), torch.rand(12, generator=draws)
+    labelled = F.normalize(torch.randn(2, 3, generator=draws), dim=1)
+    distance = 1 - features @ features.T
+    scale = distance[~torch.eye(12, dtype=torch.bool)].median() / 3
+
+    def covered(rows) -> float:
+        near = torch.cat([(1 - features @ labelled.T), distance[:, list(rows)]], dim=1).amin(1)
+        return ((-near / scale).exp() * unsure).sum().item()
+
+    found = []
+    for choice in chosen(unsure, features, labelled, 4).tolist():
+        assert covered([*found, choice]) == pytest.approx(max(
+            covered([*found, each]) for each in range(12) if each not in found), abs=1e-5)
+        found.append(choice)
 
 
 def test_next_leaves_out_what_is_labelled_and_writes_its_table(clip, photos, tmp_path, settings):

@@ -76,7 +76,7 @@ def predict(run: str | Path | None, images: str | Path | Sequence[str | Path], *
         classes: names, a list in prompts/class_names or a .txt file; None: those of the run.
         topk: how many classes of each image.
         asked: what to say beside probabilities; None: `unknown`, where the run is calibrated.
-        out: a .csv or .jsonl file for the same, see docs/reference/output.md.
+        out: a .csv or .jsonl file for the same, see docs/reference/files.md.
         echo: called with each prediction, as text, as soon as it is made.
         text: options of `class_text` for `classes`; None: as the run's own text was made.
         clip: the tower; None: the one that the run names, on `device` in `precision`.

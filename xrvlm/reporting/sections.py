@@ -75,6 +75,9 @@ class Album:
         return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
+HIERARCHY = ("mistake_severity", "hierarchical_precision", "hierarchical_recall")
+
+
 @dataclass(frozen=True)
 class Picture:
     path: Path
@@ -112,6 +115,23 @@ class Section:
     @property
     def anchor(self) -> str:
         return "run-" + slugged(self.row.first.run)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the run says beyond its table: of its calibration, and of the hierarchy of its classes."""
+        run = self.row.first
+        values = {name: value for name, value in run.metrics.items() if fits(value, float)}
+        found = []
+        if run.calibrate and {"ece_before", "nll_before", "nll"} <= values.keys():
+            found.append(f"Calibrated by {run.calibrate}: calibration error {values['ece_before']:.1%} before, "
+                         f"{values['ece']:.1%} now; negative log-likelihood {values['nll_before']:.3f} and "
+                         f"{values['nll']:.3f}.")
+        if {"level_0", *HIERARCHY} <= values.keys():
+            levels = ", ".join(f"{values[name]:.1%}" for name in sorted(values) if name.startswith("level_"))
+            found.append(f"Top-1 at the levels of the hierarchy, from the top down: {levels}; the mean mistake is "
+                         f"{values['mistake_severity']:.2f} levels high; hierarchical precision "
+                         f"{values['hierarchical_precision']:.1%}, recall {values['hierarchical_recall']:.1%}.")
+        return found
 
     @property
     def worst(self) -> list[dict]:

@@ -1,4 +1,4 @@
-"""Which images to label next: those that the model is unsure of, and that are unlike what is labelled."""
+"""Which images to label next: those that stand for most of what the model is unsure of."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from xrvlm.files import FileSource, check_replaceable, user_path
 from xrvlm.inference.classifier import Classifier
 from xrvlm.views import EvaluationViews, load_images
 
+MOST = 10_000                            # images that are compared with each other
 COLUMNS = ("filepath", "image", "rank", "prediction", "probability", "uncertainty")
 
 
@@ -81,23 +82,30 @@ def uncertainty(chances: Tensor) -> Tensor:
 
 
 def chosen(unsure: Tensor, features: Tensor, labelled: Tensor, count: int) -> Tensor:
-    """The indices of `count` of n images, one after the other: each has the largest product of how unsure the model is
-    of it, `unsure` (n,), and the squared distance of its feature from the nearest one that is labelled or chosen.
+    """The indices of `count` of n images, one after the other, that cover best what the model is unsure of.
+
+    An image covers another by exp(-d / t): d is 1 less the cosine of their features, t a third of the median d. What is
+    covered by its best labelled or chosen image counts with how unsure the model is of it, `unsure` (n,), and each
+    choice adds the most to the sum (greedy facility location). Of more than 10,000 images the most unsure are read.
 
     Args:
         features: (n, d), of length 1.
         labelled: (k, d) those of the labelled images; k may be 0.
     """
-    distance = torch.full((len(features),), 2.0)
+    read = unsure.argsort(descending=True, stable=True)[:MOST].sort().values
+    unsure, features = unsure[read].clamp_min(1e-6), features[read]
+    distance = 1 - features @ features.T                                                   # (n, n)
+    scale = distance[~torch.eye(len(features), dtype=torch.bool)].median().clamp_min(1e-6) / 3 if len(read) > 1 else 1
+    near, covered = (-distance / scale).exp(), torch.zeros(len(features))
     for rows in labelled.split(BATCH) if len(labelled) else ():
-        distance = torch.minimum(distance, (1 - features @ rows.T).amin(1))
+        covered = torch.maximum(covered, ((features @ rows.T - 1) / scale).exp().amax(1))
     found: list[int] = []
     for _ in range(min(count, len(features))):
-        worth = unsure.clamp_min(1e-6) * distance.clamp_min(1e-9).square()
+        worth = (near - covered).clamp_min(0) @ unsure       # of covering all others from each: `near` is symmetric
         worth[found] = -1
         found.append(int(worth.argmax()))
-        distance = torch.minimum(distance, 1 - features @ features[found[-1]])
-    return torch.tensor(found)
+        covered = torch.maximum(covered, near[found[-1]])
+    return read[found]
 
 
 def _read(classifier: Classifier, files: dict[str, Path], workers: int) -> tuple[list[str], Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The file of labels that `predict` writes: a table (.csv), or an object a line (.jsonl). docs/reference/output.md."""
+"""The file of labels that `predict` writes: a table (.csv), or an object a line (.jsonl). docs/reference/files.md."""
 
 import csv
 import io
