@@ -109,12 +109,19 @@ trust: $(READY)         ## docs/results/trust.md: calibration, unknown images, s
 		trust="$(BIN)/xrvlm adapt -m $$place shots=8 features.views=0 runs=runs/trust"; \
 		$$trust method=$(CLOSED) calibrate=folds,val; \
 		$$trust method=trans_clip calibrate=val; \
+		$$trust method=trans_clip_zero_shot calibrate=folds,val; \
+		$$trust method=zpe text.templates=openai calibrate=folds,val; \
+		$$trust method=plot,gallop recipe=fast calibrate=folds; \
+		$$trust method=cocoop recipe.epochs=2 calibrate=val; \
 		$$trust method=coop,xr_vlm recipe=fast calibrate=folds,val; \
 		$$trust method=zero_shot,linear_probe,xr_vlm_plus,coop protocol=open_set; \
 		$$trust method=xr_vlm recipe=fast protocol=open_set; \
 	done
-	for study in coverage suspects next hierarchy; do \
+	$(BIN)/xrvlm adapt -m data=drawn_birds data.world=0,3 backbone=tiny shots=8 features.views=0 runs=runs/trust method=dclip \
+		text.descriptions=descriptions.json calibrate=folds,val
+	for study in coverage suspects next; do \
 		$(BIN)/python benchmarks/trust.py $$study --photos "$(subst $() ,$(COMMA),$(PHOTOS))" || exit 1; done
+	$(BIN)/python benchmarks/trust.py hierarchy --photos "$(firstword $(PHOTOS))" --tree examples/flowers17_families.csv
 
 ablation: $(READY)      ## docs/results/ablation.md: 25 settings, 3 seeds; an hour and a half
 	$(BIN)/xrvlm adapt -m experiment=ablation

@@ -48,6 +48,8 @@ def check_calibration(options: RunOptions, method: Method, clip: FrozenCLIP, spl
     if not found:
         raise UserError(f"{by} needs validation images, and the shots take all: use fewer {option('shots')}, or "
                         f"{option('calibrate', 'folds')}")
+    if options.calibrate == "folds" and method.learns:
+        folds_of(split.train, FOLDS, 0)      # raises UserError where nothing can be held out
     missing = sorted(set(range(len(split.classes))) - {item.label for item in found})
     if missing:
         log.warning("%d of %d classes have no image to calibrate on, what it promises is of the others: %s",
