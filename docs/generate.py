@@ -17,7 +17,8 @@ from xrvlm.methods import registry
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
-MAIN_COMMANDS = ("adapt", "zeroshot", "eval", "predict", "explain", "export", "compare", "report")    # told first
+MAIN_COMMANDS = ("adapt", "zeroshot", "eval", "predict", "explain", "export", "compare", "report",
+                 "suspects", "next")     # told first
 GROUPS = {
     "backbone": "The frozen CLIP. `_target_` is the function that loads it.",
     "data": "The images and their classes.",

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from xrvlm.data.folder import image_folder
 from xrvlm.errors import UserError
+from xrvlm.evaluation.calibration import Scaling
 from xrvlm.experiments import calibrate as module
 from xrvlm.experiments.calibrate import FOLDS
 from xrvlm.experiments.evaluate import evaluate
@@ -24,7 +26,7 @@ from xrvlm.experiments.run import adapt, zero_shot
 from xrvlm.features.source import FeatureSettings
 from xrvlm.inference.answers import Asked
 from xrvlm.inference.classifier import Classifier
-from xrvlm.inference.export import export_onnx
+from xrvlm.inference.export import _metadata, export_onnx
 from xrvlm.methods import XRVLM, LinearProbe
 from xrvlm.training.folds import folds_of
 
@@ -245,6 +247,49 @@ def test_a_model_that_is_not_calibrated_says_so(run_of, clip, photos):
         predict(run_of().folder, photos, clip=clip, asked=Asked(coverage=0.9))
 
 
+@pytest.mark.parametrize(("asked", "message"), [
+    ({"sets": "aps"}, "sets='?aps'? is not read without coverage"),
+    ({"known_by": "logit", "known": None}, "is not read with known"),
+])
+def test_what_nothing_would_read_is_refused(asked, message):
+    with pytest.raises(UserError, match=message):
+        Asked(**asked)
+
+
+def test_what_a_run_without_a_calibration_does_not_read(run_of, clip, photos):
+    for changes in ({"scaling": "vector"}, {"known_by": "logit"}):
+        with pytest.raises(UserError, match="not read without a calibration"):
+            run_of(**changes)
+    with pytest.raises(UserError, match="not calibrated"):
+        predict(run_of().folder, photos, clip=clip, asked=Asked(known=0.5))
+
+
+def test_a_prediction_is_in_its_own_set(run_of, clip, photos):
+    run = run_of(calibrate="folds", scaling="vector")
+    header = run.classifier.header.calibration
+    far = replace(header, scaling=Scaling(1.0, (1.0, 1.0, 1.0), (50.0, 0.0, 0.0)))       # always the first class
+    model = Classifier(clip, run.classifier.method, replace(run.classifier.header, calibration=far),
+                       run.classifier.calibration)
+    path = model.save(run.folder.parent / "far")
+    for each in predict(path, photos, clip=clip, asked=Asked(known=None, coverage=0.3)):
+        assert each.prediction == "lion" and "lion" in each.held
+
+
+def test_a_file_of_labels_is_of_one_model(run_of, clip, photos, tmp_path, monkeypatch):
+    files = sorted(photos.rglob("*.png"))[:6]
+    one, other = (run_of("clip_adapter", shots=2, runs=f"runs{epochs}", recipe={"epochs": epochs, "warmup_epochs": 0})
+                  for epochs in (1, 9))
+    asked = {"classes": ["cat", "dog"], "clip": clip, "out": tmp_path / "labels.csv"}
+    with monkeypatch.context() as patch:
+        patch.setattr(LabelFile, "add", stopping(LabelFile.add, after=4))
+        with pytest.raises(KeyboardInterrupt):
+            predict(one.folder, files, **asked)
+    predict(other.folder, files, **asked)
+    mixed = (tmp_path / "labels.csv").read_text()
+    predict(other.folder, files, **asked | {"out": tmp_path / "alone.csv"})
+    assert mixed == (tmp_path / "alone.csv").read_text()
+
+
 def test_a_class_that_is_called_unknown(run_of, clip, tmp_path):
     data = photo_folder(tmp_path / "odd", images=24, classes=("unknown", "wolf"))
     run = run_of(data=image_folder(data), calibrate="folds")
@@ -297,6 +342,7 @@ def test_nested_folders_are_a_tree(run_of, tmp_path):
     ('{"lion": ["tiger", "wolf"]}', "is a class and stands above"),
     ('{"cats": {"lion": ["cats"]}, "wolf": 3}', "no name|two parents|circle"),
     ("nonsense", "is no JSON"),
+    ('["lion", "tiger", "wolf"]', "no node above any class"),
 ])
 def test_trees_that_are_none(photos, tmp_path, text, message):
     path = tmp_path / "tree.json"
@@ -364,6 +410,7 @@ def largest_of(run, prediction) -> float:
 
 def test_positions_tell_too(run_of, clip, photos):
     run = run_of(calibrate="folds", known_by="gl_mcm")
+    assert _metadata(run.classifier)["known"].startswith('{"share": 0.95, "by": "energy"')       # no positions come out
     found = predict(run.folder, photos, clip=clip, asked=Asked(known=0.5))
     assert all(0 < each.known - largest_of(run, each) <= 1 for each in found)
     assert 0 < sum(each.unknown for each in found) < len(found)
@@ -389,7 +436,7 @@ def test_an_exported_file_says_all_of_it_without_xrvlm(run_of, clip, photos, tmp
         energy = np.log(np.exp(logits[index].astype(float)).sum())
         assert (energy < about["known"]["thresholds"]["energy"]) == each.unknown
         held = 1 - raw[index] <= about["sets"]["lac"]["0.8"]
-        held[raw[index].argmax()] = True
+        held[chances[index].argmax()] = True
         assert {name for name, there in zip(about["classes"], held, strict=True) if there} == set(each.held)
         cats = sum(chance for name, chance in zip(about["classes"], chances[index], strict=True)
                    if about["hierarchy"][name] == "cats")

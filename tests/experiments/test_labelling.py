@@ -134,11 +134,11 @@ def test_each_choice_adds_the_most():
 def test_next_leaves_out_what_is_labelled_and_writes_its_table(clip, photos, tmp_path, settings):
     options = RunOptions(runs=tmp_path / "runs", features=FeatureSettings(cache=str(tmp_path / "cache"), views=0))
     run = adapt(clip, image_folder(photos), "linear_probe", shots=3, options=options)
-    labelled = {item.id for item in image_folder(photos).split.train} - {
-        str(path.relative_to(photos)) for path in photos.rglob("*.png")}
-    assert not labelled                                      # all are files of the folder
-    found = next_to_label(run.folder, photos, count=100, clip=clip, out=tmp_path / "next.csv")
-    assert len(found) == 3 * 16 - 9                          # all but the nine that it was trained on
+    with pytest.raises(UserError, match="of the run's own data set"):     # test images are no images to label
+        next_to_label(run.folder, photos, clip=clip)
+    more = photo_folder(tmp_path / "more", images=20, classes=("lion", "tiger", "wolf"))
+    found = next_to_label(run.folder, more, count=100, clip=clip, out=tmp_path / "next.csv")
+    assert len(found) == 3 * 4                               # the first sixteen of each are those of the run
     rows = list(csv.DictReader((tmp_path / "next.csv").read_text().splitlines()))
     assert [row["image"] for row in rows] == [each.image for each in found]
     assert all(each.path.is_file() for each in found)

@@ -25,7 +25,10 @@ def with_hierarchy(dataset: Dataset, hierarchy: str | Path) -> Dataset:
 
 def with_parents(dataset: Dataset, parents: Mapping[str, str]) -> Dataset:
     """`dataset` with a tree; UserError where it is none, or lacks a class."""
-    Hierarchy(dataset.split.classes, parents)
+    tree = Hierarchy(dataset.split.classes, parents)
+    if len(tree.nodes) == len(tree.classes):
+        raise UserError("the hierarchy has no node above any class: nest the class folders (genus/species), or name "
+                        f"the nodes in a file ({option('data.hierarchy', 'FILE')})")
     return replace(dataset, hierarchy=dict(parents))
 
 
@@ -41,9 +44,10 @@ def read_hierarchy(path: Path) -> dict[str, str]:
     text = file_text(path)
     if path.suffix.lower() == ".json":
         try:
-            pairs = list(_of_tree(parsed(text), ROOT, str(path)))
+            tree = parsed(text)
         except ValueError as error:
-            raise UserError(f"{path} is no JSON ({error})") from error
+            raise UserError(f"{path} is no JSON ({error}); it is written as {{\"cats\": [\"lion\", \"tiger\"]}}") from error
+        pairs = list(_of_tree(tree, ROOT, str(path)))
     elif path.suffix.lower() in (".csv", ".tsv"):
         pairs = list(_of_lines(text, path))
     else:

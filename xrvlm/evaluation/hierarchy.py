@@ -25,6 +25,8 @@ class Hierarchy:
     parents: Mapping[str, str]           # node -> parent; of a topmost node: ROOT
 
     def __post_init__(self) -> None:
+        if any(not isinstance(each, str) for pair in self.parents.items() for each in pair):
+            raise UserError("the hierarchy holds something that is no name")
         if missing := [name for name in self.classes if name not in self.parents]:
             raise UserError(f"the hierarchy lacks {len(missing)} of {len(self.classes)} classes, such as "
                             f"{missing[0]!r}: give each class its place, by the name that the data have for it")

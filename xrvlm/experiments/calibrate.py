@@ -29,6 +29,16 @@ FOLDS = 5
 COVERAGES, SHARE = (0.8, 0.9, 0.95), 0.95      # that calibration.json measures
 
 
+def check_unread(options: RunOptions, protocol: str) -> None:
+    """UserError for options that a run without a calibration does not read."""
+    if options.scaling != "temperature":
+        raise UserError(f"{option('scaling', options.scaling)} is not read without a calibration: add "
+                        f"{option('calibrate', 'folds')}")
+    if protocol != "open_set":
+        raise UserError(f"{option('known_by', options.known_by)} is not read without a calibration or "
+                        f"{option('protocol', 'open_set')}: add {option('calibrate', 'folds')}")
+
+
 def check_calibration(options: RunOptions, method: Method, clip: FrozenCLIP, split: Split) -> None:
     """UserError where the images that are to calibrate `method` are chosen by, or are not there."""
     by = option("calibrate", options.calibrate)

@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
+from xrvlm.backbones.tower import hash_state
 from xrvlm.data.folder import counted_suffixes
 from xrvlm.errors import UserError, either, option, typed
 from xrvlm.files import (
@@ -51,7 +52,8 @@ class Prediction:
         best = ", ".join(f"{name} {probability:.1%}" for name, probability in self.classes)
         best = f"unknown ({best})" if self.unknown else best
         held = "" if self.held is None else f"; one of: {', '.join(self.held)}"
-        taxon = f"; sure of: {self.taxon[0] or 'nothing'} {self.taxon[1]:.1%}" if self.taxon else ""
+        name, certainty = self.taxon or ("", 0.0)
+        taxon = f"; sure of: {name} {certainty:.1%}" if name else "; sure of no node" if self.taxon else ""
         return f"{self.image}: {best}{held}{taxon}"
 
     @property
@@ -91,7 +93,7 @@ def predict(run: str | Path | None, images: str | Path | Sequence[str | Path], *
     topk, answering = min(topk, len(classifier.names)), _answering(classifier, asked)
     if out is None:
         return _labelled(classifier, answering, files, workers, topk, echo, None)
-    table = _label_file(out, topk, answering, [classifier.header.to_json(), topk, asdict(asked or Asked()), *(
+    table = _label_file(out, topk, answering, [classifier.header.to_json(), hash_state(classifier.method), topk, asdict(asked or Asked()), *(
         [name, str(path), *_state(path)] for name, path in files.items())])
     lock = table.path.with_name(f".{table.path.name}.lock")
     busy = f"another predict writes {table.path.name}; wait for it, or name another file with {option('out')}"

@@ -16,7 +16,7 @@ from xrvlm.data.dataset import Dataset, Item, Split, hash_images, label_budget, 
 from xrvlm.distributed import processes, seeded
 from xrvlm.errors import UserError, option, typed
 from xrvlm.evaluation.metrics import write_scores
-from xrvlm.experiments.calibrate import calibrate, check_calibration, write_figures
+from xrvlm.experiments.calibrate import calibrate, check_calibration, check_unread, write_figures
 from xrvlm.experiments.protocols import NewClasses, OpenSet, Protocol, beside, in_parts
 from xrvlm.experiments.record import (
     Identity,
@@ -39,8 +39,7 @@ from xrvlm.training.fit import Progress, check_selection, fitting_recipe, learn
 
 log = logging.getLogger(__name__)
 BUSY = "another process is at this run; wait for it, or choose another folder of runs"
-# `class_text`, a partial of it, or its options {"templates": ..., "parts": ...}
-Text = Callable[[Sequence[str]], ClassText] | Mapping[str, Any]
+Text = Callable[[Sequence[str]], ClassText] | Mapping[str, Any]      # `class_text`, a partial of it, or its options
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,8 @@ def adapt(clip: FrozenCLIP, dataset: Dataset, method: MethodFactory | str = "xr_
     """
     options = options or RunOptions()
     factory, text = _factory(method), text_maker(text, [getattr(dataset.source, "root", None)])
+    if options.calibrate == "none" and options != replace(options, scaling="temperature", known_by="energy"):
+        check_unread(options, protocol)
     whole = split = with_test_set(dataset.split)
     if protocol != "few_shot" or unknown is not None:
         dataset, whole, split = in_parts(protocol, dataset, unknown)
@@ -88,9 +89,8 @@ def adapt(clip: FrozenCLIP, dataset: Dataset, method: MethodFactory | str = "xr_
     with seeded(seed, "initial weights"):
         adapted = factory(clip, classes).to(clip.device)
     split = _drawn(dataset, split, adapted, clip, shots, seed, val, options)
-    new = None
-    if protocol != "few_shot":
-        new = beside(protocol, whole, split, text, adapted, clip, options.known_by, unknown)
+    new = None if protocol == "few_shot" else beside(
+        protocol, whole, split, text, adapted, clip, options.known_by, unknown)
     chosen = fitting_recipe(recipe, adapted)
     check_selection(chosen, options.selection)
     told = 0 if not (split.train or split.val) else "all" if shots is None else shots
@@ -182,8 +182,8 @@ class _Setup:
             selection=self.options.selection, val=bool(self.split.val), tested=self.tested,
             **(self.new.identity if self.new else {}) | self.options.calibration,
             **({"hierarchy": self.header.hierarchy} if self.header.hierarchy else {}))
-        fingerprints = [split.fingerprint for split in self.splits.values()]
-        return Identity(options, self.shots, self.seed, [*fingerprints, self.hashes])
+        return Identity(options, self.shots, self.seed, [
+            *(split.fingerprint for split in self.splits.values()), self.hashes])
 
     @property
     def protocol(self) -> str:

@@ -109,6 +109,10 @@ class SavedRun:
             raise UserError(f"{path} is damaged; delete it, and name the images with {option('data.root')}")
         return saved
 
+    def every_image(self) -> Dataset:
+        """The run's data set as it was before shots were drawn from it."""
+        return self._data()
+
     def _data(self, **changes: Any) -> Dataset:
         from xrvlm.data.registry import load_dataset
 

@@ -44,6 +44,12 @@ class Asked:
         for name in ("known", "coverage", "certainty"):
             if (value := getattr(self, name)) is not None:
                 check_share(name, value)
+        if self.sets != "lac" and self.coverage is None:
+            raise UserError(f"{option('sets', self.sets)} is not read without {option('coverage')}: add "
+                            f"{option('coverage', 0.9)}")
+        if self.known_by is not None and self.known is None:
+            raise UserError(f"{option('known_by', self.known_by)} is not read with {option('known', None)}: leave one of "
+                            "them out")
 
 
 @dataclass(frozen=True)
@@ -64,8 +70,8 @@ class Answering:
     def __init__(self, classifier: Classifier, asked: Asked):
         self.classifier, self.asked = classifier, asked
         calibration, of_others = classifier.calibration, classifier.header.calibration is not None
-        for name in ("coverage", "known_by"):
-            if getattr(asked, name) is not None and calibration is None:
+        for name in ("coverage", "known_by", "known"):
+            if getattr(asked, name) not in (None, Asked.known) and calibration is None:
                 why = "its calibration is of the classes that it was trained on: leave classes= out" if of_others else \
                     f"it is not calibrated: adapt with {option('calibrate', 'folds')}"
                 raise UserError(f"the model cannot say {option(name, getattr(asked, name))}, {why}")
@@ -117,6 +123,7 @@ class Answering:
             unknown = known < self.threshold
         if self.limit is not None:
             held = sets(misfit(self.asked.sets, logits.double().softmax(1)), self.limit)
+            held[torch.arange(len(held)), chances.argmax(1)] = True      # a vector scaling may prefer another class
         if self.tree is not None and self.asked.certainty is not None:
             node, certainty = self.tree.deepest(chances, self.asked.certainty)
         return Answers(chances, known, unknown, held, node, certainty)

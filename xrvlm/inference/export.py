@@ -14,6 +14,7 @@ Of a calibrated model, whose `probabilities` are scaled and whose `logits` are n
 
 - `known`: an image is unknown where its score is below the threshold of that score. The scores: `probability`, the
   largest softmax of the logits; `logit`, the largest logit; `energy`, the logarithm of the sum of their exponentials.
+  `by` names the run's own; `energy` where that is GL-MCM, which reads what the file's outputs do not have.
 - `sets`: for each way to make sets and each coverage, the limit: a class is in the set where its misfit is at most
   that, see `evaluation/conformal.py`; of `lac` it is 1 - softmax of the logits. null, for infinity: all classes.
 - `scaling`: `probabilities` = softmax(logits / temperature * weight + bias).
@@ -210,7 +211,11 @@ def _metadata(classifier: Classifier) -> Mapping[str, str]:
     photo = "turned upright by its EXIF orientation; 16 bits divided by 257; transparency on white; then RGB"
     values = {"photo": photo, "transform": transform, "classes": classifier.names, "xrvlm": about}
     if (calibration := classifier.calibration) is not None:
-        values["known"] = {"share": KNOWN, "by": calibration.header.known_by, "thresholds": {
+        by = calibration.header.known_by if calibration.header.known_by in OF_LOGITS else "energy"
+        if by != calibration.header.known_by:
+            log.warning("the file says unknown by %s: %s reads positions, which its outputs do not have", by,
+                        calibration.header.known_by)
+        values["known"] = {"share": KNOWN, "by": by, "thresholds": {
             name: _finite(calibration.threshold(name, KNOWN)) for name in OF_LOGITS}}
         values["sets"] = {name: {str(asked): _finite(calibration.limit(name, asked)) for asked in COVERAGES}
                           for name in SET_SCORES}

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xrvlm.backbones.base import DeviceName, FrozenCLIP, Need, PrecisionName
+from xrvlm.data.dataset import SUBSETS
 from xrvlm.errors import UserError, option, typed
 from xrvlm.evaluation.metrics import write_rows
 from xrvlm.experiments.predict import BATCH, images_of
@@ -42,7 +43,7 @@ def next_to_label(run: str | Path, images: str | Path | Sequence[str | Path], *,
                   device: DeviceName = "auto", precision: PrecisionName = "auto") -> list[Choice]:
     """Choose `count` of `images` to label next, for the run in the folder `run`.
 
-    See `chosen` for the rule. Images that the run was trained on are not chosen where they can be read. With `out`, a
+    See `chosen` for the rule. Images of the run's own data set, which have labels, are not chosen. With `out`, a
     .csv file holds the choice: filepath, image, rank, prediction, probability, uncertainty.
 
     Raises:
@@ -61,7 +62,7 @@ def next_to_label(run: str | Path, images: str | Path | Sequence[str | Path], *,
     fresh = [row for row, name in enumerate(names) if source.sha256(str(files[name])) not in known] if known else \
         list(range(len(names)))
     if not fresh:
-        raise UserError("the run was trained on all of these images: name others")
+        raise UserError("all of these images are of the run's own data set, which has their labels: name others")
     unsure = uncertainty(chances)
     rows = [fresh[place] for place in chosen(unsure[fresh], features[fresh], labelled, count).tolist()]
     best = chances.max(1)
@@ -127,12 +128,15 @@ def _read(classifier: Classifier, files: dict[str, Path], workers: int) -> tuple
 
 
 def _labelled(saved: SavedRun, classifier: Classifier, workers: int) -> tuple[Tensor, set[str]]:
-    """The features (k, d) of the images that the run learned from, and hashes of their bytes; none where they are gone.
+    """The features (k, d) of the images that the run learned from, and the hashes of all images of its data set.
+
+    None of either where they are gone.
     """
     try:
-        dataset = saved.dataset()
+        dataset, whole = saved.dataset(), saved.every_image()
         items = (*dataset.split.train, *dataset.split.val)
-        known = {dataset.source.sha256(item.id) for item in items}
+        known = {source.source.sha256(item.id) for source in (dataset, whole) for subset in SUBSETS
+                 for item in getattr(source.split, subset)}
         if not items:
             raise UserError("the run learned from no image")
         bank = feature_source(classifier.clip, dataset.source, items, FeatureSettings(views=0),

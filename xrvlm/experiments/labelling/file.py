@@ -88,14 +88,14 @@ class LabelFile:
 
 
 def _cells(prediction: Prediction) -> list[str]:
-    taxon, certainty = prediction.taxon or ("", None)
+    taxon, certainty = prediction.taxon if prediction.taxon and prediction.taxon[0] else ("", None)
     return ["" if prediction.known is None else f"{prediction.known:.6f}",
             "" if prediction.held is None else json.dumps(prediction.held, ensure_ascii=False),
             as_cell(taxon), "" if certainty is None else f"{certainty:.6f}"]
 
 
 def _object(prediction: Prediction, more: bool) -> dict[str, Any]:
-    taxon, certainty = prediction.taxon or (None, None)
+    taxon, certainty = prediction.taxon if prediction.taxon and prediction.taxon[0] else (None, None)
     also = {"known": _rounded(prediction.known), "unknown": prediction.unknown,
             "set": None if prediction.held is None else list(prediction.held), "taxon": taxon,
             "certainty": _rounded(certainty)}
