@@ -46,7 +46,8 @@ def read_hierarchy(path: Path) -> dict[str, str]:
         try:
             tree = parsed(text)
         except ValueError as error:
-            raise UserError(f"{path} is no JSON ({error}); it is written as {{\"cats\": [\"lion\", \"tiger\"]}}") from error
+            raise UserError(f"{path} is no JSON ({error}); it is written as "
+                            '{"cats": ["lion", "tiger"]}') from error
         pairs = list(_of_tree(tree, ROOT, str(path)))
     elif path.suffix.lower() in (".csv", ".tsv"):
         pairs = list(_of_lines(text, path))

@@ -71,7 +71,7 @@ def predict(run: str | Path | None, images: str | Path | Sequence[str | Path], *
     """Label `images`: files, and folders with all images below them.
 
     Files that cannot be read are left out; a warning names them, and a line of `out` says why. With `out`, the same
-    call goes on where it was stopped: what is labelled so far lies beside it in a file that ends in .part.
+    call goes on where it was stopped, by a file beside it that ends in .part.
 
     Args:
         run: a run's folder, "latest", or None: zero-shot with `clip` and `classes`.
@@ -93,11 +93,11 @@ def predict(run: str | Path | None, images: str | Path | Sequence[str | Path], *
     topk, answering = min(topk, len(classifier.names)), _answering(classifier, asked)
     if out is None:
         return _labelled(classifier, answering, files, workers, topk, echo, None)
-    table = _label_file(out, topk, answering, [classifier.header.to_json(), hash_state(classifier.method), topk, asdict(asked or Asked()), *(
-        [name, str(path), *_state(path)] for name, path in files.items())])
+    states = [[name, str(path), *_state(path)] for name, path in files.items()]
+    table = _label_file(out, topk, answering, [
+        classifier.header.to_json(), hash_state(classifier.method), topk, asdict(asked or Asked()), states])
     lock = table.path.with_name(f".{table.path.name}.lock")
-    busy = f"another predict writes {table.path.name}; wait for it, or name another file with {option('out')}"
-    with alone(lock, busy):
+    with alone(lock, f"another predict writes {table.path.name}; wait for it, or name another file with {option('out')}"):
         try:
             return _labelled(classifier, answering, files, workers, topk, echo, table)
         finally:

@@ -48,8 +48,8 @@ class Asked:
             raise UserError(f"{option('sets', self.sets)} is not read without {option('coverage')}: add "
                             f"{option('coverage', 0.9)}")
         if self.known_by is not None and self.known is None:
-            raise UserError(f"{option('known_by', self.known_by)} is not read with {option('known', None)}: leave one of "
-                            "them out")
+            raise UserError(f"{option('known_by', self.known_by)} is not read with {option('known', None)}: leave one "
+                            "of them out")
 
 
 @dataclass(frozen=True)
