@@ -97,7 +97,7 @@ def predict(run: str | Path | None, images: str | Path | Sequence[str | Path], *
     table = _label_file(out, topk, answering, [
         classifier.header.to_json(), hash_state(classifier.method), topk, asdict(asked or Asked()), states])
     lock = table.path.with_name(f".{table.path.name}.lock")
-    with alone(lock, f"another predict writes {table.path.name}; wait for it, or name another {option('out')}"):
+    with alone(lock, f"another predict writes {table.path.name}; wait for it, or name another file, {option('out')}"):
         try:
             return _labelled(classifier, answering, files, workers, topk, echo, table)
         finally:
