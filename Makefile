@@ -119,7 +119,7 @@ trust: $(READY)         ## docs/results/trust.md: calibration, unknown images, s
 	done
 	$(BIN)/xrvlm adapt -m data=drawn_birds data.world=0,3 backbone=tiny shots=8 features.views=0 runs=runs/trust method=dclip \
 		text.descriptions=descriptions.json calibrate=folds,val
-	for study in coverage suspects next; do \
+	for study in coverage suspects "next --seeds 1,2,3,4,5"; do \
 		$(BIN)/python benchmarks/trust.py $$study --photos "$(subst $() ,$(COMMA),$(PHOTOS))" || exit 1; done
 	$(BIN)/python benchmarks/trust.py hierarchy --photos "$(firstword $(PHOTOS))" --tree examples/flowers17_families.csv
 

@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
-from scipy.optimize import minimize_scalar
-from sklearn.metrics import average_precision_score, log_loss, roc_auc_score, roc_curve
+from scipy.optimize import minimize, minimize_scalar
+from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score, roc_curve
 
 from xrvlm.errors import UserError
 from xrvlm.evaluation.calibration import Scaling, fit_temperature, fit_vector
 from xrvlm.evaluation.conformal import SET_SCORES, coverage_table, misfit, quantile, sets
+from xrvlm.evaluation.metrics import brier, nll
 from xrvlm.evaluation.unknown import aupr, auroc, figures, fpr_at, largest_of_positions, oscr, score, threshold
 
 
@@ -53,6 +54,32 @@ def test_a_temperature_changes_no_prediction_and_a_vector_lowers_the_loss_furthe
     assert vector.bias[0] < min(vector.bias[1:])
     some = [2, 0]
     assert torch.equal(vector(logits[:, some], some), vector(logits)[:, some])
+
+
+def test_the_vector_is_that_of_the_least_penalised_loss():
+    logits, labels = drawn(images=200, classes=4)
+    logits = logits + torch.tensor([3.0, 0, 0, -1.0])
+    scaled = (logits / fit_temperature(logits, labels).temperature).double()
+
+    def penalised(values) -> float:
+        weight, bias = torch.tensor(values).view(2, 4)
+        loss = torch.nn.functional.cross_entropy(scaled * weight + bias, labels)
+        return (loss + 0.1 * ((weight - 1).square().mean() + bias.square().mean())).item()
+
+    best = minimize(penalised, [1.0] * 4 + [0.0] * 4, method="BFGS")
+    found = fit_vector(logits, labels)
+    assert [*found.weight, *found.bias] == pytest.approx(best.x.tolist(), abs=1e-3)
+
+
+def test_the_likelihood_and_the_brier_score():
+    logits, labels = drawn()
+    chances = logits.double().softmax(1)
+    assert nll(chances, labels) == pytest.approx(log_loss(labels, chances))
+    truth = torch.nn.functional.one_hot(labels, 7)
+    assert brier(chances, labels) == pytest.approx(sum(
+        brier_score_loss(truth[:, each], chances[:, each]) for each in range(7)))
+    assert brier(torch.tensor([[1.0, 0.0]]), torch.tensor([1])) == 2.0
+    assert nll(torch.tensor([[1.0, 0.0]]), torch.tensor([1])) == pytest.approx(-math.log(1e-38))
 
 
 def test_a_vector_needs_an_image_of_each_class():
