@@ -139,6 +139,14 @@ def test_vector_scaling(run_of, clip):
     assert evaluate(run.folder, clip=clip).metrics["nll"] == pytest.approx(run.record.metrics["nll"], abs=1e-5)
 
 
+def test_base_to_new_scales_the_new_classes_by_the_temperature_alone(run_of, tmp_path):
+    data = image_folder(photo_folder(tmp_path / "four", images=16, classes=("ape", "bat", "cat", "dog")))
+    plain, run = (run_of("zero_shot", data=data, protocol="base_to_new", shots=8, **more)
+                  for more in ({}, {"calibrate": "folds", "scaling": "vector"}))
+    assert run.record.metrics["new_top1"] == plain.record.metrics["new_top1"]        # no prediction of theirs changes
+    assert run.record.metrics["all_top1"] == plain.record.metrics["all_top1"]
+
+
 def test_other_classes_keep_the_temperature_alone(run_of, clip, photos):
     run = run_of("zero_shot", calibrate="folds", scaling="vector")
     image = next(photos.rglob("*.png"))

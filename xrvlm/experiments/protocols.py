@@ -19,6 +19,7 @@ from xrvlm.backbones.base import FrozenCLIP, Need
 from xrvlm.data.dataset import SUBSETS, Dataset, Item, Split, with_test_set
 from xrvlm.data.strangers import with_strangers
 from xrvlm.errors import UserError, option
+from xrvlm.evaluation.calibration import Scaling
 from xrvlm.evaluation.metrics import harmonic_mean, predicted, write_scores
 from xrvlm.evaluation.unknown import Score, figures
 from xrvlm.experiments.record import append_record, read_record
@@ -68,14 +69,21 @@ class NewClasses:
         New images are scored among the new classes, all images among all classes; `base_top1` is that of the base
         images among the base classes. The images' scores go to `folder`/predictions_new.csv and predictions_all.csv.
         """
-        turned = method.for_classes(clip, self.new_text)
+        turned = _turned(method, clip, self.new_text)
         found = write_scores(folder, new.ids, new.labels, probabilities(turned, clip, new), self.new_text.names, "_new")
-        turned = method.for_classes(clip, self.all_text)
+        turned = _turned(method, clip, self.all_text)
         scores = torch.cat([probabilities(turned, clip, source) for source in (base, new)])    # (n, c)
         labels = torch.cat([base.labels, new.labels + self.first])                             # (n,)
         whole = write_scores(folder, (*base.ids, *new.ids), labels, scores, self.all_text.names, "_all")
         return {"new_top1": found["top1"], "all_top1": whole["top1"],
                 "harmonic_mean": harmonic_mean(base_top1, found["top1"])}
+
+
+def _turned(method: Method, clip: FrozenCLIP, text: ClassText) -> Method:
+    """The method for other classes; of a scaling only the temperature is of no class."""
+    turned = method.for_classes(clip, text)
+    turned.scaling = None if method.scaling is None else Scaling(method.scaling.temperature)
+    return turned
 
 
 @dataclass(frozen=True)
