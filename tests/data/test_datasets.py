@@ -46,6 +46,16 @@ def test_nabirds_has_the_classes_with_images_in_the_order_of_their_numbers(tmp_p
     assert sizes(dataset) == (9, 0, 3)
     numbers = {path.split("/")[1]: name for path, name in labels_of(dataset).items()}
     assert numbers == dict(zip(("0295", "0313", "1010"), dataset.split.classes, strict=True))
+    # hierarchy.txt: 0 above 1, 1 above 295 and 313; it does not name 1010
+    eider, brant, hawk = dataset.split.classes
+    top, geese = (replicas.BIRDS[number] for number in (0, 1))
+    assert dataset.hierarchy == {eider: geese, brant: geese, geese: top, top: "", hawk: ""}
+
+
+def test_nabirds_without_its_tree_has_none(tmp_path):
+    root = replicas.nabirds(tmp_path)
+    (root / "hierarchy.txt").unlink()
+    assert nabirds_v1(root).hierarchy is None
 
 
 @pytest.mark.parametrize("places", [{}, {"images": "images/Images", "lists": "lists"}])
