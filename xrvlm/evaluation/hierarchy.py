@@ -85,24 +85,18 @@ class Hierarchy:
         """(c, c) how many nodes two classes share, themselves included."""
         return self.members @ self.members.T
 
-    def height(self, node: str) -> int:
-        """How many steps the deepest of its classes stands below it."""
-        depths = [self.path(name) for name in self.classes]
-        return max(path.index(node) for path in depths if node in path)
-
     @cached_property
     def severity(self) -> Tensor:
-        """(c, c) the height of the lowest common ancestor: 0 of a class with itself; above all topmost nodes the tree's
-        own height.
+        """(c, c) the height of the lowest common ancestor, how many steps the deepest of its classes stands below it: 0
+        of a class with itself; above all topmost nodes the tree's own height.
         """
-        top = max(map(len, map(self.path, self.classes)))
-        found = torch.zeros(len(self.classes), len(self.classes))
-        for row, one in enumerate(self.classes):
-            mine = self.path(one)
-            for column, other in enumerate(self.classes):
-                shared = next((node for node in self.path(other) if node in mine), None)
-                found[row, column] = top if shared is None else self.height(shared)
-        return found
+        paths, height = [self.path(name) for name in self.classes], dict.fromkeys(self.nodes, 0)
+        for path in paths:
+            for steps, node in enumerate(path):
+                height[node] = max(height[node], steps)
+        top = max(map(len, paths))       # of what two classes have in common who share no node
+        return torch.stack([torch.tensor([top, *(height[node] for node in reversed(path))]).float()[shared.long()]
+                            for path, shared in zip(paths, self.common, strict=True)])
 
     def figures(self, chances: Tensor, labels: Tensor) -> dict[str, float]:
         """Figures of probabilities (n, c) for images of the classes `labels` (n,), as fractions of 1.
