@@ -18,7 +18,7 @@ from xrvlm.evaluation.metrics import brier, calibration_bins, expected_calibrati
 from xrvlm.experiments.record import RunFolder, RunOptions
 from xrvlm.features.source import FeatureSource
 from xrvlm.files import write_atomically, write_json
-from xrvlm.inference.calibration import Calibration, HeldOut, held_out_of, local_of
+from xrvlm.inference.calibration import Calibration, HeldOut, check_positions, held_out_of, local_of
 from xrvlm.methods.base import Method, Recipe
 from xrvlm.text.class_text import few
 from xrvlm.training.fit import learn
@@ -48,9 +48,7 @@ def check_calibration(options: RunOptions, method: Method, clip: FrozenCLIP, spl
     if options.calibrate == "folds" and method.transductive and method.learns:
         raise UserError(f"{method.label} reads the images that it is asked about, and those of a fold are others than "
                         f"the test images: use {option('calibrate', 'val')}")
-    if options.known_by == "gl_mcm" and not clip.image_width:
-        raise UserError(f"{clip.name} shows no positions, which {option('known_by', 'gl_mcm')} reads: use probability, "
-                        "logit or energy")
+    check_positions(clip, options.known_by)
     if options.calibrate == options.selection:
         raise UserError(f"{by} needs images that chose nothing else, and {option('selection', 'val')} chooses the"
                         f" epoch by them: use {option('calibrate', 'folds')}, or {option('selection', 'last')}")
@@ -168,5 +166,4 @@ def _with_local(run: Setup, found: HeldOut, items: tuple[Item, ...]) -> HeldOut:
     if run.options.known_by != "gl_mcm":
         return found
     source = run.source(items, 0, frozenset({"tokens"}))
-    tokens = (x.tokens for x, _ in source.in_order() if x.tokens is not None)
-    return replace(found, local=local_of(run.clip, run.method.classes, tokens))
+    return replace(found, local=local_of(run.clip, run.method.classes, source))

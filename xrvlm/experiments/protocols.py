@@ -25,7 +25,7 @@ from xrvlm.evaluation.unknown import Score, figures
 from xrvlm.experiments.record import append_record, read_record
 from xrvlm.features.source import FeatureSource
 from xrvlm.files import digest, write_json
-from xrvlm.inference.calibration import HeldOut, held_out_of, local_of
+from xrvlm.inference.calibration import HeldOut, check_positions, held_out_of, local_of
 from xrvlm.methods.base import Method, probabilities
 from xrvlm.text.class_text import ClassText
 
@@ -120,9 +120,7 @@ class OpenSet:
 
 
 def _with_positions(method: Method, clip: FrozenCLIP, source: FeatureSource) -> HeldOut:
-    local = None
-    if clip.image_width:
-        local = local_of(clip, method.classes, (x.tokens for x, _ in source.in_order() if x.tokens is not None))
+    local = local_of(clip, method.classes, source) if clip.image_width else None
     return held_out_of(method, clip, source, local)
 
 
@@ -154,9 +152,7 @@ def beside(protocol: Protocol, whole: Split, split: Split, text: Callable[[Seque
         return new_classes(whole, split, text)
     if protocol == "few_shot":
         return None
-    if known_by == "gl_mcm" and not clip.image_width:
-        raise UserError(f"{clip.name} shows no positions, which {option('known_by', 'gl_mcm')} reads: use probability, "
-                        "logit or energy")
+    check_positions(clip, known_by)
     needs: frozenset[Need] = frozenset({"tokens"}) if clip.image_width else frozenset()
     found = OpenSet(replace(whole, train=split.train, val=split.val), len(split.classes), needs, known_by,
                     None if unknown is None else str(unknown))

@@ -1,7 +1,5 @@
 """What a run is and what it leaves: its identity, its folder, its line in results.jsonl."""
 
-import csv
-import io
 import json
 import logging
 import math
@@ -16,7 +14,7 @@ from typing import Any
 
 from xrvlm import files
 from xrvlm.errors import UserError, check_fields, fits, option, plain_text
-from xrvlm.evaluation.metrics import METRICS, SHOWN
+from xrvlm.evaluation.metrics import METRICS, SHOWN, write_rows
 from xrvlm.evaluation.unknown import Score
 from xrvlm.features.bank import FEATURES_REVISION
 from xrvlm.features.source import FeatureSettings
@@ -292,9 +290,5 @@ def _run_of(line: str, path: Path) -> str | None:
 
 def write_losses(folder: Path, losses: Sequence[dict]) -> None:
     """losses.csv: epoch, loss, learning_rate and, where there is one, val_top1."""
-    text = io.StringIO()
     columns = ["epoch", "loss", "learning_rate", *(["val_top1"] if any("val_top1" in row for row in losses) else [])]
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(losses)
-    files.write_text(folder / LOSSES, text.getvalue())
+    write_rows(folder / LOSSES, columns, losses)

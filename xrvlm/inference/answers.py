@@ -114,7 +114,11 @@ class Answering:
         by_positions = self.threshold is not None and self.known_by == "gl_mcm"
         needs: frozenset[Need] = method.needs | frozenset[Need]({"tokens"} if by_positions else ())
         x = clip.encode_image(images.to(clip.device), needs)
-        chances, logits = self.classifier.from_features(x), method.logits(x, self.classifier.class_features).cpu()
+        if self.calibration is None:         # then only a node can have been asked for
+            chances = logits = self.classifier.from_features(x)
+        else:
+            logits = method.logits(x, self.classifier.class_features).cpu()
+            chances = self.classifier.checked(self.calibration.header.scaling(logits).softmax(1))
         known = unknown = held = node = certainty = None
         if self.threshold is not None:
             local = largest_of_positions(x.tokens, self._names, clip.logit_scale).cpu() \

@@ -1,6 +1,6 @@
 """What a model knows of itself from labelled images that it has not learned: kept in its file, read by every answer."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -114,11 +114,17 @@ def held_out_of(method: Method, clip: FrozenCLIP, source: FeatureSource, local: 
 
 
 @torch.no_grad()
-def local_of(clip: FrozenCLIP, classes: ClassText, batches: Iterable[Tensor]) -> Tensor:
-    """(n,) the largest probability that any position of an image gives any class, from tokens (b, p, d) each.
+def local_of(clip: FrozenCLIP, classes: ClassText, source: FeatureSource) -> Tensor:
+    """(n,) the largest probability that any position of an image of `source`, of tokens, gives any class.
 
     The classes are their sentences here, whatever the method: no method is trained to read a single position.
     """
-    names = ensemble(clip, classes)
-    return torch.cat([largest_of_positions(tokens.to(clip.device), names, clip.logit_scale).cpu()
-                      for tokens in batches])
+    names, tokens = ensemble(clip, classes), (x.tokens for x, _ in source.in_order() if x.tokens is not None)
+    return torch.cat([largest_of_positions(each.to(clip.device), names, clip.logit_scale).cpu() for each in tokens])
+
+
+def check_positions(clip: FrozenCLIP, known_by: Score) -> None:
+    """UserError where the score reads positions and the tower shows none."""
+    if known_by == "gl_mcm" and not clip.image_width:
+        raise UserError(f"{clip.name} shows no positions, which {option('known_by', 'gl_mcm')} reads: use probability, "
+                        "logit or energy")

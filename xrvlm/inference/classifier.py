@@ -63,8 +63,7 @@ class MethodHeader:
     def changed(self, method: type[Method]) -> dict[str, Any]:
         """The options that are not the defaults of `method`: a new option at its default changes no identity."""
         defaults = defaults_of(method)
-        return {name: value for name, value in self.options.items()
-                if name not in defaults or value != defaults[name]}
+        return {name: value for name, value in self.options.items() if name not in defaults or value != defaults[name]}
 
 
 @dataclass(frozen=True)
@@ -103,10 +102,11 @@ class ModelHeader:
             from xrvlm.inference.former import of_format_1
 
             values = of_format_1(values, path)
+        calibration = values.get("calibration")
         classes = ClassText(**{name: _as_tuples(value) for name, value in values["classes"].items()})
         return _checked(cls(_checked(BackboneHeader(**values["backbone"])), _checked(MethodHeader(**values["method"])),
                             _checked(classes), values.get("split", ""), values.get("precision"),
-                            values.get("metrics", {}), _calibration(values.get("calibration"), len(classes.names)),
+                            values.get("metrics", {}), calibration and _calibration(calibration, len(classes.names)),
                             values.get("hierarchy")))
 
 
@@ -124,7 +124,9 @@ class Classifier:
 
     def from_features(self, x: Features) -> Tensor:
         """(b, c) probabilities on the CPU. UserError where the model's numbers are so large that they are none."""
-        chances = self.method.class_probabilities(x, self.class_features).cpu()
+        return self.checked(self.method.class_probabilities(x, self.class_features).cpu())
+
+    def checked(self, chances: Tensor) -> Tensor:
         if not chances.isfinite().all():
             raise UserError(f"the model {self.header.method.name} gives numbers that are not finite: {_again()}")
         return chances
@@ -242,9 +244,7 @@ def _again() -> str:
     return f"adapt again with {option('force', True)}"
 
 
-def _calibration(values: Any, classes: int) -> CalibrationHeader | None:
-    if values is None:
-        return None
+def _calibration(values: dict[str, Any], classes: int) -> CalibrationHeader:
     scaling = _checked(Scaling(**{name: _as_tuples(value) for name, value in values["scaling"].items()}))
     if not 0 < scaling.temperature < LARGEST or {len(scaling.weight), len(scaling.bias)} not in ({0}, {classes}):
         raise ValueError("a scaling that fits no class")
