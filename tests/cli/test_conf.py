@@ -9,8 +9,10 @@ from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from xrvlm.cli.commands import COMMANDS, check_options, recipe_of
+from xrvlm.cli.commands import COMMANDS
+from xrvlm.cli.composed import recipe_of
 from xrvlm.cli.main import config_name
+from xrvlm.errors import check_options
 from xrvlm.methods.base import OWN, Method, Recipe, chosen_recipe, recipe_named
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -1,46 +1,53 @@
 """The commands: each composes its objects from the configuration and makes one public call of the library."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
-from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from xrvlm.cli.main import GROUPS, SCALARS, config_name
+from xrvlm.cli.composed import (
+    config_dir,
+    dataset_of,
+    device_of,
+    partial_of,
+    plain,
+    recipe_of,
+    run_options_of,
+    shots_of,
+    text_of,
+    tower_of,
+)
 from xrvlm.distributed import processes
-from xrvlm.errors import UserError, check_options, check_types, imported
-from xrvlm.files import shipped, user_path
+from xrvlm.errors import UserError
+from xrvlm.files import user_path
 
 
 def adapt(config: DictConfig) -> None:
     from xrvlm.experiments.run import adapt as call
 
     # all that can be wrong before weights are fetched
-    text, shots, recipe = _text(config), _shots(config.shots), recipe_of(config.recipe)
-    dataset, method, options = _dataset(config), _partial(config.method, "method"), _run_options(config)
-    _show(call(_tower(config), dataset, method, shots=shots, seed=config.seed, val=config.val, recipe=recipe,
+    text, shots, recipe = text_of(config), shots_of(config.shots), recipe_of(config.recipe)
+    dataset, method, options = dataset_of(config), partial_of(config.method, "method"), run_options_of(config)
+    _show(call(tower_of(config), dataset, method, shots=shots, seed=config.seed, val=config.val, recipe=recipe,
                text=text, protocol=config.protocol, unknown=config.unknown, options=options))
 
 
 def zeroshot(config: DictConfig) -> None:
     from xrvlm.experiments.run import zero_shot as call
 
-    text, dataset = _text(config), _dataset(config)
-    _show(call(_tower(config), dataset, text=text, options=_run_options(config)))
+    text, dataset = text_of(config), dataset_of(config)
+    _show(call(tower_of(config), dataset, text=text, options=run_options_of(config)))
 
 
 def evaluate(config: DictConfig) -> None:
     from xrvlm.experiments.evaluate import evaluate as call
 
     own = OmegaConf.is_missing(config.data, "root") and HydraConfig.get().runtime.choices["data"] == "folder"
-    found = call(str(config.run), None if own else _dataset(config), among=config.among,
-                 class_names=_plain(config.data.get("class_names")) if own else None, text=_text(config),
-                 features=_partial(config.features, "features")(), workers=config.workers, **_device(config))
+    found = call(str(config.run), None if own else dataset_of(config), among=config.among,
+                 class_names=plain(config.data.get("class_names")) if own else None, text=text_of(config),
+                 features=partial_of(config.features, "features")(), workers=config.workers, **device_of(config))
     figures = _figures(found.metrics, int(found.metrics["images"]), found.classes)
     print(f"{found.data}: {figures}{f'; {found.note}' if found.note else ''}")
     if found.folder.exists():            # not of a run on a disk that may only be read
@@ -59,16 +66,16 @@ def predict(config: DictConfig) -> None:
         key = unread[0].partition("=")[0]
         raise UserError(f"{key}= is not read with a run, which names its own tower: leave it out, or leave the run "
                         "out for zero-shot (backbone=... classes=names.txt images=DIR)")
-    call(config.run, _plain(config.images), classes=_plain(config.classes), topk=config.topk, asked=asked,
-         out=config.out, echo=print, text=_text(config), workers=config.workers,
-         clip=_tower(config) if zero_shot else None, **_device(config))
+    call(config.run, plain(config.images), classes=plain(config.classes), topk=config.topk, asked=asked,
+         out=config.out, echo=print, text=text_of(config), workers=config.workers,
+         clip=tower_of(config) if zero_shot else None, **device_of(config))
 
 
 def explain(config: DictConfig) -> None:
     from xrvlm.reporting.explanations import explain as call
 
-    call(str(config.run), _plain(config.images), against=config.against, out=config.out, pictures=config.pictures,
-         echo=print, **_device(config))
+    call(str(config.run), plain(config.images), against=config.against, out=config.out, pictures=config.pictures,
+         echo=print, **device_of(config))
 
 
 def export(config: DictConfig) -> None:
@@ -92,13 +99,13 @@ def compare(config: DictConfig) -> None:
     from xrvlm.experiments.compare import compare as call
     from xrvlm.experiments.recommend import adapt_command
 
-    given, own = [*HydraConfig.get().overrides.task, f"shots={config.shots}", f"seed={config.seed}"], _config_dir()
-    options = CompareOptions(shots=_shots(config.shots), seed=config.seed, folds=config.folds, budget=config.budget,
-                             runs=config.runs, features=_partial(config.features, "features")(),
+    given, own = [*HydraConfig.get().overrides.task, f"shots={config.shots}", f"seed={config.seed}"], config_dir()
+    options = CompareOptions(shots=shots_of(config.shots), seed=config.seed, folds=config.folds, budget=config.budget,
+                             runs=config.runs, features=partial_of(config.features, "features")(),
                              workers=config.workers)
     named = [config.candidates] if isinstance(config.candidates, str) else config.candidates or []
-    dataset = _dataset(config)
-    found = call(_tower(config), dataset, [str(words) for words in named], text=_text(config),
+    dataset = dataset_of(config)
+    found = call(tower_of(config), dataset, [str(words) for words in named], text=text_of(config),
                  options=options, command=lambda words: adapt_command(words, given, own))
     print(found.table)
 
@@ -106,29 +113,29 @@ def compare(config: DictConfig) -> None:
 def suspects(config: DictConfig) -> None:
     from xrvlm.reporting.suspects import suspects as call
 
-    dataset, method = _dataset(config), _partial(config.method, "method")
-    print(call(_tower(config), dataset, method, count=config.count, seed=config.seed, out=config.out,
-               features=_partial(config.features, "features")(views=0), workers=config.workers).summary)
+    dataset, method = dataset_of(config), partial_of(config.method, "method")
+    print(call(tower_of(config), dataset, method, count=config.count, seed=config.seed, out=config.out,
+               features=partial_of(config.features, "features")(views=0), workers=config.workers).summary)
 
 
 def next_(config: DictConfig) -> None:
     from xrvlm.experiments.labelling.choose import next_to_label as call
 
-    print("\n".join(map(str, call(str(config.run), _plain(config.images), count=config.count, out=config.out,
-                                  workers=config.workers, **_device(config)))))
+    print("\n".join(map(str, call(str(config.run), plain(config.images), count=config.count, out=config.out,
+                                  workers=config.workers, **device_of(config)))))
 
 
 def demo(config: DictConfig) -> None:
     from xrvlm.demo.demo import run_demo
 
     photos = None if config.photos is None else user_path(config.photos)
-    run_demo(user_path(config.runs), photos=photos, small=config.small, workers=config.workers, **_device(config))
+    run_demo(user_path(config.runs), photos=photos, small=config.small, workers=config.workers, **device_of(config))
 
 
 def data_check(config: DictConfig) -> None:
     from xrvlm.data.datasets.check import check
 
-    made = _partial(config.data, "data")
+    made = partial_of(config.data, "data")
     finding = check(made.func, made.keywords)
     print("\n".join(finding.lines))
     if finding.faults:
@@ -147,87 +154,11 @@ def cache_prune(config: DictConfig) -> None:
     print(table(prune(config.cache, older_than=config.older_than, every=config.all, dry_run=config.dry_run)))
 
 
-OF_ADAPT = ("selection", "calibrate", "scaling", "known_by")        # the options of a run that zeroshot has not
 COMMANDS: dict[str, Callable[[DictConfig], None]] = {
     "adapt": adapt, "zeroshot": zeroshot, "eval": evaluate, "predict": predict, "explain": explain, "export": export,
     "compare": compare, "report": report, "demo": demo, "suspects": suspects, "next": next_, "data check": data_check,
     "cache list": cache_list, "cache prune": cache_prune,
 }
-
-
-def import_own_methods() -> None:
-    """Import the methods of the `--config-dir`, where there is one: a saved run may name them, and no others."""
-    for path in sorted((Path(_config_dir() or ".nowhere") / "method").glob("*.yaml")):
-        target = (OmegaConf.to_container(OmegaConf.load(path)) or {}).get("_target_")  # pyright: ignore
-        if isinstance(target, str):
-            imported(target, "method")
-
-
-def _config_dir() -> str | None:
-    """The folder that `--config-dir` names."""
-    sources = HydraConfig.get().runtime.config_sources
-    return next((source.path for source in sources if source.provider == "command-line"), None)
-
-
-def _tower(config: DictConfig) -> Any:
-    return _partial(config.backbone, "backbone")(**_device(config))
-
-
-def _device(config: DictConfig) -> dict[str, Any]:
-    return {"device": config.device, "precision": config.precision}
-
-
-def _dataset(config: DictConfig) -> Any:
-    return _partial(config.data, "data")()
-
-
-def _text(config: DictConfig) -> dict[str, Any]:
-    given = _plain(config.get("text") or {})
-    check_types({"text": given}, {"text": Mapping})
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def recipe_of(config: DictConfig) -> Any:
-    """What `adapt` takes as recipe: the name of one and changes, or a recipe of a `--config-dir` as a whole."""
-    from xrvlm.methods.base import TRAINING_FREE
-
-    given = {name: value for name, value in _plain(config).items() if value is not None and not name.startswith("_")}
-    if given.get("name") not in ("own", *shipped("recipe")):
-        return _partial(config, "recipe")()
-    # the types, before a tower is loaded; the recipe itself may depend on the method
-    replace(TRAINING_FREE, name=given["name"], epochs=10**6).changed(
-        **{name: value for name, value in given.items() if name != "name"})
-    return given
-
-
-def _run_options(config: DictConfig) -> Any:
-    from xrvlm.experiments.record import RunOptions
-
-    return RunOptions(runs=config.runs, features=_partial(config.features, "features")(),
-                      workers=config.workers, force=config.force,
-                      **{name: config[name] for name in OF_ADAPT if name in config})
-
-
-def _shots(value: Any) -> int | None:
-    if value == "all":
-        return None
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
-        return value
-    raise UserError(f"shots must be a whole number of images a class, at least 1, or all; found {value!r}")
-
-
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-
-
-def _partial(config: DictConfig, group: str) -> partial:
-    """What `_target_` of a group names, with the group's options as plain Python, not yet called."""
-    OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    if "_target_" in config:
-        imported(str(config["_target_"]), group)
-    made = instantiate(config, _partial_=True, _convert_="all")
-    check_options(made.func, made.keywords, group)
-    return made
 
 
 def _show(run: Any) -> None:
@@ -247,26 +178,3 @@ def _figures(metrics: dict[str, float], images: int, classes: int) -> str:
     return (f"top-1 {metrics['top1']:.1%}{tested}, top-5 {metrics['top5']:.1%}, mean per class "
             f"{metrics['mean_per_class']:.1%}, macro-F1 {metrics['macro_f1']:.1%}, calibration error "
             f"{metrics['ece']:.1%}{open_set or ''}")
-
-
-def check_read(command: str) -> None:
-    """UserError for a key that the command line adds (`+key=`) and nothing reads; groups check their own."""
-    added = [override.lstrip("+").partition("=")[0] for override in HydraConfig.get().overrides.task
-             if override.startswith("+")]
-    for key in added:
-        node, _, name = key.rpartition(".")
-        if key.split(".")[0] in (*GROUPS, "hydra"):
-            continue
-        own = compose(config_name(command))
-        there = OmegaConf.select(own, node) if node else own
-        if not isinstance(there, DictConfig) or name not in list(there.keys()):
-            raise UserError(f"nothing reads {key}: leave it out; `xrvlm {command} --cfg job` shows what there is")
-
-
-def check_scalars(command: str, config: Any) -> None:
-    """UserError for a value at the top level that is of another type than the command reads."""
-    given = {name: config[name] for name in SCALARS if name in config and not OmegaConf.is_missing(config, name)}
-    folder = {"photos": str | None} if command == "demo" else {}                          # of report: yes or no
-    check_types(given, {**SCALARS, **folder})
-    if given.get("workers", 0) < 0:
-        raise UserError(f"workers must be at least 0, found {given['workers']}")

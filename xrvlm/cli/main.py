@@ -240,7 +240,8 @@ def _task(command: str, main_process: int, mistakes: list[str], config: Any) -> 
     """One job. A mistake is reported at once; in a sweep the other jobs go on."""
     from omegaconf.errors import OmegaConfBaseException
 
-    from xrvlm.cli.commands import COMMANDS, check_read, check_scalars, import_own_methods
+    from xrvlm.cli.commands import COMMANDS
+    from xrvlm.cli.composed import check_read, check_scalars, import_own_methods
 
     logging.captureWarnings(True)
     if int(os.environ.get("RANK", "0") or 0):
