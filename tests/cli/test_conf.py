@@ -10,8 +10,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from xrvlm.cli.commands import COMMANDS
-from xrvlm.cli.composed import recipe_of
 from xrvlm.cli.main import config_name
+from xrvlm.cli.runs import recipe_of
 from xrvlm.errors import check_options
 from xrvlm.methods.base import OWN, Method, Recipe, chosen_recipe, recipe_named
 

@@ -210,7 +210,7 @@ def adapt_arguments(photos, *more):
                                      "method.image_parts=many", "seed=x", "data.root=nowhere"])
 def test_mistakes_are_told_before_a_tower_is_fetched(photos, capsys, monkeypatch, mistake):
     monkeypatch.setattr("xrvlm.demo.tiny_clip.load_tiny_clip", lambda **_: pytest.fail("the tower was loaded"))
-    monkeypatch.setattr("xrvlm.cli.commands.tower_of", lambda _: pytest.fail("the tower was loaded"))
+    monkeypatch.setattr("xrvlm.cli.runs.tower_of", lambda _: pytest.fail("the tower was loaded"))
     told(capsys, *adapt_arguments(photos, mistake))
 
 

@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 
-from xrvlm.cli.composed import recipe_of
+from xrvlm.cli.runs import recipe_of
 from xrvlm.methods import XRVLM
 
 DATA = {"cub": "cub_200_2011", "cars": "stanford_cars", "dogs": "stanford_dogs", "aircraft": "fgvc_aircraft",

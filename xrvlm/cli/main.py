@@ -241,7 +241,7 @@ def _task(command: str, main_process: int, mistakes: list[str], config: Any) -> 
     from omegaconf.errors import OmegaConfBaseException
 
     from xrvlm.cli.commands import COMMANDS
-    from xrvlm.cli.composed import check_read, check_scalars, import_own_methods
+    from xrvlm.cli.runs import check_read, check_scalars, import_own_methods
 
     logging.captureWarnings(True)
     if int(os.environ.get("RANK", "0") or 0):
