@@ -4,10 +4,12 @@ import csv
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from photos import CLASSES, photo_folder, write_photo
+from PIL import Image
 
 from xrvlm.cli.main import main, quote
 
@@ -79,6 +81,41 @@ def test_a_folder(photos, run, capsys):
         assert len(row["logit"]["strongest"][0]) == 4
     assert set(found["words"]) == set(predictions(run).values())
     assert len(found["words"][found["images"][0]["prediction"]][0]) == 2
+
+
+def test_the_nearest_training_images(photos, run, tmp_path):
+    split = json.loads((run / "split.json").read_text())
+    own = {entry["path"]: entry["class"] for entry in split["train"]}
+    first = next(iter(own))
+    for count in (0, 2):
+        assert explained(run, photos / first, f"out={tmp_path / str(count)}", f"nearest={count}") == 0
+    (row,) = json.loads((tmp_path / "2" / "explanations.json").read_text())["images"]
+    assert [set(each) for each in row["nearest"]] == [{"image", "class", "similarity"}] * 2
+    assert row["nearest"][0] == {"image": first, "class": own[first], "similarity": pytest.approx(1, abs=1e-4)}
+    assert own[row["nearest"][1]["image"]] == row["nearest"][1]["class"]
+    assert "nearest" not in json.loads((tmp_path / "0" / "explanations.json").read_text())["images"][0]
+    heights = []
+    for count in "02":
+        with Image.open(tmp_path / count / Path(first).name) as picture:
+            heights.append(picture.height)
+    assert heights[0] < heights[1]       # with a band for the photos
+
+
+def test_photos_of_several_folders_have_their_pictures_in_out(photos, run, tmp_path):
+    files = [str(photos / name / "0.png") for name in CLASSES[:2]]
+    assert main(["explain", str(run), *files, f"out={tmp_path / 'out'}", "device=cpu"]) == 0
+    rows = json.loads((tmp_path / "out" / "explanations.json").read_text())["images"]
+    assert [row["image"] for row in rows] == [f"{name}/0.png" for name in CLASSES[:2]]
+    assert all((tmp_path / "out" / row["image"]).is_file() for row in rows)
+    assert not list(photos.rglob("0.png.png"))
+
+
+def test_without_the_images_of_the_run_it_explains_all_the_same(photos, tmp_path, caplog):
+    shutil.copytree(photos, tmp_path / "moved")
+    run = adapted(tmp_path / "moved", tmp_path / "runs", *XR_VLM)
+    shutil.rmtree(tmp_path / "moved")
+    assert explained(run, photos / CLASSES[0] / "0.png", f"out={tmp_path / 'out'}") == 0
+    assert "nearest" not in json.loads((tmp_path / "out" / "explanations.json").read_text())["images"][0]
 
 
 def test_without_images_the_test_set_of_the_run(run, tmp_path, capsys):

@@ -27,7 +27,7 @@ def explain(config: DictConfig) -> None:
     from xrvlm.reporting.explanations import explain as call
 
     call(str(config.run), plain(config.images), against=config.against, out=config.out, pictures=config.pictures,
-         echo=print, **device_of(config))
+         nearest=config.nearest, echo=print, **device_of(config))
 
 
 def export(config: DictConfig) -> None:

@@ -36,7 +36,8 @@ TOGETHER = ("adapt", "zeroshot")         # commands that several processes can d
 RESUMED = ("adapt", "zeroshot", "predict", "compare", "demo")     # each run that is finished, or each image, is kept
 LISTS = ("data.class_names", "text.templates", "images", "classes")    # may also be a list in Hydra's grammar
 SCALARS: dict[str, Any] = {              # the types of values at the top level
-    **dict.fromkeys(("seed", "workers", "topk", "folds", "count"), int), "runs": str, "certainty": float | None,
+    **dict.fromkeys(("seed", "workers", "topk", "folds", "count", "nearest"), int),
+    "runs": str, "certainty": float | None,
     **dict.fromkeys(("val", "force", "small", "pictures", "all_shots", "photos", "all", "dry_run"), bool),
     "device": Literal["auto", "cpu", "cuda", "mps"], "precision": Literal["auto", "fp32", "bf16", "fp16"],
     "calibrate": Literal["none", "folds", "val"], "scaling": Literal["temperature", "vector"],

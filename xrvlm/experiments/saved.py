@@ -14,8 +14,10 @@ import yaml
 from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
 from xrvlm.data.dataset import SUBSETS, Dataset, Item, Split
 from xrvlm.errors import UserError, fits, option, plain_text
+from xrvlm.features.source import FeatureSettings
 from xrvlm.files import digest, file_text, folder_of, is_writable, leads_out, read_json, user_path
 from xrvlm.inference.classifier import Classifier
+from xrvlm.inference.nearest import TrainingImages
 from xrvlm.text.class_names import check_no_permutation, is_list, name_classes
 from xrvlm.text.class_text import few, text_maker
 from xrvlm.views import ImageSource
@@ -94,6 +96,19 @@ class SavedRun:
             new = [name for name in names if name not in classifier.names]
             unknown = f"{len(new)} of {len(names)} classes are unknown to this run ({few(map(repr, new))}): "
             raise UserError(f"{unknown if new else ''}{error}") from error
+
+    def training_images(self, clip: FrozenCLIP, *, workers: int = 0) -> TrainingImages | None:
+        """What the run was trained on, on `clip`, its tower, with features from its bank where that is still there.
+
+        None where it was trained on no image, or its images cannot be read; a line says why.
+        """
+        try:                             # the folder that a file names is not read: it may be anyone's
+            settings = FeatureSettings(**{**self.options["features"], "cache": None, "mode": "cached"})
+            views, seed = settings.views if self.options["recipe"]["epochs"] else 0, int(self.options["seed"])
+            return TrainingImages.of(clip, self.dataset(), settings, views=views, seed=seed, workers=workers)
+        except (UserError, KeyError, TypeError, ValueError) as error:
+            log.info("the nearest training images are left out: %s", error)
+            return None
 
     @cached_property
     def options(self) -> dict[str, Any]:

@@ -89,6 +89,7 @@ class Explanation:
     predicted: str
     relations: Tensor                    # (g, m, c) as the head has them
     logit: Attribution                   # of the predicted class
+    pooled: Tensor                       # (d,) the tower's, of unit norm: see inference/nearest.py
     against: str | None = None
     margin: Attribution | None = None    # of logit[predicted] - logit[against]
 
@@ -212,7 +213,7 @@ def _explained(classifier: Classifier, pooling: ImageParts, head: RelationHead, 
             photo=_seen(views[i], clip.transform), maps=on_grid.cpu(), dead=(weight == 0).cpu(),
             class_token=(1 - on_grid.sum(dim=(1, 2)) / weight.clamp(min=1e-12)).mul(weight > 0).clamp(0, 1).cpu(),
             probabilities=probabilities[i], predicted=classifier.names[best], relations=relations[i].cpu(),
-            logit=attribute(head, relations[i], towards, values, added[i]),
+            logit=attribute(head, relations[i], towards, values, added[i]), pooled=x.pooled[i].cpu(),
             against=None if against is None else classifier.names[against], margin=margin)
 
 

@@ -1,11 +1,14 @@
 """Explanations of image files as pictures and as numbers in a file: `xrvlm explain`."""
 
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
 from xrvlm.data.dataset import Dataset
@@ -23,9 +26,11 @@ from xrvlm.inference.explain import (
     Words,
     explained,
     part_names,
+    parts_and_relations,
     prompt_names,
     prompt_words,
 )
+from xrvlm.inference.nearest import TrainingImages
 from xrvlm.reporting.plots import explain as plots_explain
 from xrvlm.reporting.plots import figures as plots
 from xrvlm.text.class_text import readable
@@ -47,6 +52,9 @@ class Photos:
     def below(cls, images: str | Path | Sequence[str | Path]) -> "Photos":
         """Files, and every image below folders."""
         files = images_of(images)
+        if any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
+            shared = Path(os.path.commonpath([path.parent for path in files.values()]))
+            files = {path.relative_to(shared).as_posix(): path for path in files.values()}
         roots = {path.parents[len(Path(name).parts) - 1] for name, path in files.items()}
         return cls(list(files), list(files.values()), roots.pop() if len(roots) == 1 else None)
 
@@ -69,8 +77,8 @@ class Explanations:
 
 @typed
 def explain(run: str | Path, images: str | Path | Sequence[str | Path] | None = None, *, against: str | None = None,
-            out: str | Path | None = None, pictures: bool = True, echo: Callable[[str], None] | None = None,
-            clip: FrozenCLIP | None = None, device: DeviceName = "auto",
+            out: str | Path | None = None, pictures: bool = True, nearest: int = 3,
+            echo: Callable[[str], None] | None = None, clip: FrozenCLIP | None = None, device: DeviceName = "auto",
             precision: PrecisionName = "auto") -> Explanations:
     """Explain what the run in the folder `run` predicts of `images`: where the parts look, which relations decide.
 
@@ -79,27 +87,36 @@ def explain(run: str | Path, images: str | Path | Sequence[str | Path] | None = 
         images: files, and folders with all images below them; None: the test images of the run.
         against: see `explain_images`, as `echo`.
         out: the folder of explanations.json and the pictures; None: the folder `explain` in that of the run.
+        nearest: how many of the nearest training images to show beside each image; left out, with a line that says why,
+            where the run's images cannot be read.
         clip: the tower; None: the one that the run names, on `device` in `precision`.
 
     Raises:
         UserError: see `explain_images`; or the run does not say where its images are.
     """
+    if nearest < 0:
+        raise UserError(f"{option('nearest')} must be at least 0, found {nearest}")
     saved = SavedRun(run)
     folder = inside(saved.folder, "explain") if out is None else user_path(out)
     check_writable(folder)
     classifier = saved.classifier(clip, device=device, precision=precision)
     photos = Photos.test_set(saved.dataset()) if images is None else Photos.below(images)
-    return explain_images(classifier, photos, folder, against=against, pictures=pictures, echo=echo)
+    parts_and_relations(classifier.method)           # raises before images are read
+    training = saved.training_images(classifier.clip) if nearest else None
+    return explain_images(classifier, photos, folder, against=against, pictures=pictures, echo=echo,
+                          training=training, nearest=nearest)
 
 
 def explain_images(classifier: Classifier, photos: Photos, out: Path, *, against: str | None = None,
-                   pictures: bool = True, echo: Callable[[str], None] | None = None) -> Explanations:
+                   pictures: bool = True, echo: Callable[[str], None] | None = None,
+                   training: TrainingImages | None = None, nearest: int = 3) -> Explanations:
     """Explain `photos`; writes `out`/explanations.json and, with `pictures`, a PNG for each image, named after it.
 
     Args:
         against: the name of a class: explain also why an image was predicted as its class and not as this one. For
             an image that is predicted as `against`, the runner-up takes its place, and its line says so.
         echo: called with each of `lines` as soon as it is known: `print` shows the progress.
+        training: the images of which the `nearest` are shown beside each; None: none are.
 
     Raises:
         UserError: see `explain`; or a picture would replace an image.
@@ -113,11 +130,14 @@ def explain_images(classifier: Classifier, photos: Photos, out: Path, *, against
     for name, file, true, explanation in zip(names, files, photos.classes or [None] * len(names), found, strict=True):
         called = _Names(part_names(classifier, len(explanation.maps)), prompt_names(classifier, explanation),
                         classifier.names)
-        rows.append({"image": name} | ({"true": true} if true else {}) | _row(explanation, called))
+        near = training.nearest(explanation.pooled[None], nearest)[0] if training else []
+        rows.append({"image": name} | ({"true": true} if true else {}) | _row(explanation, called)
+                    | ({"nearest": [each.row for each in near]} if training else {}))
         if explanation.predicted not in words:
             words[explanation.predicted] = prompt_words(classifier, explanation.predicted)
         if pictures:
-            plots.save(_picture(explanation, called, name, true), out / file)
+            shown = [(each.photo(), f"{each.label}\n{each.similarity:.2f}") for each in near]
+            plots.save(_picture(explanation, called, name, true, shown), out / file)
         lines.add(f"{name}: {_line(explanation, called, true, against)}")
     summary = _summary(rows)
     write_json(out / "explanations.json", {
@@ -204,7 +224,8 @@ def _summary_line(summary: dict[str, Any]) -> str:
             "dead in every image")
 
 
-def _picture(explanation: Explanation, called: _Names, name: str, true: str | None) -> Any:
+def _picture(explanation: Explanation, called: _Names, name: str, true: str | None,
+             nearest: Sequence[tuple[Image.Image, str]]) -> Any:
     parts = [f"{part} (dead)" if dead else part
              for part, dead in zip(called.parts, explanation.dead.tolist(), strict=True)]
     panels = [_panel(explanation.logit, called, f"for {explanation.predicted}", explanation.predicted, "others")]
@@ -215,7 +236,7 @@ def _picture(explanation: Explanation, called: _Names, name: str, true: str | No
     how = ("the terms of the logit, exact" if explanation.logit.exact else
            f"integrated gradients from the mean relations of training, {STEPS} steps")
     return plots_explain.explanation(
-        explanation.photo, explanation.maps, panels, parts=parts, prompts=called.prompts,
+        explanation.photo, explanation.maps, panels, parts=parts, prompts=called.prompts, nearest=nearest,
         title=f"{name if len(name) <= 40 else '…' + name[-39:]}: {_verdict(explanation, called, true)}",
         note=f"contributions: {how}  ·  overlap of the part maps {overlap}  ·  each map stretched to its own range")
 

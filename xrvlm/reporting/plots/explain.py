@@ -35,11 +35,13 @@ class Panel:
 
 
 def explanation(photo: Image.Image, maps: Tensor, panels: Sequence[Panel], *, parts: Sequence[str],
-                prompts: Sequence[str], title: str, note: str) -> Figure:
+                prompts: Sequence[str], title: str, note: str,
+                nearest: Sequence[tuple[Image.Image, str]] = ()) -> Figure:
     """The photo, each part's map (m, h, w) over it, and for each panel a heat map of parts and prompts beside bars.
 
     Of more than `SHOWN_PARTS` parts, those with the largest contributions are shown, and the others in one column. Each
-    map is stretched to its own range. `note`, below the title, says how the numbers were computed.
+    map is stretched to its own range. `note`, below the title, says how the numbers were computed. `nearest`: training
+    photos with a caption each, in a band of their own at the end.
     """
     chosen = _decisive(panels, len(parts))
     if others := len(parts) - len(chosen):
@@ -47,13 +49,16 @@ def explanation(photo: Image.Image, maps: Tensor, panels: Sequence[Panel], *, pa
         parts = [*(parts[part] for part in chosen), f"{others} other{'s' * (others > 1)}"]
     rows = -(-(len(maps) + 1) // PHOTOS_A_ROW)
     heights = [1.75 * rows + 0.1, *(max(2.3, 0.33 * len(panel.by_part) + 1.2) for panel in panels)]
+    heights += [2.1] if nearest else []
     figure = Figure(figsize=(9.5, sum(heights) + 0.6), layout="constrained")
     figure.suptitle(f"{shortened(title, 90)}\n", fontsize=12)
     figure.text(0.5, 1 - 0.36 / figure.get_figheight(), note, ha="center", va="center", fontsize=8, color="0.35")
-    bands = figure.subfigures(1 + len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
+    bands = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     _maps(bands[0], photo, maps, parts[:len(maps)])
-    for band, panel in zip(bands[1:], panels, strict=True):
+    for band, panel in zip(bands[1:], panels, strict=False):
         _panel(band, panel, parts, prompts)
+    if nearest:
+        _nearest(bands[-1], nearest)
     return figure
 
 
@@ -79,6 +84,16 @@ def _maps(band: SubFigure, photo: Image.Image, maps: Tensor, parts: Sequence[str
     shown = photo.resize((PHOTO_PIXELS, PHOTO_PIXELS), Image.Resampling.BICUBIC)
     draw_photos(axes, shown, heats, ("photo", *parts))
     for empty in axes[len(heats) + 1:]:
+        empty.axis("off")
+
+
+def _nearest(band: SubFigure, photos: Sequence[tuple[Image.Image, str]]) -> None:
+    band.suptitle("the nearest training photos, by the cosine of the tower's pooled features", fontsize=10)
+    cells = band.subplots(1, max(PHOTOS_A_ROW, len(photos)), squeeze=False)[0]
+    for axes, (photo, caption) in zip(cells, photos, strict=False):
+        draw_photos([axes], photo, np.empty((0, 1, 1)), [])
+        axes.set_xlabel("\n".join(shortened(line, 20) for line in caption.split("\n")), fontsize=8)
+    for empty in cells[len(photos):]:
         empty.axis("off")
 
 
