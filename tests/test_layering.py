@@ -28,7 +28,7 @@ LAYERS = (
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 ONLY_IMPORTERS = {
     "hydra": {"cli"}, "omegaconf": {"cli"}, "open_clip": {"backbones", "demo", "photo"}, "timm": {"backbones", "photo"},
-    "transformers": {"backbones"}, "matplotlib": {"reporting"}, "jinja2": {"reporting"},
+    "transformers": {"backbones"}, "matplotlib": {"reporting"}, "jinja2": {"reporting"}, "gradio": {"reporting"},
     "sklearn": {"methods", "demo", "photo"}, "datasets": {"data"}, "scipy": {"data"},
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -1,8 +1,8 @@
 """xrvlm adapts a frozen CLIP to fine-grained recognition. These are the public names; each is imported on first use.
 
 Every command of the command line is one call here: `adapt`, `zero_shot`, `evaluate`, `predict`, `explain`, `export`,
-`compare`, `report`, `suspects`, `next_to_label`, `check_data`. The class of a method, such as `xrvlm.CoOp`, is found
-through the registry (`xrvlm.methods.registry`).
+`compare`, `report`, `serve`, `suspects`, `next_to_label`, `check_data`. The class of a method, such as `xrvlm.CoOp`,
+is found through the registry (`xrvlm.methods.registry`).
 """
 
 from importlib import import_module
@@ -38,15 +38,16 @@ if TYPE_CHECKING:
     from xrvlm.photo.photo_tower import load_photo
     from xrvlm.reporting.explanations import explain
     from xrvlm.reporting.report import report
+    from xrvlm.reporting.serve.page import PageLimits, serve
     from xrvlm.reporting.suspects import suspects
     from xrvlm.text.class_text import ClassText, class_text
 
 __all__ = [
     "Asked", "Candidate", "ClassText", "Classifier", "CompareOptions", "Dataset", "FeatureSettings", "Features",
-    "FrozenCLIP", "Item", "Method", "Recipe", "Run", "RunOptions", "Split", "UserError", "adapt", "check_data",
-    "class_text", "compare", "evaluate", "explain", "export", "export_onnx", "hub_dataset", "image_folder", "load",
-    "load_hf", "load_openclip", "load_photo", "load_tiny_clip", "load_world", "next_to_label", "predict", "report",
-    "suspects", "table", "wrap_hf", "wrap_openclip", "zero_shot",
+    "FrozenCLIP", "Item", "Method", "PageLimits", "Recipe", "Run", "RunOptions", "Split", "UserError", "adapt",
+    "check_data", "class_text", "compare", "evaluate", "explain", "export", "export_onnx", "hub_dataset",
+    "image_folder", "load", "load_hf", "load_openclip", "load_photo", "load_tiny_clip", "load_world",
+    "next_to_label", "predict", "report", "serve", "suspects", "table", "wrap_hf", "wrap_openclip", "zero_shot",
 ]
 
 _NAMES = {
@@ -77,6 +78,7 @@ _NAMES = {
     "photo.photo_tower": ("load_photo",),
     "reporting.explanations": ("explain",),
     "reporting.report": ("report",),
+    "reporting.serve.page": ("PageLimits", "serve"),
     "reporting.suspects": ("suspects",),
     "text.class_text": ("ClassText", "class_text"),
 }

@@ -1,6 +1,7 @@
 """The commands: each composes its objects from the configuration and makes one public call of the library."""
 
 from collections.abc import Callable
+from dataclasses import fields
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -77,6 +78,16 @@ def next_(config: DictConfig) -> None:
                                   workers=config.workers, **device_of(config)))))
 
 
+def serve(config: DictConfig) -> None:
+    from xrvlm.inference.answers import Asked
+    from xrvlm.reporting.serve.page import PageLimits
+    from xrvlm.reporting.serve.page import serve as call
+
+    asked = Asked(**{each.name: config[each.name] for each in fields(Asked)})
+    call(plain(config.run), host=config.host, port=config.port, asked=asked, topk=config.topk, nearest=config.nearest,
+         limits=PageLimits(config.uploads, config.megabytes, config.waiting), **device_of(config))
+
+
 def demo(config: DictConfig) -> None:
     from xrvlm.demo.demo import run_demo
 
@@ -108,6 +119,6 @@ def cache_prune(config: DictConfig) -> None:
 
 COMMANDS: dict[str, Callable[[DictConfig], None]] = {
     "adapt": adapt, "zeroshot": zeroshot, "eval": evaluate, "predict": predict, "explain": explain, "export": export,
-    "compare": compare, "report": report, "demo": demo, "suspects": suspects, "next": next_, "data check": data_check,
-    "cache list": cache_list, "cache prune": cache_prune,
+    "compare": compare, "report": report, "serve": serve, "demo": demo, "suspects": suspects, "next": next_,
+    "data check": data_check, "cache list": cache_list, "cache prune": cache_prune,
 }

@@ -24,7 +24,8 @@ LITERAL = ("data.root", "data.file", "data.path", "data.name", "images", "out", 
 # the keys of arguments without `key=`, in their order; `images` takes all that follow
 POSITIONAL = {"adapt": ["data.root"], "zeroshot": ["data.root"], "compare": ["data.root"], "data check": ["data.root"],
               "eval": ["run"], "export": ["run"], "predict": ["run", "images"], "explain": ["run", "images"],
-              "report": ["runs"], "suspects": ["data.root"], "next": ["run", "images"]}
+              "report": ["runs"], "suspects": ["data.root"], "next": ["run", "images"], "serve": ["run"]}
+MANY = {"serve": "run"}                  # of a command, the key that takes all arguments that follow; else `images`
 SHOWN = {"data.root": "DIR", "run": "RUN", "images": "PHOTO_OR_DIR ...", "runs": "RUNS"}       # of these, in messages
 KEY = r"[~+]*[\w@./:-]+="                  # how an argument with a key begins
 SWEEP = {"-m", "--multirun"}
@@ -36,16 +37,16 @@ TOGETHER = ("adapt", "zeroshot")         # commands that several processes can d
 RESUMED = ("adapt", "zeroshot", "predict", "compare", "demo")     # each run that is finished, or each image, is kept
 LISTS = ("data.class_names", "text.templates", "images", "classes")    # may also be a list in Hydra's grammar
 SCALARS: dict[str, Any] = {              # the types of values at the top level
-    **dict.fromkeys(("seed", "workers", "topk", "folds", "count", "nearest"), int),
-    "runs": str, "certainty": float | None,
+    **dict.fromkeys(("seed", "workers", "topk", "folds", "count", "nearest", "port", "uploads", "waiting"), int),
+    "runs": str, "host": str, "megabytes": float | int, "certainty": float | None,
     **dict.fromkeys(("val", "force", "small", "pictures", "all_shots", "photos", "all", "dry_run"), bool),
     "device": Literal["auto", "cpu", "cuda", "mps"], "precision": Literal["auto", "fp32", "bf16", "fp16"],
     "calibrate": Literal["none", "folds", "val"], "scaling": Literal["temperature", "vector"],
     "selection": Literal["last", "val"], "protocol": Literal["few_shot", "base_to_new", "open_set"],
     "among": Literal["run", "data"], "format": Literal["onnx"], "known": float | None, "coverage": float | None,
 }
-NAMES = ("adapt", "zeroshot", "eval", "predict", "explain", "export", "compare", "report", "demo", "suspects",
-         "next", "data check", "cache list", "cache prune")
+NAMES = ("adapt", "zeroshot", "eval", "predict", "explain", "export", "compare", "report", "serve", "demo",
+         "suspects", "next", "data check", "cache list", "cache prune")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise unknown("command", command, (*NAMES, "completion"), "see `xrvlm --help`")
             given = _with_keys(command, arguments[len(command.split()):])
             given.sort(key=lambda each: each not in SWEEP)         # Hydra wants the flag first
-            overrides = [quote(each, sweep=bool(SWEEP & set(given))) for each in given]
+            lists = (*LISTS, MANY[command]) if command in MANY else LISTS
+            overrides = [quote(each, sweep=bool(SWEEP & set(given)), lists=lists) for each in given]
             with _group() as group:
                 return _run(group, command, overrides)
     except UserError as error:
@@ -94,7 +96,7 @@ def _with_keys(command: str, arguments: Sequence[str]) -> list[str]:
     """The arguments with those that have no key given theirs: `adapt DIR` is `adapt data.root=DIR`."""
     named = {each.partition("=")[0] for each in arguments if not os.path.exists(each)}       # noqa: PTH110
     keys = [key for key in POSITIONAL.get(command, ()) if key not in named]
-    found, several, values = [], [], iter(arguments)
+    found, several, values, many = [], [], iter(arguments), MANY.get(command, "images")
     for argument in values:
         if argument == "--":
             continue
@@ -110,7 +112,7 @@ def _with_keys(command: str, arguments: Sequence[str]) -> list[str]:
                 from xrvlm.cli.complete import unreadable
                 raise unreadable(argument)
             found.append(argument)
-        elif keys and keys[0] != "images":
+        elif keys and keys[0] != many:
             found.append(f"{keys.pop(0)}={argument}")
         elif keys:
             several.append(argument)
@@ -122,7 +124,7 @@ def _with_keys(command: str, arguments: Sequence[str]) -> list[str]:
         alone = next(each[4:] for each in found if each.startswith("run="))
         raise UserError(f"`xrvlm predict` takes {_usage(command)}: a run (its folder, or latest) before the photos; "
                         f"there is {alone} alone. Without a run: classes=names.txt images=PHOTO_OR_DIR")
-    return found + ([f"images={several[0]}"] if len(several) == 1 else [_list("images", several)] if several else [])
+    return found + ([f"{many}={several[0]}"] if len(several) == 1 else [_list(many, several)] if several else [])
 
 
 def _usage(command: str) -> str:
@@ -199,14 +201,14 @@ def config_name(command: str) -> str:
     return command.replace(" ", "_")
 
 
-def quote(override: str, sweep: bool = False) -> str:
+def quote(override: str, sweep: bool = False, lists: Sequence[str] = LISTS) -> str:
     """`data.root=~/my (birds), all` with its value quoted for Hydra's grammar, where the key takes a path or a name.
 
     In a sweep a comma parts two values, unless there is a file or a folder of the whole name, or it is a template.
     """
     key, equals, value = override.partition("=")
     quoted = value[:1] == value[-1:] and value[:1] in ("'", '"') and len(value) > 1
-    a_list = key in LISTS and value.startswith("[") and value.endswith("]")
+    a_list = key in lists and value.startswith("[") and value.endswith("]")
     if not equals or key.lstrip("+") not in LITERAL or quoted or a_list or value in ("null", ""):
         return override
     if sweep and "," in value and not (os.path.exists(os.path.expanduser(value)) or "{" in value):    # noqa: PTH110, PTH111

@@ -14,6 +14,7 @@ xrvlm adapts a frozen CLIP to fine-grained recognition.
   xrvlm explain RUN [PHOTO_OR_DIR ...] [against=CLASS] [out=DIR]            what the parts look at, and what decides
   xrvlm export RUN [format=onnx] [out=FILE]         a model that runs without xrvlm and torch
   xrvlm compare DIR [budget=10m] [shots=all] [folds=5]                      which method should I take?
+  xrvlm serve RUN ... [port=7860]                   a page that answers about photos that are dropped on it
   xrvlm report [RUNS] [baseline=METHOD]             one page, tables and plots of all runs in a folder
   xrvlm suspects DIR [count=50] [out=DIR]           which labels look wrong, which images are there twice
   xrvlm next RUN PHOTO_OR_DIR ... [count=20] [out=next.csv]                 which photos should I label next?

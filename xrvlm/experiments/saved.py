@@ -16,7 +16,7 @@ from xrvlm.data.dataset import SUBSETS, Dataset, Item, Split
 from xrvlm.errors import UserError, fits, option, plain_text
 from xrvlm.features.source import FeatureSettings
 from xrvlm.files import digest, file_text, folder_of, is_writable, leads_out, read_json, user_path
-from xrvlm.inference.classifier import Classifier
+from xrvlm.inference.classifier import Classifier, ModelHeader, model_file, read_model
 from xrvlm.inference.nearest import TrainingImages
 from xrvlm.text.class_names import check_no_permutation, is_list, name_classes
 from xrvlm.text.class_text import few, text_maker
@@ -38,6 +38,11 @@ class SavedRun:
         self.folder = folder_of(self.model)
         if latest:
             log.info("latest: %s", self.folder)
+
+    @property
+    def header(self) -> ModelHeader:
+        """What the model's file says of it; UserError where it cannot be read."""
+        return read_model(model_file(self.model))[0]
 
     def classifier(self, clip: FrozenCLIP | None = None, *, device: DeviceName = "auto",
                    precision: PrecisionName = "auto") -> Classifier:

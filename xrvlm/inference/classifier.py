@@ -166,7 +166,7 @@ class Classifier:
         """
         if not str(path).strip() or Path(path).suffix in OTHER_FORMATS:
             raise UserError(f"{path} must end in .safetensors, or be a folder; `xrvlm.export` writes .onnx")
-        path = _model_file(user_path(path))
+        path = model_file(user_path(path))
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.method.state_dict().items()}
         tensors |= {} if self.calibration is None else self.calibration.tensors
         metadata = {"xrvlm": self.header.to_json()}
@@ -187,8 +187,8 @@ class Classifier:
         """
         for name in set(tower_options) - {"device", "precision"}:
             raise unknown("argument", name, ("path", "clip", "device", "precision"))
-        path = _model_file(user_path(path))
-        header, tensors, calibration = _read(path)
+        path = model_file(user_path(path))
+        header, tensors, calibration = read_model(path)
         try:
             return cls._restored(path, header, tensors, calibration, clip or _load_tower(path, header, tower_options))
         except (KeyError, TypeError, IndexError, AttributeError) as error:
@@ -269,11 +269,11 @@ def _as_tuples(value: Any) -> Any:
     return tuple(_as_tuples(entry) for entry in value) if isinstance(value, list | tuple) else value
 
 
-def _model_file(path: Path) -> Path:
+def model_file(path: Path) -> Path:
     return path if path.suffix == ".safetensors" else path / "model.safetensors"
 
 
-def _read(path: Path) -> tuple[ModelHeader, dict[str, Tensor], Calibration | None]:
+def read_model(path: Path) -> tuple[ModelHeader, dict[str, Tensor], Calibration | None]:
     if not path.is_file():
         raise UserError(f"no model at {path}: name the folder of a run that `xrvlm adapt` has finished, or latest")
     try:

@@ -1,9 +1,7 @@
 """`xrvlm suspects`: labels that look wrong, as a page with the photos side by side and as tables."""
 
-import base64
 import logging
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from xrvlm.experiments.saved import check_writable
 from xrvlm.features.source import FeatureSettings
 from xrvlm.files import as_file_name, user_path, write_text
 from xrvlm.inference.classifier import MethodFactory
+from xrvlm.reporting.plots.figures import data_uri
 from xrvlm.views import decode
 
 log = logging.getLogger(__name__)
@@ -72,8 +71,4 @@ def _shown(dataset: Dataset, row: dict[str, Any], beside: str) -> dict[str, Any]
 
 
 def _embedded(dataset: Dataset, name: str) -> str:
-    image = decode(dataset.source.read(name), name)
-    image.thumbnail((PIXELS, PIXELS))
-    data = BytesIO()
-    image.save(data, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+    return data_uri(decode(dataset.source.read(name), name), PIXELS)

@@ -2,16 +2,18 @@
 matplotlib is not used. Colour-blind readers can distinguish the colours.
 """
 
+import base64
 import logging
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib import rcParams
+from matplotlib import colormaps, rcParams
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
@@ -186,6 +188,22 @@ def stretched(maps: ArrayLike | Tensor) -> np.ndarray:
     return (heats - lowest) / np.where(reach > 0, reach, 1)
 
 
+def overlaid(photo: Image.Image, heat: np.ndarray) -> Image.Image:
+    """The photo below a map (h, w) of 0..1, the higher the more opaque."""
+    heat = np.asarray(Image.fromarray(heat).resize(photo.size, Image.Resampling.BICUBIC)).clip(0, 1)
+    opaque = (0.15 + 0.6 * heat)[..., None]                                                # (height, width, 1)
+    mixed = (1 - opaque) * np.asarray(photo.convert("RGB")) + opaque * 255 * colormaps[HEAT](heat)[..., :3]
+    return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def data_uri(photo: Image.Image, side: int, quality: int = 80) -> str:
+    """A copy of the photo, `side` pixels at most, for the `src` of a page."""
+    small, file = photo.convert("RGB"), BytesIO()
+    small.thumbnail((side, side))
+    small.save(file, "JPEG", quality=quality)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
 def _photo_figure(columns: int, rows: int, image: Image.Image) -> Figure:
     return Figure(figsize=(2.1 * columns, 2.1 * rows * min(image.height / image.width, 2) + 0.3), layout="constrained")
 
@@ -194,10 +212,7 @@ def draw_photos(axes: Sequence[Axes], image: Image.Image, heats: np.ndarray, tit
     photo = image.convert("RGB")
     photo.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
     for i, each in enumerate(axes[:len(heats) + 1]):
-        each.imshow(photo)
-        if i > 0:
-            heat = np.asarray(Image.fromarray(heats[i - 1]).resize(photo.size, Image.Resampling.BICUBIC)).clip(0, 1)
-            each.imshow(heat, cmap=HEAT, vmin=0, vmax=1, alpha=0.15 + 0.6 * heat)
+        each.imshow(overlaid(photo, heats[i - 1]) if i else photo)
         each.set_xticks([])
         each.set_yticks([])
         if titles:

@@ -1,0 +1,1 @@
+"""A page that answers about photos that are dropped on it: `xrvlm serve`."""
