@@ -1,8 +1,8 @@
 """xrvlm adapts a frozen CLIP to fine-grained recognition. These are the public names; each is imported on first use.
 
 Every command of the command line is one call here: `adapt`, `zero_shot`, `evaluate`, `predict`, `explain`, `export`,
-`compare`, `report`, `serve`, `suspects`, `next_to_label`, `check_data`. The class of a method, such as `xrvlm.CoOp`,
-is found through the registry (`xrvlm.methods.registry`).
+`compare`, `report`, `serve`, `push`, `suspects`, `next_to_label`, `check_data`. The class of a method, such as
+`xrvlm.CoOp`, is found through the registry (`xrvlm.methods.registry`).
 """
 
 from importlib import import_module
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from xrvlm.methods.base import Method, Recipe
     from xrvlm.photo.photo_tower import load_photo
     from xrvlm.reporting.explanations import explain
+    from xrvlm.reporting.hub.push import push
     from xrvlm.reporting.report import report
     from xrvlm.reporting.serve.page import PageLimits, serve
     from xrvlm.reporting.suspects import suspects
@@ -47,7 +48,7 @@ __all__ = [
     "FrozenCLIP", "Item", "Method", "PageLimits", "Recipe", "Run", "RunOptions", "Split", "UserError", "adapt",
     "check_data", "class_text", "compare", "evaluate", "explain", "export", "export_onnx", "hub_dataset",
     "image_folder", "load", "load_hf", "load_openclip", "load_photo", "load_tiny_clip", "load_world",
-    "next_to_label", "predict", "report", "serve", "suspects", "table", "wrap_hf", "wrap_openclip", "zero_shot",
+    "next_to_label", "predict", "push", "report", "serve", "suspects", "table", "wrap_hf", "wrap_openclip", "zero_shot",
 ]
 
 _NAMES = {
@@ -77,6 +78,7 @@ _NAMES = {
     "methods.base": ("Method", "Recipe"),
     "photo.photo_tower": ("load_photo",),
     "reporting.explanations": ("explain",),
+    "reporting.hub.push": ("push",),
     "reporting.report": ("report",),
     "reporting.serve.page": ("PageLimits", "serve"),
     "reporting.suspects": ("suspects",),

@@ -78,6 +78,12 @@ def next_(config: DictConfig) -> None:
                                   workers=config.workers, **device_of(config)))))
 
 
+def push(config: DictConfig) -> None:
+    from xrvlm.reporting.hub.push import push as call
+
+    print(call(str(config.run), str(config.repo), private=config.private, licence=config.licence, out=config.out))
+
+
 def serve(config: DictConfig) -> None:
     from xrvlm.inference.answers import Asked
     from xrvlm.reporting.serve.page import PageLimits
@@ -119,6 +125,6 @@ def cache_prune(config: DictConfig) -> None:
 
 COMMANDS: dict[str, Callable[[DictConfig], None]] = {
     "adapt": adapt, "zeroshot": zeroshot, "eval": evaluate, "predict": predict, "explain": explain, "export": export,
-    "compare": compare, "report": report, "serve": serve, "demo": demo, "suspects": suspects, "next": next_,
-    "data check": data_check, "cache list": cache_list, "cache prune": cache_prune,
+    "compare": compare, "report": report, "serve": serve, "push": push, "demo": demo, "suspects": suspects,
+    "next": next_, "data check": data_check, "cache list": cache_list, "cache prune": cache_prune,
 }

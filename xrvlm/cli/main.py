@@ -24,9 +24,11 @@ LITERAL = ("data.root", "data.file", "data.path", "data.name", "images", "out", 
 # the keys of arguments without `key=`, in their order; `images` takes all that follow
 POSITIONAL = {"adapt": ["data.root"], "zeroshot": ["data.root"], "compare": ["data.root"], "data check": ["data.root"],
               "eval": ["run"], "export": ["run"], "predict": ["run", "images"], "explain": ["run", "images"],
-              "report": ["runs"], "suspects": ["data.root"], "next": ["run", "images"], "serve": ["run"]}
+              "report": ["runs"], "suspects": ["data.root"], "next": ["run", "images"], "serve": ["run"],
+              "push": ["run", "repo"]}
 MANY = {"serve": "run"}                  # of a command, the key that takes all arguments that follow; else `images`
-SHOWN = {"data.root": "DIR", "run": "RUN", "images": "PHOTO_OR_DIR ...", "runs": "RUNS"}       # of these, in messages
+SHOWN = {"data.root": "DIR", "run": "RUN", "images": "PHOTO_OR_DIR ...", "runs": "RUNS",
+         "repo": "OWNER/NAME"}           # of these, in messages
 KEY = r"[~+]*[\w@./:-]+="                  # how an argument with a key begins
 SWEEP = {"-m", "--multirun"}
 FLAGS = ("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", *SWEEP)
@@ -38,14 +40,14 @@ RESUMED = ("adapt", "zeroshot", "predict", "compare", "demo")     # each run tha
 LISTS = ("data.class_names", "text.templates", "images", "classes")    # may also be a list in Hydra's grammar
 SCALARS: dict[str, Any] = {              # the types of values at the top level
     **dict.fromkeys(("seed", "workers", "topk", "folds", "count", "nearest", "port", "uploads", "waiting"), int),
-    "runs": str, "host": str, "megabytes": float | int, "certainty": float | None,
-    **dict.fromkeys(("val", "force", "small", "pictures", "all_shots", "photos", "all", "dry_run"), bool),
+    "runs": str, "host": str, "licence": str | None, "megabytes": float | int, "certainty": float | None,
+    **dict.fromkeys(("val", "force", "small", "pictures", "all_shots", "photos", "all", "dry_run", "private"), bool),
     "device": Literal["auto", "cpu", "cuda", "mps"], "precision": Literal["auto", "fp32", "bf16", "fp16"],
     "calibrate": Literal["none", "folds", "val"], "scaling": Literal["temperature", "vector"],
     "selection": Literal["last", "val"], "protocol": Literal["few_shot", "base_to_new", "open_set"],
     "among": Literal["run", "data"], "format": Literal["onnx"], "known": float | None, "coverage": float | None,
 }
-NAMES = ("adapt", "zeroshot", "eval", "predict", "explain", "export", "compare", "report", "serve", "demo",
+NAMES = ("adapt", "zeroshot", "eval", "predict", "explain", "export", "compare", "report", "serve", "push", "demo",
          "suspects", "next", "data check", "cache list", "cache prune")
 
 

@@ -15,6 +15,7 @@ xrvlm adapts a frozen CLIP to fine-grained recognition.
   xrvlm export RUN [format=onnx] [out=FILE]         a model that runs without xrvlm and torch
   xrvlm compare DIR [budget=10m] [shots=all] [folds=5]                      which method should I take?
   xrvlm serve RUN ... [port=7860]                   a page that answers about photos that are dropped on it
+  xrvlm push RUN OWNER/NAME [out=DIR]               the model and a card to the Hugging Face hub
   xrvlm report [RUNS] [baseline=METHOD]             one page, tables and plots of all runs in a folder
   xrvlm suspects DIR [count=50] [out=DIR]           which labels look wrong, which images are there twice
   xrvlm next RUN PHOTO_OR_DIR ... [count=20] [out=next.csv]                 which photos should I label next?
@@ -24,7 +25,7 @@ xrvlm adapts a frozen CLIP to fine-grained recognition.
   xrvlm demo [photos=DIR] [small=true]              a table on drawn birds or on your own photos, offline
 
 A DIR holds a folder of photos for each class (other data sets: data=..., data.root=DIR). A RUN is the folder of a
-finished run, or `latest`: the newest in runs/ (`OTHER/latest`: in OTHER).
+finished run, `latest`: the newest in runs/ (`OTHER/latest`: in OTHER), or hf:OWNER/NAME: a model on the hub.
 """
 MORE = """
 Behind each command: overrides (`key=value`), `--cfg job` shows the configuration, `-m` sweeps over comma-separated

@@ -64,10 +64,10 @@ def evaluate(run: str | Path, dataset: Dataset | None = None, *, among: Among = 
     classifier, note, key = _turned(saved, classifier, dataset, among, text or {})
     # other images may have the same names: the folder's name depends on their contents
     name = f"{dataset.name}-{digest([*(item.id for item in items), tested, *key])[:10]}"
-    folder = inside(saved.folder, f"eval/{as_file_name(name)}")
+    folder = inside(saved.home, f"eval/{as_file_name(name)}")
     metrics = score(classifier, dataset, items, folder, features=features, workers=workers, among=among)
     scored = len(dataset.split.classes if among == "data" else classifier.names)
-    if not own and is_writable(folder / METRICS_FILE):
+    if not own and saved.home == saved.folder and is_writable(folder / METRICS_FILE):
         transfer_record(saved.folder, folder, dataset, classifier.header.classes, metrics, among, scored, tested)
     return Evaluation(folder, dataset.name, metrics, scored, note)
 

@@ -32,4 +32,4 @@ def export(run: str | Path, out: str | Path | None = None, *, format: Literal["o
         images = sample_images(classifier, dataset.source, dataset.split.test)
     except UserError as error:
         log.info("checked on random images alone: %s", error)
-    return export_onnx(classifier, saved.folder / "model.onnx" if out is None else user_path(out), images=images)
+    return export_onnx(classifier, saved.home / "model.onnx" if out is None else user_path(out), images=images)

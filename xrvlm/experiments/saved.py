@@ -15,7 +15,7 @@ from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
 from xrvlm.data.dataset import SUBSETS, Dataset, Item, Split
 from xrvlm.errors import UserError, fits, option, plain_text
 from xrvlm.features.source import FeatureSettings
-from xrvlm.files import digest, file_text, folder_of, is_writable, leads_out, read_json, user_path
+from xrvlm.files import as_file_name, digest, file_text, folder_of, is_writable, leads_out, read_json, user_path
 from xrvlm.inference.classifier import Classifier, ModelHeader, model_file, read_model
 from xrvlm.inference.nearest import TrainingImages
 from xrvlm.text.class_names import check_no_permutation, is_list, name_classes
@@ -29,13 +29,17 @@ LATEST = "latest"
 class SavedRun:
     """The run in a folder, or of a model file. `run` may be "latest": the newest finished run in the folder `runs`.
 
-    "other/latest" is the newest in the folder other. UserError where there is none.
+    "other/latest" is the newest in the folder other, "hf:owner/name" a model on the hub. UserError where there is none.
+    `home` is where results about the run go.
     """
 
     def __init__(self, run: str | Path, runs: str | Path = "runs"):
         latest, place = is_latest(run), runs if str(run) == LATEST else Path(run).parent
-        self.model = newest_run(user_path(place)) if latest else user_path(run)
-        self.folder = folder_of(self.model)
+        on_hub = str(run).startswith("hf:")
+        self.model = newest_run(user_path(place)) if latest else model_file(run) if on_hub else user_path(run)
+        self.folder = self.home = folder_of(self.model)
+        if on_hub:                           # its folder is the hub's cache: results go to the working folder
+            self.home = user_path(as_file_name(str(run)[3:].replace("/", "-")))
         if latest:
             log.info("latest: %s", self.folder)
 

@@ -100,7 +100,6 @@ class ModelHeader:
                             "xrvlm that wrote it, or adapt again")
         if found == 1:
             from xrvlm.inference.former import of_format_1
-
             values = of_format_1(values, path)
         calibration = values.get("calibration")
         classes = ClassText(**{name: _as_tuples(value) for name, value in values["classes"].items()})
@@ -160,13 +159,11 @@ class Classifier:
 
     @typed
     def save(self, path: Path | str) -> Path:
-        """Write the model to `path` (a file ending in .safetensors, or a folder: model.safetensors inside).
-
-        Raises UserError for the name of a file of another format.
-        """
-        if not str(path).strip() or Path(path).suffix in OTHER_FORMATS:
-            raise UserError(f"{path} must end in .safetensors, or be a folder; `xrvlm.export` writes .onnx")
-        path = model_file(user_path(path))
+        """Write `path`, a file ending in .safetensors, or a folder's model.safetensors. UserError for other formats."""
+        if not str(path).strip() or Path(path).suffix in OTHER_FORMATS or str(path).startswith("hf:"):
+            raise UserError(f"{path} must end in .safetensors, or be a folder; `xrvlm.export` writes .onnx, and "
+                            "`xrvlm.push` sends a run to the hub")
+        path = model_file(path)
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.method.state_dict().items()}
         tensors |= {} if self.calibration is None else self.calibration.tensors
         metadata = {"xrvlm": self.header.to_json()}
@@ -176,7 +173,7 @@ class Classifier:
     @classmethod
     @typed
     def load(cls, path: Path | str, clip: FrozenCLIP | None = None, **tower_options: Any) -> "Classifier":
-        """Read what `save` wrote.
+        """Read what `save` wrote, or fetch what `xrvlm.push` sent: "hf:owner/name".
 
         Without `clip` the tower is loaded as the file's header says; `tower_options` are device and precision, of which
         "auto" means the precision that the run was given.
@@ -187,7 +184,7 @@ class Classifier:
         """
         for name in set(tower_options) - {"device", "precision"}:
             raise unknown("argument", name, ("path", "clip", "device", "precision"))
-        path = model_file(user_path(path))
+        path = model_file(path)
         header, tensors, calibration = read_model(path)
         try:
             return cls._restored(path, header, tensors, calibration, clip or _load_tower(path, header, tower_options))
@@ -230,7 +227,6 @@ def defaults_of(method: type) -> dict[str, Any]:
 def build_method(header: ModelHeader, clip: FrozenCLIP, path: Path) -> Method:
     """The method that the header names, freshly allocated; UserError that says `path` where it cannot be built."""
     from xrvlm.methods.registry import class_called
-
     method = class_called(header.method.name)
     known = inspect.signature(method).parameters
     gone = sorted(header.method.options.keys() - known.keys())
@@ -269,7 +265,12 @@ def _as_tuples(value: Any) -> Any:
     return tuple(_as_tuples(entry) for entry in value) if isinstance(value, list | tuple) else value
 
 
-def model_file(path: Path) -> Path:
+def model_file(path: Path | str) -> Path:
+    """The file of a model: of a folder, and of a model on the hub, which is fetched."""
+    if str(path).startswith("hf:"):
+        from xrvlm.inference.hub import fetched
+        path = fetched(path)
+    path = user_path(path)
     return path if path.suffix == ".safetensors" else path / "model.safetensors"
 
 
@@ -289,12 +290,11 @@ def read_model(path: Path) -> tuple[ModelHeader, dict[str, Tensor], Calibration 
 
 
 def _load_tower(path: Path, header: ModelHeader, options: dict[str, Any]) -> FrozenCLIP:
-    backbone = header.backbone
-    if backbone.loader is None:
-        raise UserError(f"{path} was adapted on {backbone.name}, a tower made in memory: pass it as `clip`")
+    if (loader := header.backbone.loader) is None:
+        raise UserError(f"{path} was adapted on {header.backbone.name}, a tower made in memory: pass it as `clip`")
     if options.get("precision", "auto") == "auto":
         options = options | {"precision": header.precision or "auto"}
-    return load_tower(backbone.loader, **options)
+    return load_tower(loader, **options)
 
 
 load = Classifier.load

@@ -97,7 +97,7 @@ def explain(run: str | Path, images: str | Path | Sequence[str | Path] | None = 
     if nearest < 0:
         raise UserError(f"{option('nearest')} must be at least 0, found {nearest}")
     saved = SavedRun(run)
-    folder = inside(saved.folder, "explain") if out is None else user_path(out)
+    folder = inside(saved.home, "explain") if out is None else user_path(out)
     check_writable(folder)
     classifier = saved.classifier(clip, device=device, precision=precision)
     photos = Photos.test_set(saved.dataset()) if images is None else Photos.below(images)

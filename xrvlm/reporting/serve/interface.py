@@ -1,6 +1,5 @@
 """The page's parts and its server, as Gradio wants them. Importing this module imports gradio."""
 
-import logging
 import os
 from typing import Any
 
@@ -57,7 +56,6 @@ def _uploads_alone(photos: gr.File) -> None:
 
 def launch(blocks: gr.Blocks, host: str, port: int, megabytes: float, *, wait: bool) -> gr.Blocks:
     """Start the server; UserError where the port is taken."""
-    logging.getLogger("httpx").setLevel(logging.WARNING)       # Gradio asks its own server whether it is there
     try:
         _, address, _ = blocks.launch(
             server_name=host, server_port=port or _free(host), share=False, quiet=True, prevent_thread_lock=True,

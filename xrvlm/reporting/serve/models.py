@@ -150,7 +150,7 @@ def load_models(runs: Sequence[str | Path], asked: Asked, *, topk: int, nearest:
         classifier = saved.classifier(towers.get(key), device=device, precision=precision)
         towers[key] = classifier.clip
         training = saved.training_images(classifier.clip) if nearest else None
-        name = saved.folder.name
+        name = saved.home.name
         if name in found:
             raise UserError(f"two runs are called {name}: rename the folder of one of them")
         found[name] = Model(classifier, training, asked, topk=topk, nearest=nearest)
