@@ -29,7 +29,7 @@ from xrvlm.cli.main import main
 from xrvlm.distributed import seeded
 from xrvlm.features.bank import FeatureBank
 from xrvlm.features.source import without_labels
-from xrvlm.inference import export
+from xrvlm.inference import export, onnx_graph
 from xrvlm.inference.classifier import ModelHeader
 from xrvlm.methods import plot
 from xrvlm.views import evaluation_view, read_image
@@ -241,10 +241,10 @@ def test_what_torch_cannot_export_is_told(clip, tmp_path):
 
 def test_limits_and_packages_are_told(clip, tmp_path, monkeypatch):
     model = classifier(clip, "zero_shot")
-    monkeypatch.setattr(export, "MOST_BYTES", 1000)
+    monkeypatch.setattr(onnx_graph, "MOST_BYTES", 1000)
     with pytest.raises(UserError, match="shallow has 0.0 GB of weights, an ONNX file holds 2 GB"):
         export_onnx(model, tmp_path / "model.onnx")
-    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxscript" else name)
+    monkeypatch.setattr(onnx_graph, "find_spec", lambda name: None if name == "onnxscript" else name)
     with pytest.raises(UserError, match=r"needs onnxscript: run `pip install 'xrvlm\[onnx\]'`"):
         export_onnx(model, tmp_path / "model.onnx")
 

@@ -57,6 +57,11 @@ class CausalTextEncoder(TextEncoder):
         super().__init__(text.token_embedding, memory_gb=memory_gb)
         self.text = text
 
+    def encode_window(self, tokens: Tensor) -> Tensor:
+        encode = getattr(self.text, "encode_text", self.text)    # a CLIP's own method, else the text tower as it is
+        features = encode(tokens)
+        return features[0] if isinstance(features, tuple) else features                # (n, d)
+
     def _positions(self, prompts: Prompts) -> tuple[int, Tensor]:
         common = common_prefix(prompts)
         return common, prompts.ends + 1 - common

@@ -25,6 +25,9 @@ class LibraryTextEncoder(TextEncoder):
         super().__init__(embedding, memory_gb=memory_gb)
         self.encode, self.shortens = encode, shortens
 
+    def encode_window(self, tokens: Tensor) -> Tensor:
+        return self.encode(tokens)
+
     def _positions(self, prompts: Prompts) -> tuple[int, Tensor]:
         return 0, torch.full_like(prompts.ends, self._length(prompts))
 

@@ -107,7 +107,8 @@ def _tokens(tokenizer: Any) -> Tokens:
     if isinstance(tokenizer, SimpleTokenizer):
         start, end = tokenizer.sot_token_id, tokenizer.eot_token_id
         return Tokens(lambda text: [start, *tokenizer.encode(text), end], window=_window(tokenizer), pad=0, end=end,
-                      decode=tokenizer.decode, special=tokenizer.all_special_ids)
+                      decode=tokenizer.decode, special=tokenizer.all_special_ids,
+                      tokenizer="open_clip SimpleTokenizer")
     if isinstance(tokenizer, HFTokenizer) and not tokenizer.tokenizer_mode:
         return _hf_tokens(tokenizer)
     if isinstance(tokenizer, SigLipTokenizer):
@@ -127,7 +128,7 @@ def _hf_tokens(tokenizer: HFTokenizer) -> Tokens:
         return [0 if token == tokens.end else token for token in tokens.encode(text)]
 
     return Tokens(encode, window=tokens.window, pad=tokens.pad, end=0, decode=tokens.decode, special=tokens.special,
-                  pads_left=tokens.pads_left)
+                  pads_left=tokens.pads_left, tokenizer=tokens.tokenizer)
 
 
 def _window(tokenizer: Any) -> int:

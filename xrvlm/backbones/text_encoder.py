@@ -57,6 +57,13 @@ class TextEncoder(ABC):
         no_context = self.embedding.weight.new_zeros(1, 1, 0, self.embedding.embedding_dim)
         return self.encode_prompts(no_context, tokens, tokens[:, :0], ends)[0]
 
+    @abstractmethod
+    def encode_window(self, tokens: Tensor) -> Tensor:
+        """(n, t) token ids -> (n, d), not normalised, by the library's own encoder, which finds [EOS] itself.
+
+        Unlike `encode_tokens` it computes the full window without a look at the ids, and so it can be traced.
+        """
+
     def encode_prompts(self, context: Tensor, tokens: Tensor, slots: Tensor, ends: Tensor, *,
                        shared: int = 0) -> Tensor:
         """Encode `tokens` (c, t) with the learned vectors `context` (g, c or 1, l, w) at `slots` (c, l) -> (g, c, d).
@@ -172,10 +179,13 @@ class Tokens:
         decode: ids -> text.
         special: the ids of special tokens.
         pads_left: padding precedes the text.
+        tokenizer: what it is, for people.
     """
 
     def __init__(self, encode: Callable[[str], list[int]], *, window: int, pad: int, end: int,
-                 decode: Callable[[list[int]], str], special: Collection[int], pads_left: bool = False):
+                 decode: Callable[[list[int]], str], special: Collection[int], pads_left: bool = False,
+                 tokenizer: str = ""):
+        self.tokenizer = tokenizer
         self.encode, self.window, self.pad, self.end, self.pads_left = encode, window, pad, end, pads_left
         self.decode = decode
         empty = encode("")
@@ -191,7 +201,7 @@ class Tokens:
         end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
         return cls(lambda text: tokenizer(clean(text)).input_ids, window=window, pad=tokenizer.pad_token_id, end=end,
                    decode=tokenizer.decode, special=tokenizer.all_special_ids,
-                   pads_left=tokenizer.padding_side == "left")
+                   pads_left=tokenizer.padding_side == "left", tokenizer=f"transformers {type(tokenizer).__name__}")
 
     def words(self, text: str) -> list[int]:
         """The ids of `text` without special tokens."""

@@ -19,7 +19,7 @@ from xrvlm.errors import CONTROL, SPEAKS_KEYS, UserError, check_choice, unknown
 # Values that are paths or names: taken literally, whatever Hydra's grammar would make of their characters.
 LITERAL = ("data.root", "data.file", "data.path", "data.name", "images", "out", "run", "runs", "classes",
            "against", "baseline", "data.class_names", "text.templates", "text.descriptions", "text.parts",
-           "data.hierarchy", "unknown",
+           "data.hierarchy", "unknown", "parts",
            "backbone.pretrained", "features.cache", "cache")
 # the keys of arguments without `key=`, in their order; `images` takes all that follow
 POSITIONAL = {"adapt": ["data.root"], "zeroshot": ["data.root"], "compare": ["data.root"], "data check": ["data.root"],
@@ -37,7 +37,7 @@ WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-
 GROUPS = ("backbone", "data", "features", "method", "recipe", "experiment")
 TOGETHER = ("adapt", "zeroshot")         # commands that several processes can do together
 RESUMED = ("adapt", "zeroshot", "predict", "compare", "demo")     # each run that is finished, or each image, is kept
-LISTS = ("data.class_names", "text.templates", "images", "classes")    # may also be a list in Hydra's grammar
+LISTS = ("data.class_names", "text.templates", "images", "classes", "parts")    # may also be a list in Hydra's grammar
 SCALARS: dict[str, Any] = {              # the types of values at the top level
     **dict.fromkeys(("seed", "workers", "topk", "folds", "count", "nearest", "port", "uploads", "waiting"), int),
     "runs": str, "host": str, "licence": str | None, "megabytes": float | int, "certainty": float | None,
@@ -46,6 +46,7 @@ SCALARS: dict[str, Any] = {              # the types of values at the top level
     "calibrate": Literal["none", "folds", "val"], "scaling": Literal["temperature", "vector"],
     "selection": Literal["last", "val"], "protocol": Literal["few_shot", "base_to_new", "open_set"],
     "among": Literal["run", "data"], "format": Literal["onnx"], "known": float | None, "coverage": float | None,
+    "int8": bool, "max_drop": float,
 }
 NAMES = ("adapt", "zeroshot", "eval", "predict", "explain", "export", "compare", "report", "serve", "push", "demo",
          "suspects", "next", "data check", "cache list", "cache prune")

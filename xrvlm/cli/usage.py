@@ -13,6 +13,7 @@ xrvlm adapts a frozen CLIP to fine-grained recognition.
   xrvlm predict backbone=vit_b16_openai classes=names.txt images=DIR        without a run: zero-shot
   xrvlm explain RUN [PHOTO_OR_DIR ...] [against=CLASS] [out=DIR]            what the parts look at, and what decides
   xrvlm export RUN [format=onnx] [out=FILE]         a model that runs without xrvlm and torch
+                   [int8=true] [parts=image,text]   ... in 8 bits; or the sides of the tower, for a search
   xrvlm compare DIR [budget=10m] [shots=all] [folds=5]                      which method should I take?
   xrvlm serve RUN ... [port=7860]                   a page that answers about photos that are dropped on it
   xrvlm push RUN OWNER/NAME [out=DIR]               the model and a card to the Hugging Face hub

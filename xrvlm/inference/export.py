@@ -24,33 +24,29 @@ Of a calibrated model, whose `probabilities` are scaled and whose `logits` are n
 import json
 import logging
 import math
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from xrvlm.backbones.base import FrozenCLIP
 from xrvlm.data.dataset import Item
 from xrvlm.distributed import generator
-from xrvlm.errors import UserError, option, typed
+from xrvlm.errors import UserError, typed
 from xrvlm.evaluation.conformal import SET_SCORES
 from xrvlm.features.source import evaluation_batches
-from xrvlm.files import check_replaceable, is_writable, user_path, write_atomically
+from xrvlm.files import write_atomically
 from xrvlm.inference.classifier import Classifier
+from xrvlm.inference.onnx_graph import answers, check_agreement, checked_path, graph_of, require_packages
 from xrvlm.views import ImageSource
 
 log = logging.getLogger(__name__)
 KNOWN, COVERAGES = 0.95, (0.8, 0.9, 0.95, 0.99)      # what an exported file has thresholds and limits for
 OF_LOGITS = ("probability", "logit", "energy")       # the scores that can be computed from logits alone
-TOLERANCE = 1e-4                         # of the largest logit
-MOST_BYTES = 2e9                         # of weights; a protobuf, which an ONNX file is, ends at 2 GiB
 CHECKED_SIZES = (1, 3)                   # images in a batch; the graph is traced with two
 
 
@@ -66,15 +62,12 @@ def export_onnx(classifier: Classifier, path: Path | str, *, images: Tensor | No
         UserError: a package is missing, the method needs the text tower for every image, torch cannot export the tower
             or the method, the file would be over 2 GB, or what it says is not what torch says; nothing is left behind.
     """
-    _require_packages()
+    require_packages()
     if not isinstance(classifier.class_features, Tensor):
         raise UserError(f"{classifier.method.label} runs the text tower anew for every image, and an exported file "
                         "holds the image side alone: export a run of another method, such as coop")
-    path = user_path(path)
-    if path.suffix.lower() != ".onnx":
-        raise UserError(f"{path} must end in .onnx: an ONNX file is what is written (`Classifier.save` writes others)")
-    _check_writable(path)
-    deployed = Deployed(_in_float32(classifier)).eval()
+    path = checked_path(path)
+    deployed = Deployed(in_float32(classifier)).eval()
     program = _graph(deployed, classifier)
     program.model.metadata_props.update(_metadata(classifier))
     size = classifier.clip.transform.image_size
@@ -122,42 +115,18 @@ def largest_difference(path: Path, deployed: Deployed, batches: Sequence[Tensor]
     Raises UserError where that is over `TOLERANCE`, where probabilities are not those of the logits, and where
     onnxruntime does not accept the file.
     """
-    from onnxruntime import InferenceSession
-
+    found = answers(path, [{"images": batch} for batch in batches])                        # (b, c), (b, c) each
     worst = 0.0
-    try:
-        session: Any = InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        found = [[torch.from_numpy(value) for value in session.run(None, {"images": batch.numpy()})]
-                 for batch in batches]                                                     # (b, c), (b, c) each
-    except Exception as error:    # onnxruntime's own exceptions share no base
-        raise UserError(f"onnxruntime does not run the exported graph ({_reason(error)}), nothing was written; another "
-                        "version of torch or onnxruntime may, or choose another backbone") from error
     for (probabilities, logits), batch in zip(found, batches, strict=True):
         with torch.no_grad():
             expected = deployed(batch)[1]
         worst = max(worst, ((logits - expected).abs().max() / expected.abs().max()).item())
         worst = max(worst, (probabilities - deployed.probabilities(logits)).abs().max().item())
-    if not worst <= TOLERANCE:    # not a number is no agreement either
-        raise UserError(f"the exported graph differs from torch by {worst:.1e} of the largest logit, {TOLERANCE:.0e} "
-                        "is allowed; nothing was written: try another version of torch, or choose another backbone")
-    return worst
+    return check_agreement(worst, "logit")
 
 
-def _check_writable(path: Path) -> None:
-    """UserError before the work, which takes minutes, where no file can be written to `path`."""
-    check_replaceable(path)
-    if path.is_dir() or not is_writable(path):
-        why = "it is a folder" if path.is_dir() else f"{path.parent} is no folder that you may write to"
-        raise UserError(f"cannot write {path}: {why}; name another file with {option('out', 'FILE.onnx')}")
-
-
-def _require_packages() -> None:
-    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
-    if missing:
-        raise UserError(f"an export to ONNX needs {', '.join(missing)}: run `pip install 'xrvlm[onnx]'`")
-
-
-def _in_float32(classifier: Classifier) -> Classifier:
+def in_float32(classifier: Classifier) -> Classifier:
+    """`classifier` in float32 on the CPU: itself where it is, else a copy."""
     clip = classifier.clip
     if clip.precision == "fp32" and clip.device.type == "cpu":
         return classifier
@@ -168,48 +137,28 @@ def _in_float32(classifier: Classifier) -> Classifier:
 
 
 def _graph(deployed: Deployed, classifier: Classifier) -> Any:
-    """torch's ONNXProgram, weights included."""
     size = classifier.clip.transform.image_size
-    example = torch.zeros(2, 3, size, size)
-    try:
-        with torch.no_grad(), _quietly():    # no_grad once around all: each block of it would be a graph of its own
-            program: Any = torch.onnx.export(
-                deployed, (example,), dynamo=True, verbose=False, input_names=["images"],
-                output_names=["probabilities", "logits"],
-                dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}})
-    except Exception as error:    # whatever an operator, a tracer or a converter stumbles on
-        raise UserError(f"torch cannot export {classifier.clip.name} with the method {classifier.method.label}: "
-                        f"{_reason(error)}; choose another backbone or method, or another version of torch") from error
-    size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
-    if size > MOST_BYTES:
-        raise UserError(f"{classifier.clip.name} has {size / 1e9:.1f} GB of weights, an ONNX file holds 2 GB: choose "
-                        "a smaller backbone")
-    return program
+    return graph_of(deployed, {"images": torch.zeros(2, 3, size, size)}, ["probabilities", "logits"],
+                    f"{classifier.clip.name} with the method {classifier.method.label}", classifier.clip.name)
 
 
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """The exporter warns of its own internals, and of optimisations that it leaves to others."""
-    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+def how_photos_are_read(clip: FrozenCLIP) -> dict[str, Any]:
+    """The metadata `photo` and `transform`."""
+    transform = asdict(clip.transform)
+    transform["resize_to"] = transform["resize_to"] or clip.transform.image_size
+    photo = "turned upright by its EXIF orientation; 16 bits divided by 257; transparency on white; then RGB"
+    return {"photo": photo, "transform": transform}
+
+
+def as_metadata(values: Mapping[str, Any]) -> dict[str, str]:
+    """Each value as JSON."""
+    return {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
 
 
 def _metadata(classifier: Classifier) -> Mapping[str, str]:
     clip, spec = classifier.clip, asdict(classifier.header.method)
-    transform = asdict(clip.transform)
-    transform["resize_to"] = transform["resize_to"] or clip.transform.image_size
     about = {"backbone": clip.name, "fingerprint": clip.fingerprint, "method": spec}
-    photo = "turned upright by its EXIF orientation; 16 bits divided by 257; transparency on white; then RGB"
-    values = {"photo": photo, "transform": transform, "classes": classifier.names, "xrvlm": about}
+    values = {**how_photos_are_read(clip), "classes": classifier.names, "xrvlm": about}
     if (calibration := classifier.calibration) is not None:
         by = calibration.header.known_by if calibration.header.known_by in OF_LOGITS else "energy"
         if by != calibration.header.known_by:
@@ -222,15 +171,8 @@ def _metadata(classifier: Classifier) -> Mapping[str, str]:
         values["scaling"] = asdict(calibration.header.scaling)
     if classifier.header.hierarchy is not None:
         values["hierarchy"] = dict(classifier.header.hierarchy)
-    return {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
+    return as_metadata(values)
 
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _reason(error: BaseException) -> str:
-    """The first cause in one line: exporters wrap it in pages of advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return shorten(f"{type(error).__name__}: {error}", 300, placeholder=" ...")
