@@ -147,7 +147,7 @@ def cache_prune(config: DictConfig) -> None:
     print(table(prune(config.cache, older_than=config.older_than, every=config.all, dry_run=config.dry_run)))
 
 
-OF_ADAPT = ("selection", "calibrate", "scaling", "known_by")        # the options of a run that zeroshot has not
+OF_ADAPT = ("selection", "calibrate", "scaling", "known_by", "follow")   # options of a run that zeroshot has not
 COMMANDS: dict[str, Callable[[DictConfig], None]] = {
     "adapt": adapt, "zeroshot": zeroshot, "eval": evaluate, "predict": predict, "explain": explain, "export": export,
     "compare": compare, "report": report, "demo": demo, "suspects": suspects, "next": next_, "data check": data_check,
