@@ -17,14 +17,16 @@ from xrvlm.errors import UserError, check_options, check_types, imported
 from xrvlm.files import shipped, user_path
 
 
-def adapt(config: DictConfig) -> None:
+def adapt(config: DictConfig) -> Any:
     from xrvlm.experiments.run import adapt as call
 
     # all that can be wrong before weights are fetched
     text, shots, recipe = _text(config), _shots(config.shots), recipe_of(config.recipe)
     dataset, method, options = _dataset(config), _partial(config.method, "method"), _run_options(config)
-    _show(call(_tower(config), dataset, method, shots=shots, seed=config.seed, val=config.val, recipe=recipe,
-               text=text, protocol=config.protocol, unknown=config.unknown, options=options))
+    run = call(_tower(config), dataset, method, shots=shots, seed=config.seed, val=config.val, recipe=recipe,
+               text=text, protocol=config.protocol, unknown=config.unknown, options=options)
+    _show(run)
+    return run
 
 
 def zeroshot(config: DictConfig) -> None:
@@ -148,7 +150,7 @@ def cache_prune(config: DictConfig) -> None:
 
 
 OF_ADAPT = ("selection", "calibrate", "scaling", "known_by", "follow")   # options of a run that zeroshot has not
-COMMANDS: dict[str, Callable[[DictConfig], None]] = {
+COMMANDS: dict[str, Callable[[DictConfig], Any]] = {
     "adapt": adapt, "zeroshot": zeroshot, "eval": evaluate, "predict": predict, "explain": explain, "export": export,
     "compare": compare, "report": report, "demo": demo, "suspects": suspects, "next": next_, "data check": data_check,
     "cache list": cache_list, "cache prune": cache_prune,
@@ -234,7 +236,9 @@ def _show(run: Any) -> None:
     if processes().first:
         protocol = {"base_to_new": ", base to new", "open_set": ", open set"}.get(run.record.protocol, "")
         figures = _figures(run.record.metrics, run.record.images, run.record.classes)
-        print(f"{run.record.label}{protocol}: {figures}\n{run.folder}")
+        val = run.record.metrics.get("val_top1")
+        chosen = "" if val is None else f"; validation images: top-1 {val:.1%}"
+        print(f"{run.record.label}{protocol}: {figures}{chosen}\n{run.folder}")
 
 
 def _figures(metrics: dict[str, float], images: int, classes: int) -> str:

@@ -174,6 +174,9 @@ def _run(group: Any, command: str, overrides: list[str]) -> int:
         for override in overrides:
             key, _, value = override.partition("=")
             check_choice(key, value, (*GROUPS, "hydra"))
+        if any(each.startswith("hydra/sweeper=") for each in overrides):
+            from xrvlm.cli.search import prepared
+            overrides = prepared(command, overrides)
         return 2 if _run_hydra(command, overrides) else 0
     except mistakes as error:
         if _speaks(group):
@@ -209,6 +212,8 @@ def quote(override: str, sweep: bool = False) -> str:
     a_list = key in LISTS and value.startswith("[") and value.endswith("]")
     if not equals or key.lstrip("+") not in LITERAL or quoted or a_list or value in ("null", ""):
         return override
+    if sweep and re.match(r"(choice|shuffle)\(", value):
+        return override
     if sweep and "," in value and not (os.path.exists(os.path.expanduser(value)) or "{" in value):    # noqa: PTH110, PTH111
         return f"{key}=" + ",".join(quote(f"{key}={each.strip()}").partition("=")[2] for each in value.split(","))
     if key == "runs" and value.startswith("~"):
@@ -232,18 +237,24 @@ def _run_hydra(command: str, overrides: list[str]) -> list[str]:
     except OSError as error:                 # Hydra's own files, of a sweep
         from xrvlm.cli.complete import of_disk
         raise of_disk(error) from None
+    except ValueError as error:              # of Optuna, at the end of a study
+        if "No trials are completed" not in str(error):
+            raise
+        raise UserError("no trial of the search was finished, for the reasons above") from None
     finally:
         sys.argv = before
     return mistakes
 
 
-def _task(command: str, main_process: int, mistakes: list[str], config: Any) -> None:
-    """One job. A mistake is reported at once; in a sweep the other jobs go on."""
+def _task(command: str, main_process: int, mistakes: list[str], config: Any) -> float | None:
+    """One job; of a search, its objective. A mistake is reported at once; in a sweep the other jobs go on."""
+    from hydra.core.hydra_config import HydraConfig
     from omegaconf.errors import OmegaConfBaseException
 
     from xrvlm.cli.commands import COMMANDS, check_read, check_scalars, import_own_methods
 
     logging.captureWarnings(True)
+    search = not HydraConfig.get().sweeper._target_.endswith(".BasicSweeper")
     if int(os.environ.get("RANK", "0") or 0):
         logging.disable(logging.WARNING)
     try:
@@ -251,13 +262,22 @@ def _task(command: str, main_process: int, mistakes: list[str], config: Any) -> 
             check_read(command)
             check_scalars(command, config)
             import_own_methods()
-            COMMANDS[command](config)
+            if not search:
+                COMMANDS[command](config)
+                return None
+            from xrvlm.cli.search import objective
+            return objective(command, config, COMMANDS[command])
     except (UserError, OmegaConfBaseException) as error:
         if _first_to_fail():
             _tell(error, command)
         mistakes.append(str(error))
-        if os.getpid() != main_process:      # a launcher's process: its engine must see that the job failed
+        if search or os.getpid() != main_process:      # the sweeper, or a launcher's engine, must see that it failed
             raise
+    except Exception as error:
+        if search:                           # its sweeper tells the message alone, and goes on
+            logging.exception("this trial failed")
+            mistakes.append(str(error))
+        raise
 
 
 def _first_to_fail() -> bool:
