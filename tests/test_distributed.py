@@ -52,6 +52,7 @@ from xrvlm.methods import (
 from xrvlm.methods.base import Recipe
 from xrvlm.text.class_text import class_text
 from xrvlm.training.fit import fit
+from xrvlm.training.following import Follower
 
 pytestmark = pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()),
                                 reason="this torch has no torch.distributed with gloo")
@@ -314,6 +315,22 @@ def adapted(place, method, **options):
                      options=RunOptions(runs=place / "runs", features=settings, **options))
 
 
+class Steps(Follower):
+    """Leaves a file with a letter for each event."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def begin(self, folder, options, resumed):
+        self.path.write_text("b")
+
+    def epoch(self, entry):
+        self.path.write_text(self.path.read_text() + "e")
+
+    def finish(self, metrics):
+        self.path.write_text(self.path.read_text() + ("f" if metrics else "?"))
+
+
 def runs_of_two(place):
     bank.SHARD_BYTES = features.CPU_BATCH = 1    # a shard an image
     written = []
@@ -322,7 +339,7 @@ def runs_of_two(place):
     with joined() as group:
         made = {name: adapted(place, method) for name, method in ADAPTED.items()}
         again = adapted(place, METHODS["coop"])
-        forced = adapted(place, METHODS["coop"], force=True)
+        forced = adapted(place, METHODS["coop"], force=True, follow=Steps(place / f"followed-{group.rank}"))
         assert again.record == made["coop"].record
         assert forced.record.metrics == again.record.metrics
         assert len(written) == len(set(written)) > 5
@@ -341,6 +358,8 @@ def test_all_processes_have_the_run_and_write_their_share_of_the_features(tmp_pa
     made = {name: adapted(tmp_path / "one", method) for name, method in ADAPTED.items()}
     assert_ended(children)
     assert files_of(tmp_path / "one" / "cache") == files_of(tmp_path / "two" / "cache")
+    # the first process alone is followed
+    assert {path.name: path.read_text() for path in (tmp_path / "two").glob("followed-*")} == {"followed-0": "beef"}
     for rank in range(2):
         states = torch.load(tmp_path / "two" / f"state-{rank}.pt")
         for name, run in made.items():

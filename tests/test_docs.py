@@ -65,7 +65,8 @@ def overrides_of(command: str, words: list[str]) -> list[str]:
 def jobs(overrides: list[str]) -> list[list[str]]:
     """The overrides of each job of a sweep, the values of one key at a time (the first of all others)."""
     parsed = OverridesParser.create().parse_overrides(overrides)
-    choices = [list(one.sweep_string_iterator()) if one.is_sweep_override() else [None] for one in parsed]
+    choices = [[None] if not one.is_sweep_override() else [str(one.value().start)] if one.is_interval_sweep()
+               else list(one.sweep_string_iterator()) for one in parsed]
     found = []
     for index, values in enumerate(choices):
         for value in values:

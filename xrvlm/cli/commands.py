@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import fields
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -127,7 +128,7 @@ def cache_prune(config: DictConfig) -> None:
     print(table(prune(config.cache, older_than=config.older_than, every=config.all, dry_run=config.dry_run)))
 
 
-COMMANDS: dict[str, Callable[[DictConfig], None]] = {
+COMMANDS: dict[str, Callable[[DictConfig], Any]] = {
     "adapt": adapt, "zeroshot": zeroshot, "eval": evaluate, "predict": predict, "explain": explain, "export": export,
     "compare": compare, "report": report, "serve": serve, "push": push, "demo": demo, "suspects": suspects,
     "next": next_, "data check": data_check, "cache list": cache_list, "cache prune": cache_prune,

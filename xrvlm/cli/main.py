@@ -43,6 +43,7 @@ SCALARS: dict[str, Any] = {              # the types of values at the top level
     "runs": str, "host": str, "licence": str | None, "megabytes": float | int, "certainty": float | None,
     **dict.fromkeys(("val", "force", "small", "pictures", "all_shots", "photos", "all", "dry_run", "private"), bool),
     "device": Literal["auto", "cpu", "cuda", "mps"], "precision": Literal["auto", "fp32", "bf16", "fp16"],
+    "follow": Literal["none", "tensorboard", "trackio", "wandb"],
     "calibrate": Literal["none", "folds", "val"], "scaling": Literal["temperature", "vector"],
     "selection": Literal["last", "val"], "protocol": Literal["few_shot", "base_to_new", "open_set"],
     "among": Literal["run", "data"], "format": Literal["onnx"], "known": float | None, "coverage": float | None,
@@ -179,6 +180,9 @@ def _run(group: Any, command: str, overrides: list[str]) -> int:
         for override in overrides:
             key, _, value = override.partition("=")
             check_choice(key, value, (*GROUPS, "hydra"))
+        if any(each.startswith("hydra/sweeper=") for each in overrides):
+            from xrvlm.cli.search import prepared
+            overrides = prepared(command, overrides)
         return 2 if _run_hydra(command, overrides) else 0
     except mistakes as error:
         if _speaks(group):
@@ -214,6 +218,8 @@ def quote(override: str, sweep: bool = False, lists: Sequence[str] = LISTS) -> s
     a_list = key in lists and value.startswith("[") and value.endswith("]")
     if not equals or key.lstrip("+") not in LITERAL or quoted or a_list or value in ("null", ""):
         return override
+    if sweep and re.match(r"(choice|shuffle)\(", value):
+        return override
     if sweep and "," in value and not (os.path.exists(os.path.expanduser(value)) or "{" in value):    # noqa: PTH110, PTH111
         return f"{key}=" + ",".join(quote(f"{key}={each.strip()}").partition("=")[2] for each in value.split(","))
     if key == "runs" and value.startswith("~"):
@@ -237,19 +243,25 @@ def _run_hydra(command: str, overrides: list[str]) -> list[str]:
     except OSError as error:                 # Hydra's own files, of a sweep
         from xrvlm.cli.complete import of_disk
         raise of_disk(error) from None
+    except ValueError as error:              # of Optuna, at the end of a study
+        if "No trials are completed" not in str(error):
+            raise
+        raise UserError("no trial of the search was finished, for the reasons above") from None
     finally:
         sys.argv = before
     return mistakes
 
 
-def _task(command: str, main_process: int, mistakes: list[str], config: Any) -> None:
-    """One job. A mistake is reported at once; in a sweep the other jobs go on."""
+def _task(command: str, main_process: int, mistakes: list[str], config: Any) -> float | None:
+    """One job; of a search, its objective. A mistake is reported at once; in a sweep the other jobs go on."""
+    from hydra.core.hydra_config import HydraConfig
     from omegaconf.errors import OmegaConfBaseException
 
     from xrvlm.cli.commands import COMMANDS
     from xrvlm.cli.runs import check_read, check_scalars, import_own_methods
 
     logging.captureWarnings(True)
+    search = not HydraConfig.get().sweeper._target_.endswith(".BasicSweeper")
     if int(os.environ.get("RANK", "0") or 0):
         logging.disable(logging.WARNING)
     try:
@@ -257,13 +269,22 @@ def _task(command: str, main_process: int, mistakes: list[str], config: Any) -> 
             check_read(command)
             check_scalars(command, config)
             import_own_methods()
-            COMMANDS[command](config)
+            if not search:
+                COMMANDS[command](config)
+                return None
+            from xrvlm.cli.search import objective
+            return objective(command, config, COMMANDS[command])
     except (UserError, OmegaConfBaseException) as error:
         if _first_to_fail():
             _tell(error, command)
         mistakes.append(str(error))
-        if os.getpid() != main_process:      # a launcher's process: its engine must see that the job failed
+        if search or os.getpid() != main_process:      # the sweeper, or a launcher's engine, must see that it failed
             raise
+    except Exception as error:
+        if search:                           # its sweeper tells the message alone, and goes on
+            logging.exception("this trial failed")
+            mistakes.append(str(error))
+        raise
 
 
 def _first_to_fail() -> bool:

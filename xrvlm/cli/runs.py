@@ -16,17 +16,19 @@ from xrvlm.distributed import processes
 from xrvlm.errors import UserError, check_options, check_types, imported
 from xrvlm.files import shipped
 
-OF_ADAPT = ("selection", "calibrate", "scaling", "known_by")        # the options of a run that zeroshot has not
+OF_ADAPT = ("selection", "calibrate", "scaling", "known_by", "follow")     # options of a run that zeroshot has not
 
 
-def adapt(config: DictConfig) -> None:
+def adapt(config: DictConfig) -> Any:
     from xrvlm.experiments.run import adapt as call
 
     # all that can be wrong before weights are fetched
     text, shots, recipe = text_of(config), shots_of(config.shots), recipe_of(config.recipe)
     dataset, method, options = dataset_of(config), partial_of(config.method, "method"), run_options_of(config)
-    _show(call(tower_of(config), dataset, method, shots=shots, seed=config.seed, val=config.val, recipe=recipe,
-               text=text, protocol=config.protocol, unknown=config.unknown, options=options))
+    run = call(tower_of(config), dataset, method, shots=shots, seed=config.seed, val=config.val, recipe=recipe,
+               text=text, protocol=config.protocol, unknown=config.unknown, options=options)
+    _show(run)
+    return run
 
 
 def zeroshot(config: DictConfig) -> None:
@@ -70,7 +72,9 @@ def _show(run: Any) -> None:
     if processes().first:
         protocol = {"base_to_new": ", base to new", "open_set": ", open set"}.get(run.record.protocol, "")
         figures = _figures(run.record.metrics, run.record.images, run.record.classes)
-        print(f"{run.record.label}{protocol}: {figures}\n{run.folder}")
+        val = run.record.metrics.get("val_top1")
+        chosen = "" if val is None else f"; validation images: top-1 {val:.1%}"
+        print(f"{run.record.label}{protocol}: {figures}{chosen}\n{run.folder}")
 
 
 def _figures(metrics: dict[str, float], images: int, classes: int) -> str:

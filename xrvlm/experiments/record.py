@@ -22,6 +22,7 @@ from xrvlm.inference.calibration import Calibrate, ScalingKind
 from xrvlm.inference.classifier import ModelHeader
 from xrvlm.methods.base import Method
 from xrvlm.training.fit import TRAINING_REVISION, Selection
+from xrvlm.training.following import Follow, follower_of
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def _is_too_long(path: str) -> bool:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where and how a run is done; `runs`, `workers` and `force` have no influence on its result."""
+    """Where and how a run is done; `runs`, `workers`, `force` and `follow` have no influence on its result."""
 
     runs: Path | str = "runs"
     features: FeatureSettings = field(default_factory=FeatureSettings)
@@ -48,9 +49,12 @@ class RunOptions:
     calibrate: Calibrate = "none"        # "folds" or "val": which labelled images calibrate the model
     scaling: ScalingKind = "temperature"     # or "vector": how its logits are scaled
     known_by: Score = "energy"           # the score by which an image is one of the classes, or unknown
+    follow: Follow = "none"              # where its training is shown, or a `Follower` of your own
 
     def __post_init__(self):
         check_fields(self)
+        if self.follow != "none":
+            follower_of(self.follow)     # its package is there, before any work
 
     @property
     def calibration(self) -> dict[str, str]:     # of a calibrated run alone: for its identity and for config.yaml
@@ -72,6 +76,15 @@ class Identity:
     seed: int
     images: Sequence[Any]                # fingerprints of the splits and the hash of every image
 
+    @classmethod
+    def of(cls, header: ModelHeader, method: type[Method], shots: int | str, seed: int, images: Sequence[Any],
+           settings: Mapping[str, Any], **more: Any) -> "Identity":
+        """The identity of a run whose model has this header; `settings` are dataclasses such as the recipe."""
+        backbone = {key: value for key, value in asdict(header.backbone).items() if key != "loader"}
+        return cls({"method": {"name": header.method.name, "options": header.method.changed(method)},
+                    "revisions": revisions_of(method), "backbone": backbone, "classes": not_at_default(header.classes),
+                    **{name: not_at_default(value) for name, value in settings.items()}, **more}, shots, seed, images)
+
     @cached_property
     def series(self) -> str:
         """Hash of everything but shots, seed and images: what may be joined over shots."""
@@ -90,15 +103,6 @@ class Identity:
 
 def revisions_of(method: type[Method]) -> dict[str, int]:
     return {"method": method.revision, "training": TRAINING_REVISION, "features": FEATURES_REVISION}
-
-
-def identity_options(header: ModelHeader, method: type[Method], settings: Mapping[str, Any],
-                     **more: Any) -> dict[str, Any]:
-    """`Identity.options` of a model with this header; `settings` are dataclasses such as the recipe."""
-    backbone = {key: value for key, value in asdict(header.backbone).items() if key != "loader"}
-    return {"method": {"name": header.method.name, "options": header.method.changed(method)},
-            "revisions": revisions_of(method), "backbone": backbone, "classes": not_at_default(header.classes),
-            **{name: not_at_default(value) for name, value in settings.items()}, **more}
 
 
 def not_at_default(settings: Any) -> dict[str, Any]:
@@ -201,9 +205,9 @@ class RunFolder:
         for path in (self.path / "record.json", *self.unfinished):
             path.unlink(missing_ok=True)
 
-    def warn_of_earlier(self, revisions: Mapping[str, int]) -> None:
+    def warn_of_earlier(self, method: type[Method]) -> None:
         """Say that runs of the same name and an earlier revision are neither continued nor taken for this one."""
-        stem = self.path.name.rpartition("-")[0]
+        stem, revisions = self.path.name.rpartition("-")[0], revisions_of(method)
         for other in sorted(self.path.parent.glob(f"{stem}-*/record.json")):
             try:
                 before = read_record(other).revisions
@@ -289,6 +293,7 @@ def _run_of(line: str, path: Path) -> str | None:
 
 
 def write_losses(folder: Path, losses: Sequence[dict]) -> None:
-    """losses.csv: epoch, loss, learning_rate and, where there is one, val_top1."""
+    """losses.csv: epoch, loss, learning_rate and, where there is one, val_top1. No file where there was no epoch."""
     columns = ["epoch", "loss", "learning_rate", *(["val_top1"] if any("val_top1" in row for row in losses) else [])]
-    write_rows(folder / LOSSES, columns, losses)
+    if losses:
+        write_rows(folder / LOSSES, columns, losses)

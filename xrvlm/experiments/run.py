@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -15,19 +16,10 @@ from xrvlm.backbones.base import FrozenCLIP, Need
 from xrvlm.data.dataset import Dataset, Item, Split, hash_images, label_budget, sample_shots, with_test_set, write_split
 from xrvlm.distributed import processes, seeded
 from xrvlm.errors import UserError, option, typed
-from xrvlm.evaluation.metrics import write_scores
+from xrvlm.evaluation.metrics import top1, write_scores
 from xrvlm.experiments.calibrate import calibrate, check_calibration, check_unread, write_figures
 from xrvlm.experiments.protocols import NewClasses, OpenSet, Protocol, beside, in_parts
-from xrvlm.experiments.record import (
-    Identity,
-    RunFolder,
-    RunOptions,
-    RunRecord,
-    append_record,
-    identity_options,
-    revisions_of,
-    write_losses,
-)
+from xrvlm.experiments.record import Identity, RunFolder, RunOptions, RunRecord, append_record, write_losses
 from xrvlm.features.bank import FeatureBank
 from xrvlm.features.source import FeatureSource, feature_source
 from xrvlm.files import as_file_name, digest, user_path, write_json, write_text
@@ -36,6 +28,7 @@ from xrvlm.inference.classifier import Classifier, MethodFactory, MethodHeader, 
 from xrvlm.methods.base import Method, Recipe, probabilities
 from xrvlm.text.class_text import ClassText, class_text, few, saved_text, text_maker
 from xrvlm.training.fit import Progress, check_selection, fitting_recipe, learn
+from xrvlm.training.following import Follower, following
 
 log = logging.getLogger(__name__)
 BUSY = "another process is at this run; wait for it, or choose another folder of runs"
@@ -177,13 +170,12 @@ class _Setup:
     @cached_property
     def identity(self) -> Identity:
         settings = {"recipe": self.recipe, "features": self.options.features.identity}
-        options = identity_options(
-            self.header, type(self.method), settings, text_path=self.clip.text_path, precision=self.clip.precision,
-            selection=self.options.selection, val=bool(self.split.val), tested=self.tested,
-            **(self.new.identity if self.new else {}) | self.options.calibration,
+        images = [*(split.fingerprint for split in self.splits.values()), self.hashes]
+        return Identity.of(
+            self.header, type(self.method), self.shots, self.seed, images, settings, text_path=self.clip.text_path,
+            precision=self.clip.precision, selection=self.options.selection, val=bool(self.split.val),
+            tested=self.tested, **(self.new.identity if self.new else {}) | self.options.calibration,
             **({"hierarchy": self.header.hierarchy} if self.header.hierarchy else {}))
-        return Identity(options, self.shots, self.seed, [
-            *(split.fingerprint for split in self.splits.values()), self.hashes])
 
     @property
     def protocol(self) -> str:
@@ -231,25 +223,33 @@ class _Setup:
             needs = self.method.needs | self.new.needs if self.new else self.method.needs
             tests = [self.source(each.test, 0, needs) for each in (self.split, self.new) if each is not None]
         fresh = None if self.options.calibrate == "none" else deepcopy(self.method)
-        progress = learn(self.method, self.clip, self.recipe, seed=self.seed,
-                         train=train if self.method.learns else None,
-                         val=None if self.options.calibrate == "val" else val, test=tests[0],
-                         selection=self.options.selection, checkpoint=self.folder.checkpoint,
-                         identity=self.identity.key)
-        calibration = None if fresh is None else calibrate(self, fresh, train, val)
-        if group.first:
-            run = self._conclude(train, tests, progress, calibration)
-            for path in self.folder.unfinished:
-                path.unlink(missing_ok=True)
+        with self._followed() as follower:
+            progress = learn(self.method, self.clip, self.recipe, seed=self.seed,
+                             train=train if self.method.learns else None, test=tests[0],
+                             val=None if self.options.calibrate == "val" else val, selection=self.options.selection,
+                             checkpoint=self.folder.checkpoint, identity=self.identity.key,
+                             follow=follower and follower.epoch)
+            calibration = None if fresh is None else calibrate(self, fresh, train, val)
+            if group.first:
+                run = self._conclude(train, val, tests, progress, calibration)
+                if follower:
+                    follower.finish(run.record.metrics | {"train_seconds": progress.seconds})
+                for path in self.folder.unfinished:
+                    path.unlink(missing_ok=True)
         group.meet()
         return run
+
+    def _followed(self) -> AbstractContextManager[Follower | None]:
+        if self.options.follow == "none" or not processes().first:
+            return nullcontext()
+        return following(self.options.follow, self.folder.path, self._saved(), self.folder.checkpoint.is_file())
 
     def _begin(self) -> None:
         folder = self.folder
         if self.options.force:
             folder.restart()
         log.info("%s\n%s", self.split.summary, folder.path)
-        folder.warn_of_earlier(revisions_of(type(self.method)))
+        folder.warn_of_earlier(type(self.method))
         untested = set(range(len(self.split.classes))) - {item.label for item in self.split.test}
         if untested:
             log.warning("%d of %d classes have no test image, the figures are of the others: %s", len(untested),
@@ -269,17 +269,17 @@ class _Setup:
                 "protocol": self.protocol, "shots": self.shots, "seed": self.seed, "val": bool(self.split.val),
                 "selection": self.options.selection, **(self.new.saved if self.new else {}), **self.options.calibration}
 
-    def _conclude(self, train: FeatureSource | None, tests: list[FeatureSource], progress: Progress,
-                  calibration: Calibration | None) -> Run:
+    def _conclude(self, train: FeatureSource | None, val: FeatureSource | None, tests: list[FeatureSource],
+                  progress: Progress, calibration: Calibration | None) -> Run:
         folder, (test, *more) = self.folder.path, tests
         summary = write_scores(folder, test.ids, test.labels, probabilities(self.method, self.clip, test),
                                self.split.classes, hierarchy=self.header.hierarchy)
         if self.new:
             summary |= self.new.score(self.method, self.clip, test, more[0], folder, summary["top1"])
-        if progress.losses:
-            write_losses(folder, progress.losses)
-        if calibration is not None:
-            summary |= write_figures(self, calibration, test)
+        if val is not None and self.options.selection == "val":      # of the model that is kept: a search goes by it
+            summary["val_top1"] = top1(probabilities(self.method, self.clip, val), val.labels)
+        write_losses(folder, progress.losses)
+        summary |= {} if calibration is None else write_figures(self, calibration, test)
         header = replace(self.header, metrics=summary, calibration=calibration and calibration.header)
         classifier = Classifier(self.clip, self.method, header, calibration)
         classifier.save(folder)

@@ -5,6 +5,7 @@ in their learning rate (Wortsman et al., ICML 2022, arXiv:2203.05482).
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,14 @@ from xrvlm.distributed import Group, seeded
 from xrvlm.methods.base import Method
 
 State = dict[str, Tensor]
+
+
+@dataclass
+class Kept:
+    """Weights of finished epochs from which the result is made."""
+
+    best: State = field(default_factory=dict)        # of the epoch with the best top-1 on the validation images
+    total: State = field(default_factory=dict)       # the sum of all weights that are averaged
 
 
 def add(total: State, state: State, method: nn.Module) -> State:

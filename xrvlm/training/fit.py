@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -26,11 +26,12 @@ from xrvlm.evaluation.metrics import top1
 from xrvlm.features.source import FeatureSource, sharded_batches, training_order, without_labels
 from xrvlm.files import parsed, write_atomically
 from xrvlm.methods.base import Method, Recipe, chosen_recipe, probabilities
-from xrvlm.training.averaging import State, add, load_mean, reestimate
+from xrvlm.training.averaging import Kept, State, add, load_mean, reestimate
 from xrvlm.training.text_pass import shared_class_features
 
 log = logging.getLogger(__name__)
 Selection = Literal["last", "val"]
+Told = Callable[[Mapping[str, float]], None]       # of an epoch's line of losses.csv
 # of the lifecycle, the loop, the optimisers and the averaging of weights: raised where a change alters numbers. It is
 # part of every run's identity: runs from before are neither finished nor resumed
 TRAINING_REVISION = 1
@@ -44,14 +45,6 @@ class Progress:
     seconds: float = 0.0                 # of training, over all sessions
     best_val: float = -1.0               # top-1, at the present learning rate
     losses: list[dict[str, float]] = field(default_factory=list)      # one entry an epoch
-
-
-@dataclass
-class Kept:
-    """Weights of finished epochs from which the result is made."""
-
-    best: State = field(default_factory=dict)        # of the epoch with the best top-1 on the validation images
-    total: State = field(default_factory=dict)       # the sum of all weights that are averaged
 
 
 def check_selection(recipe: Recipe, selection: Selection) -> None:
@@ -80,7 +73,8 @@ def fitting_recipe(wanted: Recipe | str | Mapping[str, Any] | None, method: Meth
 
 def learn(method: Method, clip: FrozenCLIP, recipe: Recipe, *, seed: int, train: FeatureSource | None,
           val: FeatureSource | None = None, test: FeatureSource | None = None, selection: Selection = "last",
-          checkpoint: Path | None = None, identity: str = "", until: float | None = None) -> Progress:
+          checkpoint: Path | None = None, identity: str = "", until: float | None = None,
+          follow: Told | None = None) -> Progress:
     """The lifecycle of a method: prepare, fit where the recipe has epochs, transduce where the method is transductive.
 
     Of `test`, a transductive method gets the features without labels and in a random order; no other method gets any.
@@ -94,7 +88,7 @@ def learn(method: Method, clip: FrozenCLIP, recipe: Recipe, *, seed: int, train:
     prepared = time.perf_counter() - start
     if train is not None and recipe.epochs:
         progress = fit(method, clip, train, recipe, seed=seed, val=val, selection=selection, checkpoint=checkpoint,
-                       identity=identity, until=until)
+                       identity=identity, until=until, follow=follow)
     start = time.perf_counter()
     if method.transductive and group.first:
         assert test is not None, "a transductive method reads the test images"
@@ -105,12 +99,13 @@ def learn(method: Method, clip: FrozenCLIP, recipe: Recipe, *, seed: int, train:
 
 def fit(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe: Recipe, *, seed: int,
         val: FeatureSource | None = None, selection: Selection = "last", checkpoint: Path | None = None,
-        identity: str = "", until: float | None = None) -> Progress:
+        identity: str = "", until: float | None = None, follow: Told | None = None) -> Progress:
     """Train `method` in place. A method without trainable parameters returns at once.
 
     With `checkpoint`, the state is written after every epoch and a run that was stopped goes on from there; a
     checkpoint of another `identity` is refused. `selection="val"` keeps the epoch with the best top-1 on `val` (the
     first of equals), one for each learning rate of a soup. UserError once it is later than `until` (time.monotonic).
+    Rank 0 calls `follow` after every epoch with its line of losses.csv, before the checkpoint is written.
 
     In a distributed run every rank calls this with the same arguments and ends with the same weights; where the method
     does not split its batches, rank 0 alone calls it.
@@ -133,15 +128,14 @@ def fit(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe: Recipe,
         start = time.perf_counter()
         entry = run.epoch(done)
         progress.epochs, progress.seconds = done + 1, progress.seconds + time.perf_counter() - start
-        progress.losses.append(entry)
         epochs.set_postfix(loss=f"{entry['loss']:.3f}")
+        if follow is not None and group.first:
+            follow(entry)
         if checkpoint is not None and group.first:
             _save(checkpoint, identity, method, run.optimizer, progress, run.kept)
         if until is not None and time.monotonic() > until and done + 1 < total:
             raise UserError(f"its time was over after {done + 1} of {total} epochs")
-    start = time.perf_counter()
     run.conclude()
-    progress.seconds += time.perf_counter() - start
     return progress
 
 
@@ -184,6 +178,7 @@ class _Fit:
                 self.progress.best_val, self.kept.best = score, state_of(self.method)
         if recipe.averaged > 1 and epoch >= recipe.epochs - max(1, recipe.average_last):
             self.kept.total = add(self.kept.total, self.kept.best or state_of(self.method), self.method)
+        self.progress.losses.append(entry)
         return entry
 
     def _score(self) -> float:
@@ -192,6 +187,7 @@ class _Fit:
 
     def conclude(self) -> None:
         """Give the method its final weights: the last epoch's, the best epoch's or a mean."""
+        start = time.perf_counter()
         if self.recipe.averaged > 1:
             load_mean(self.method, self.kept.total, self.recipe.averaged)
         elif self.kept.best:
@@ -201,6 +197,7 @@ class _Fit:
                                    balanced=self.recipe.balanced)
             batches = sharded_batches(self.source, order, self.recipe.epochs, self.group, self.clip.device)
             reestimate(self.method, self.clip, batches, self.seed, self.group)
+        self.progress.seconds += time.perf_counter() - start
 
 
 def _train_epoch(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe: Recipe,
