@@ -34,10 +34,8 @@ class Published:
     def of(self, row: Row) -> float | None:
         """The published result of the row's method with its number of shots; None if there is none."""
         first = row.first
-        if first.label == ZERO_SHOT:
-            fits = first.prompts == "names" and first.shots == 0
-        else:
-            fits = first.shots == self.shots
+        free = first.prompts == "names" and first.shots == 0
+        fits = free if first.label == ZERO_SHOT else first.shots == self.shots
         # the paper's own method: by its head, with its other options and its recipe as they are
         as_in_paper = not first.options.keys() - {"head"} and variant(first, "recipe") == "own"
         of_head = self.top1.get(f"{first.label}, head {first.head}") if as_in_paper else None
@@ -61,6 +59,15 @@ def published(rows: Sequence[Row], root: Path) -> Published:
         return Published(mismatch=f"Results that others published for {first.data} are left out: they were measured "
                                   f"on {table['measured_on']} of {images:,} images of {classes:,} classes, and the "
                                   f"one here is {sizes}.")
+    return _of(table, key)
+
+
+def reported(data: str) -> Published:
+    """What others report for a data set of this name, whether or not a run is comparable with it."""
+    return next((_of(table, key) for table in _tables() if (key := _key(data, table))), Published())
+
+
+def _of(table: dict[str, Any], key: str) -> Published:
     column = list(table["data"]).index(key)
     top1 = {method: row[column] for method, row in table["top1"].items()}
     return Published(dict(sorted(top1.items(), key=lambda pair: pair[1])), source=table["source"],
@@ -78,9 +85,12 @@ def _test_set(folder: Path) -> tuple[int, int] | None:
 
 def _data_key(run: RunRecord, table: dict[str, Any]) -> str | None:
     """The key of the table's data set that matches the run's data set and backbone."""
-    name = re.sub(r"[^a-z0-9]", "", run.data.lower())
-    if run.backbone not in table["backbones"] or run.protocol != "few_shot":
-        return None
+    comparable = run.backbone in table["backbones"] and run.protocol == "few_shot"
+    return _key(run.data, table) if comparable else None
+
+
+def _key(data: str, table: dict[str, Any]) -> str | None:
+    name = re.sub(r"[^a-z0-9]", "", data.lower())
     return next((key for key, names in table["data"].items() if name in names), None)
 
 
