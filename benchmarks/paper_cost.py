@@ -193,7 +193,7 @@ def _shares(configs: dict[Job, Any], dataset: Dataset, split: Split, probe: Prob
         shares[job] = Share(encoded, count, encoded / rate + count * seconds, saved)
     lines += [_line(method, [share for job, share in shares.items() if job.method == method], steps[method])
               for method in steps]
-    lines.append(f"    decoding {decoder:.3g} images/s a process, {workers} process{'es' * (workers > 1)}")
+    lines.append(f"    decoding {decoder:,.1f} images/s a process, {workers} process{'es' * (workers > 1)}")
     size = partial(bank_bytes, probe.clip, settings=settings, needs=XRVLM.needs)
     drawn = max(_drawn(split, job.shots) for job in configs) * len({job.seed for job in configs})
     banks = 0.0 if online else size(count=len(split.test), views=0) + size(count=drawn, views=views)
@@ -222,9 +222,10 @@ def _in_all(shares: Sequence[Share], banks: float, probe: Probe) -> list[str]:
     name = str(probe.config.backbone.get("pretrained") or "")
     fetched = name and not Path(name).exists()
     download = f"about {weights:.1f} GB, once, if they are not there yet" if fetched else "none"
-    return [f"In all {len(shares)} runs, {images:,} images through the tower (a finished run is not done again).",
+    runs = f"{len(shares)} run{'s' * (len(shares) > 1)}"
+    return [f"In all {runs}, {images:,} images through the tower (a finished run is not done again).",
             f"Time: about {_time(seconds)}. This is an estimate, from a few timed batches on this device: tower "
-            f"{probe.tower:.3g} images/s, {probe.clip.precision}, {_device(probe.clip)}. Starting the runs, closed "
+            f"{probe.tower:,.1f} images/s, {probe.clip.precision}, {_device(probe.clip)}. Starting the runs, closed "
             "forms, evaluation and the report are not counted.",
             f"Disk: about {disk / GB:.2f} GB of models and {banks / GB:.1f} GB of features.",
             f"Weights to download: {download}."]
