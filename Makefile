@@ -14,8 +14,12 @@ ONE_VIEW := features.views=0 method=tip_adapter_f,residual_probe,task_res,clip_a
 CLOSED := zero_shot,linear_probe,xr_vlm_plus,gda,tip_adapter,lp_plus_plus,clap,clip_adapter,task_res,tip_adapter_f,residual_probe,prolip
 PHOTOS ?=
 COMMA := ,
+DATA ?=
+SUITE ?= cub
+DRY ?=
+ARGS ?=
 
-.PHONY: demo test fuzz lint docs results methods photos trust bench ablation base_to_new setup clean
+.PHONY: demo test fuzz lint docs results methods photos trust paper bench ablation base_to_new setup clean
 
 demo: $(READY)          ## the main job on the embedded default, offline, in a few minutes
 	$(BIN)/xrvlm demo
@@ -95,6 +99,13 @@ photos: $(READY)        ## docs/results/photos.md: all methods, and XR-VLM's abl
 		$$cut method=xr_vlm && \
 		$$all shots=1,4,16 method=coop && $$all shots=16 method=cocoop,plot,gallop || exit 1; \
 	done
+
+# DATA=DIR: CUB_200_2011, or with SUITE=eleven the folder of CoOp's data sets; DRY=1 tells the cost and stops;
+# ARGS="--shots 1,2,4,8,16,all": see .venv/bin/python benchmarks/paper.py --help
+paper: $(READY)         ## XR-VLM's experiments with the real weights and data, beside the paper's figures; a GPU
+	@test -n "$(DATA)" || { echo "make paper needs DATA=DIR: the folder CUB_200_2011, or with SUITE=eleven the folder" \
+		"of CoOp's data sets (docs/guides/paper.md)" >&2; exit 2; }
+	$(BIN)/python benchmarks/paper.py --suite $(SUITE) --data "$(DATA)" $(if $(DRY),--dry-run) $(ARGS)
 
 bench: $(READY)         ## the speeds that matter most, against a baseline in the same run; minutes
 	$(BIN)/python benchmarks/train_step.py --classes 100 --turns 3

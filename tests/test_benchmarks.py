@@ -8,7 +8,8 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-BENCHMARKS = sorted(path for path in FOLDER.glob("*.py") if path.stem != "common")
+SHARED = ("common", "paper_cost", "paper_page")      # modules of others
+BENCHMARKS = sorted(path for path in FOLDER.glob("*.py") if path.stem not in SHARED)
 
 
 @pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)

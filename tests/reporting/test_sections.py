@@ -124,6 +124,21 @@ def test_published_figures_where_data_test_set_backbone_and_shots_match(tmp_path
     assert published([free], tmp_path).of(free) == 43.6
 
 
+def test_the_papers_own_figures_stand_beside_its_tower_its_heads_and_its_recipe(tmp_path):
+    tower = f"{TOWER} (resize 256, bilinear)"
+    ours = {"data": "cub", "label": "XR-VLM", "backbone": tower}
+    for head, score in (("cross", 80.93), ("alignment", 77.15), ("visual", None)):
+        row = row_on(tmp_path, 200, 5794, **ours, head=head, options={"head": head})
+        assert published([row], tmp_path).of(row) == score
+    assert "epoch was chosen on the test set" in published([row], tmp_path).source
+    for change in ({"backbone": TOWER}, {"shots": 8}, {"recipe": "fast"}, {"options": {"image_parts": 2}}):
+        row = row_on(tmp_path, 200, 5794, **({**ours, "head": "cross"} | change))
+        assert published([row], tmp_path).of(row) is None
+    replica = row_on(tmp_path, 10, 100, **ours, head="cross")
+    assert published([replica], tmp_path).mismatch.endswith(
+        "on the official test set of 5,794 images of 200 classes, and the one here is 100 of 10.")
+
+
 def test_no_published_figure_beside_another_test_set(tmp_path):
     """DTD's official split, and a folder of that name, have other test images than the published results."""
     official, theirs = (row_on(tmp_path, 47, images, data="dtd", label="CoOp") for images in (1880, 1692))

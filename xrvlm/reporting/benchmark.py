@@ -13,7 +13,7 @@ from xrvlm.reporting.baseline import Baseline, baseline_of
 from xrvlm.reporting.paired import COVERAGE, Difference, paired_difference, read_hits
 from xrvlm.reporting.plots import figures as plots
 from xrvlm.reporting.plots import report as plots_report
-from xrvlm.reporting.published import Published, published, source
+from xrvlm.reporting.published import Published, published
 from xrvlm.reporting.results import Row, Shots, by_curve, display_names, shot_counts, shots_order
 from xrvlm.reporting.sections import Picture, Section, slugged
 from xrvlm.reporting.tables import HEADLINES, table_over_shots, with_column
@@ -105,7 +105,7 @@ def read_benchmark(table: Table, wanted: str | None, root: Path, out: Path) -> B
     if any(others.of(row) is not None for row in table.rows):
         cells = ["-" if (score := others.of(row)) is None else f"{score:.1f}" for row in table.rows]
         table = with_column(table, "Published", cells, "published: top-1 that other authors report for the method with "
-                            f"as many shots on a test set of the same size, not run here ({source()})")
+                            f"as many shots on a test set of the same size, not run here ({others.source})")
     return Benchmark(table, over_shots, names, baseline, differences, others, _pictures(table, names, baseline, out))
 
 

@@ -15,7 +15,6 @@ from PIL import Image
 from xrvlm.evaluation.text_tables import Table
 from xrvlm.reporting.benchmark import Benchmark, Contents, shots_in_words
 from xrvlm.reporting.paired import COVERAGE
-from xrvlm.reporting.published import source
 from xrvlm.reporting.results import Row, by_curve
 from xrvlm.reporting.sections import Picture
 
@@ -54,7 +53,7 @@ class Image64:
 def html_page(contents: Contents) -> str:
     return _template().render(
         contents=contents, means=_means, shots_in_words=shots_in_words, first_table=_first_table,
-        all_metrics=_all_metrics, embedded=_embedded, coverage=f"{COVERAGE:.0%}", source=source(),
+        all_metrics=_all_metrics, embedded=_embedded, coverage=f"{COVERAGE:.0%}",
         link=lambda folder: _relative(folder, contents.folder), percent=lambda share: f"{100 * share:.1f}", many=MANY)
 
 

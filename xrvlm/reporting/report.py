@@ -19,7 +19,6 @@ from xrvlm.experiments.saved import source_of as source_of_run
 from xrvlm.reporting.across import across_data
 from xrvlm.reporting.benchmark import Benchmark, Contents, read_benchmark, shots_in_words
 from xrvlm.reporting.page import html_page
-from xrvlm.reporting.published import source
 from xrvlm.reporting.results import with_distinguishing_options
 from xrvlm.reporting.sections import Album, Picture, Section, read_section
 from xrvlm.reporting.tables import latex_tables, tables, terminal_table
@@ -125,7 +124,7 @@ def _overview(benchmark: Benchmark, out: Path) -> str:
     if benchmark.published.top1:
         rows = [[method, f"{score:.1f}"] for method, score in benchmark.published.top1.items()]
         blocks += ["### Published by others", "Top-1 % for this data set with as many classes and test images, this "
-                   f"backbone and 16 shots (zero-shot with 0); not run here. Source: {source()}.",
+                   f"backbone and 16 shots (zero-shot with 0); not run here. Source: {benchmark.published.source}.",
                    markdown(["Method", "Top-1 %"], rows, numbers=1)]
     blocks.append(escape(benchmark.published.mismatch))
     return "\n\n".join(block.strip() for block in blocks if block)
