@@ -37,7 +37,7 @@ def export(config: DictConfig) -> None:
 
     if config.device not in ("auto", "cpu") or config.precision not in ("auto", "fp32"):
         raise UserError("export makes and checks a float32 file on the CPU: leave device= and precision= out")
-    named = _plain(config.parts)
+    named = plain(config.parts)
     parts = [each.strip() for each in named.split(",")] if isinstance(named, str) else named
     made = call(str(config.run), config.out, format=config.format, int8=config.int8, max_drop=config.max_drop,
                 parts=parts)
