@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from xrvlm.cli.usage import HELP, MORE
 from xrvlm.errors import CONTROL, SPEAKS_KEYS, UserError, check_choice, unknown
@@ -38,17 +38,6 @@ GROUPS = ("backbone", "data", "features", "method", "recipe", "experiment")
 TOGETHER = ("adapt", "zeroshot")         # commands that several processes can do together
 RESUMED = ("adapt", "zeroshot", "predict", "compare", "demo")     # each run that is finished, or each image, is kept
 LISTS = ("data.class_names", "text.templates", "images", "classes", "parts")    # may also be a list in Hydra's grammar
-SCALARS: dict[str, Any] = {              # the types of values at the top level
-    **dict.fromkeys(("seed", "workers", "topk", "folds", "count", "nearest", "port", "uploads", "waiting"), int),
-    "runs": str, "host": str, "licence": str | None, "megabytes": float | int, "certainty": float | None,
-    **dict.fromkeys(("val", "force", "small", "pictures", "all_shots", "photos", "all", "dry_run", "private"), bool),
-    "device": Literal["auto", "cpu", "cuda", "mps"], "precision": Literal["auto", "fp32", "bf16", "fp16"],
-    "follow": Literal["none", "tensorboard", "trackio", "wandb"],
-    "calibrate": Literal["none", "folds", "val"], "scaling": Literal["temperature", "vector"],
-    "selection": Literal["last", "val"], "protocol": Literal["few_shot", "base_to_new", "open_set"],
-    "among": Literal["run", "data"], "format": Literal["onnx"], "known": float | None, "coverage": float | None,
-    "int8": bool, "max_drop": float,
-}
 NAMES = ("adapt", "zeroshot", "eval", "predict", "explain", "export", "compare", "report", "serve", "push", "demo",
          "suspects", "next", "data check", "cache list", "cache prune")
 
