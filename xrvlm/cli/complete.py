@@ -12,7 +12,8 @@ from typing import Any, get_args
 
 import yaml
 
-from xrvlm.cli.main import GROUPS, NAMES, POSITIONAL, SCALARS, config_name
+from xrvlm.cli.main import GROUPS, NAMES, POSITIONAL, config_name
+from xrvlm.cli.usage import SCALARS
 from xrvlm.errors import UserError, unknown
 from xrvlm.files import packaged, shipped, shipped_options
 

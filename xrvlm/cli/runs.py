@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
@@ -12,21 +12,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from xrvlm.cli.main import GROUPS, config_name
+from xrvlm.cli.usage import SCALARS
 from xrvlm.distributed import processes
 from xrvlm.errors import UserError, check_options, check_types, imported
 from xrvlm.files import shipped
 
-SCALARS: dict[str, Any] = {              # the types of values at the top level
-    **dict.fromkeys(("seed", "workers", "topk", "folds", "count", "nearest", "port", "uploads", "waiting"), int),
-    "runs": str, "host": str, "licence": str | None, "megabytes": float | int, "certainty": float | None,
-    **dict.fromkeys(("val", "force", "small", "pictures", "all_shots", "photos", "all", "dry_run", "private"), bool),
-    "device": Literal["auto", "cpu", "cuda", "mps"], "precision": Literal["auto", "fp32", "bf16", "fp16"],
-    "follow": Literal["none", "tensorboard", "trackio", "wandb"],
-    "calibrate": Literal["none", "folds", "val"], "scaling": Literal["temperature", "vector"],
-    "selection": Literal["last", "val"], "protocol": Literal["few_shot", "base_to_new", "open_set"],
-    "among": Literal["run", "data"], "format": Literal["onnx"], "known": float | None, "coverage": float | None,
-    "int8": bool, "max_drop": float,
-}
 OF_ADAPT = ("selection", "calibrate", "scaling", "known_by", "follow")     # options of a run that zeroshot has not
 
 

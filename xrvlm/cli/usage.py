@@ -1,4 +1,18 @@
-"""What `xrvlm --help` says."""
+"""What commands take: what `xrvlm --help` says, and the types of values at the top level."""
+
+from typing import Any, Literal
+
+SCALARS: dict[str, Any] = {              # the types of values at the top level
+    **dict.fromkeys(("seed", "workers", "topk", "folds", "count", "nearest", "port", "uploads", "waiting"), int),
+    "runs": str, "host": str, "licence": str | None, "megabytes": float | int, "certainty": float | None,
+    **dict.fromkeys(("val", "force", "small", "pictures", "all_shots", "photos", "all", "dry_run", "private"), bool),
+    "device": Literal["auto", "cpu", "cuda", "mps"], "precision": Literal["auto", "fp32", "bf16", "fp16"],
+    "follow": Literal["none", "tensorboard", "trackio", "wandb"],
+    "calibrate": Literal["none", "folds", "val"], "scaling": Literal["temperature", "vector"],
+    "selection": Literal["last", "val"], "protocol": Literal["few_shot", "base_to_new", "open_set"],
+    "among": Literal["run", "data"], "format": Literal["onnx"], "known": float | None, "coverage": float | None,
+    "int8": bool, "max_drop": float,
+}
 
 HELP = """\
 xrvlm adapts a frozen CLIP to fine-grained recognition.
