@@ -1,8 +1,8 @@
 """xrvlm adapts a frozen CLIP to fine-grained recognition. These are the public names; each is imported on first use.
 
 Every command of the command line is one call here: `adapt`, `zero_shot`, `evaluate`, `predict`, `explain`, `export`,
-`compare`, `report`, `serve`, `push`, `suspects`, `next_to_label`, `check_data`. The class of a method, such as
-`xrvlm.CoOp`, is found through the registry (`xrvlm.methods.registry`).
+`compare`, `report`, `serve`, `push`, `suspects`, `next_to_label`, `describe`, `choose_prompts`, `check_data`.
+The class of a method, such as `xrvlm.CoOp`, is found through the registry (`xrvlm.methods.registry`).
 """
 
 from importlib import import_module
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from xrvlm.experiments.predict import predict
     from xrvlm.experiments.record import RunOptions
     from xrvlm.experiments.run import Run, adapt, zero_shot
+    from xrvlm.experiments.wording.describe import describe
+    from xrvlm.experiments.wording.prompts import choose_prompts
     from xrvlm.features.source import FeatureSettings
     from xrvlm.inference.answers import Asked
     from xrvlm.inference.classifier import Classifier, load
@@ -46,9 +48,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Asked", "Candidate", "ClassText", "Classifier", "CompareOptions", "Dataset", "FeatureSettings", "Features",
     "FrozenCLIP", "Item", "Method", "PageLimits", "Recipe", "Run", "RunOptions", "Split", "UserError", "adapt",
-    "check_data", "class_text", "compare", "evaluate", "explain", "export", "export_onnx", "hub_dataset",
-    "image_folder", "load", "load_hf", "load_openclip", "load_photo", "load_tiny_clip", "load_world",
-    "next_to_label", "predict", "push", "report", "serve", "suspects", "table", "wrap_hf", "wrap_openclip", "zero_shot",
+    "check_data", "choose_prompts", "class_text", "compare", "describe", "evaluate", "explain", "export",
+    "export_onnx", "hub_dataset", "image_folder", "load", "load_hf", "load_openclip", "load_photo",
+    "load_tiny_clip", "load_world", "next_to_label", "predict", "push", "report", "serve", "suspects", "table",
+    "wrap_hf", "wrap_openclip", "zero_shot",
 ]
 
 _NAMES = {
@@ -71,6 +74,8 @@ _NAMES = {
     "experiments.predict": ("predict",),
     "experiments.record": ("RunOptions",),
     "experiments.run": ("Run", "adapt", "zero_shot"),
+    "experiments.wording.describe": ("describe",),
+    "experiments.wording.prompts": ("choose_prompts",),
     "features.source": ("FeatureSettings",),
     "inference.answers": ("Asked",),
     "inference.classifier": ("Classifier", "load"),

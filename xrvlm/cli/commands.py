@@ -99,6 +99,27 @@ def serve(config: DictConfig) -> None:
          limits=PageLimits(config.uploads, config.megabytes, config.waiting), **device_of(config))
 
 
+def describe(config: DictConfig) -> None:
+    from xrvlm.experiments.wording.describe import describe as call
+    from xrvlm.experiments.wording.describe import folder_for
+
+    dataset, parts = dataset_of(config), plain(config.parts)
+    parts = [each.strip() for each in parts.split(",")] if isinstance(parts, str) else parts or []
+    out = folder_for(dataset.name) if config.out is None else config.out
+    print("\n".join(call(dataset.split.classes, kind=config.kind, parts=parts, sentences=config.sentences,
+                         answer=plain(config.answer), out=out).lines))
+
+
+def prompts(config: DictConfig) -> None:
+    from xrvlm.experiments.wording.prompts import choose_prompts as call
+
+    text, dataset = text_of(config), dataset_of(config)
+    found = call(tower_of(config), dataset, shots=shots_of(config.shots), seed=config.seed, folds=config.folds,
+                 features=partial_of(config.features, "features")(views=0), workers=config.workers, out=config.out,
+                 **text)
+    print(f"{found.table}\n{found.folder / 'prompts.csv'}\n{found.folder / 'prompts.json'}")
+
+
 def demo(config: DictConfig) -> None:
     from xrvlm.demo.demo import run_demo
 
@@ -131,5 +152,6 @@ def cache_prune(config: DictConfig) -> None:
 COMMANDS: dict[str, Callable[[DictConfig], Any]] = {
     "adapt": adapt, "zeroshot": zeroshot, "eval": evaluate, "predict": predict, "explain": explain, "export": export,
     "compare": compare, "report": report, "serve": serve, "push": push, "demo": demo, "suspects": suspects,
-    "next": next_, "data check": data_check, "cache list": cache_list, "cache prune": cache_prune,
+    "next": next_, "describe": describe, "prompts": prompts,
+    "data check": data_check, "cache list": cache_list, "cache prune": cache_prune,
 }

@@ -19,13 +19,13 @@ from xrvlm.errors import CONTROL, SPEAKS_KEYS, UserError, check_choice, unknown
 # Values that are paths or names: taken literally, whatever Hydra's grammar would make of their characters.
 LITERAL = ("data.root", "data.file", "data.path", "data.name", "images", "out", "run", "runs", "classes",
            "against", "baseline", "data.class_names", "text.templates", "text.descriptions", "text.parts",
-           "data.hierarchy", "unknown", "parts",
+           "data.hierarchy", "unknown", "parts", "answer", "kind",
            "backbone.pretrained", "features.cache", "cache")
 # the keys of arguments without `key=`, in their order; `images` takes all that follow
 POSITIONAL = {"adapt": ["data.root"], "zeroshot": ["data.root"], "compare": ["data.root"], "data check": ["data.root"],
               "eval": ["run"], "export": ["run"], "predict": ["run", "images"], "explain": ["run", "images"],
               "report": ["runs"], "suspects": ["data.root"], "next": ["run", "images"], "serve": ["run"],
-              "push": ["run", "repo"]}
+              "push": ["run", "repo"], "describe": ["data.root"], "prompts": ["data.root"]}
 MANY = {"serve": "run"}                  # of a command, the key that takes all arguments that follow; else `images`
 SHOWN = {"data.root": "DIR", "run": "RUN", "images": "PHOTO_OR_DIR ...", "runs": "RUNS",
          "repo": "OWNER/NAME"}           # of these, in messages
@@ -37,9 +37,10 @@ WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-
 GROUPS = ("backbone", "data", "features", "method", "recipe", "experiment")
 TOGETHER = ("adapt", "zeroshot")         # commands that several processes can do together
 RESUMED = ("adapt", "zeroshot", "predict", "compare", "demo")     # each run that is finished, or each image, is kept
-LISTS = ("data.class_names", "text.templates", "images", "classes", "parts")    # may also be a list in Hydra's grammar
+# keys whose value may also be a list in Hydra's grammar
+LISTS = ("data.class_names", "text.templates", "images", "classes", "parts", "answer")
 NAMES = ("adapt", "zeroshot", "eval", "predict", "explain", "export", "compare", "report", "serve", "push", "demo",
-         "suspects", "next", "data check", "cache list", "cache prune")
+         "suspects", "next", "describe", "prompts", "data check", "cache list", "cache prune")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,7 +4,8 @@ from typing import Any, Literal
 
 SCALARS: dict[str, Any] = {              # the types of values at the top level
     **dict.fromkeys(("seed", "workers", "topk", "folds", "count", "nearest", "port", "uploads", "waiting"), int),
-    "runs": str, "host": str, "licence": str | None, "megabytes": float | int, "certainty": float | None,
+    "sentences": int,
+    "runs": str, "host": str, "kind": str, "licence": str | None, "megabytes": float | int, "certainty": float | None,
     **dict.fromkeys(("val", "force", "small", "pictures", "all_shots", "photos", "all", "dry_run", "private"), bool),
     "device": Literal["auto", "cpu", "cuda", "mps"], "precision": Literal["auto", "fp32", "bf16", "fp16"],
     "follow": Literal["none", "tensorboard", "trackio", "wandb"],
@@ -34,6 +35,8 @@ xrvlm adapts a frozen CLIP to fine-grained recognition.
   xrvlm report [RUNS] [baseline=METHOD]             one page, tables and plots of all runs in a folder
   xrvlm suspects DIR [count=50] [out=DIR]           which labels look wrong, which images are there twice
   xrvlm next RUN PHOTO_OR_DIR ... [count=20] [out=next.csv]                 which photos should I label next?
+  xrvlm describe DIR [kind="bird species"] [answer=FILE]                    ask any language model how the classes look
+  xrvlm prompts DIR [text.descriptions=FILE]        which templates and sentences help, by the labelled images
   xrvlm data check DIR [data=cub]                   what of a data set is there and what is missing
   xrvlm cache list                                  stored features, also those of older versions
   xrvlm cache prune [older_than=30d] [all=true]     delete what is stale, old or everything

@@ -159,16 +159,21 @@ def check_words(names: Sequence[str], what: str) -> None:
                             f"most {LONGEST_NAME}")
 
 
-def _render(names: tuple[str, ...], wanted: str | Sequence[str]) -> tuple[tuple[str, ...], ...]:
+def chosen_templates(wanted: str | Sequence[str]) -> tuple[str, ...]:
+    """The templates that `class_text` fills: of a list's name, of a .txt file, one template, or several."""
     if not isinstance(wanted, str):
         chosen = tuple(_checked_template(line, f"in {option('text.templates')}") for line in wanted)
         if not chosen:
             raise UserError(f"{option('text.templates')} is empty; give at least one template, such as "
                             "'a photo of a {}.'")
-    elif "{" in wanted:    # a template rather than the name of a list
-        chosen = (_checked_template(wanted, f"in {option('text.templates')}"),)
-    else:
-        chosen = templates(wanted)
+        return chosen
+    if "{" in wanted:      # a template rather than the name of a list
+        return (_checked_template(wanted, f"in {option('text.templates')}"),)
+    return templates(wanted)
+
+
+def _render(names: tuple[str, ...], wanted: str | Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    chosen = chosen_templates(wanted)
     return tuple(tuple(template.format(readable(name)) for template in chosen) for name in names)
 
 

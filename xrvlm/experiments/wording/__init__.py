@@ -1,0 +1,1 @@
+"""Words for the classes: asked of a language model, and chosen by labelled images."""
