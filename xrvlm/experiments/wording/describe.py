@@ -109,7 +109,7 @@ def _ask(folder: Path, classes: Sequence[str], kind: str, parts: Sequence[str], 
     groups = [classes[start:start + AT_ONCE] for start in range(0, len(classes), AT_ONCE)]
     made = []
     for number, names in enumerate(groups, start=1):
-        entry: dict[str, Any] = {"sentences": ["...", "..."][:sentences]}
+        entry: dict[str, Any] = {"sentences": ["..."] * sentences}
         entry |= {"parts": dict.fromkeys(parts, "...")} if parts else {}
         form = json.dumps({readable(names[0]): entry}, ensure_ascii=False, indent=1)
         asked = f", and one about each of its parts: {', '.join(parts)}" if parts else ""
