@@ -22,8 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from xrvlm.backbones.base import FrozenCLIP
 from xrvlm.backbones.openclip_load import load_openclip
-from xrvlm.cli.commands import recipe_of
 from xrvlm.cli.main import quote
+from xrvlm.cli.runs import recipe_of
 from xrvlm.data.dataset import Dataset, Split, with_test_set
 from xrvlm.data.registry import load_dataset
 from xrvlm.errors import UserError

@@ -1,13 +1,14 @@
 """What words that are chosen by labelled images bring to zero-shot classification, with true and with false sentences.
 
-    python benchmarks/words.py [--worlds 0,2,3] [--photos DIR1,DIR2] [--sentences FILE1,FILE2]
+    python benchmarks/words.py [--worlds 0,2,3] [--photos DIR1,DIR2] [--sentences FILE1,FILE2] [--names LIST]
 
 `xrvlm prompts` chooses by the training images (`--shots` a class); then all test images are classified, by the first
 template, by all templates, by these and all sentences, and by what was kept. The sentences of drawn birds are what they
 were drawn by; of a folder of photos (with a split.csv, the photo tower) those of its FILE: {class: {part: sentence}} or
-{class: [sentence]}. The controls: `shuffled`, each class has another's sentences; `made up`, words drawn from all
-sentences in a random order; `half wrong`, the true sentences and as many of another class. The difference to all
-templates is over test images and seeds, with a bootstrap over the images (95 %).
+{class: [sentence]}, and its classes are called as in the list of names of its place. The controls: `shuffled`, each
+class has another's sentences; `made up`, words drawn from all sentences in a random order; `half wrong`, the true
+sentences and as many of another class. The difference to all templates is over test images and seeds, with a bootstrap
+over the images (95 %).
 """
 
 import json
@@ -40,10 +41,11 @@ def data_sets(arguments: Any) -> Iterator[tuple[str, FrozenCLIP, Dataset, list[S
         root = Path(dataset.source.root)
         tables = [json.loads((root / name).read_text()) for name in ("descriptions.json", "parts.json")]
         yield f"birds, world {world}", xrvlm.load_tiny_clip(device=arguments.device), dataset, tables
-    files = arguments.sentences.split(",")
+    files, names = arguments.sentences.split(","), arguments.names.split(",")
     for place, folder in enumerate(filter(None, arguments.photos.split(","))):
         table = json.loads(Path(files[place]).read_text()) if place < len(files) and files[place] else None
-        yield Path(folder).name, xrvlm.load_photo(device=arguments.device), xrvlm.table(folder), \
+        yield Path(folder).name, xrvlm.load_photo(device=arguments.device), xrvlm.table(
+            folder, class_names=(names[place] or None) if place < len(names) else None), \
             [] if table is None else [table]
 
 
@@ -128,6 +130,7 @@ def main() -> None:
     parser.add_argument("--worlds", default="0,2,3")
     parser.add_argument("--photos", default="")
     parser.add_argument("--sentences", default="")
+    parser.add_argument("--names", default="")
     parser.add_argument("--shots", default="4,16")
     parser.add_argument("--seeds", default="1,2,3")
     arguments = parse(parser)

@@ -60,7 +60,7 @@ def test_a_run_leaves_all_that_is_promised(clip, photos, tmp_path):
     run = short_run(clip, photos, tmp_path)
     names = {path.name for path in run.folder.iterdir() if path.name != ".lock"}
     assert names == {"config.yaml", "split.json", "model.safetensors", "metrics.json", "predictions.csv", "losses.csv",
-                     "record.json"}
+                     "nearest.csv", "record.json"}
     line = json.loads((tmp_path / "runs" / "results.jsonl").read_text())
     assert line["run"] == run.folder.name
     expected = {"method": "xr_vlm", "head": "cross", "prompts": "learned", "recipe": "short", "data": "my birds",
@@ -243,7 +243,7 @@ def assert_same_end(run, straight):
 
 # the writes of a short run, in this order: split.json, a bank and its key, a checkpoint an epoch, the test bank and its
 # key, metrics, predictions, losses, model, record, results
-WRITES = 16
+WRITES = 17
 
 
 @pytest.mark.parametrize("at", [8, 15])

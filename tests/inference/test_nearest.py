@@ -1,14 +1,20 @@
 """The nearest training images, against loops over single images."""
 
+import csv
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from photos import photo_folder
 
 import xrvlm
-from xrvlm.experiments.saved import SavedRun
+from xrvlm.experiments.saved import SavedRun, read_split
 from xrvlm.features.source import FeatureSettings
 from xrvlm.inference.nearest import TrainingImages
+from xrvlm.reporting.paired import Outcomes
+from xrvlm.reporting.sections import Album, Section, _photograph
 from xrvlm.views import evaluation_view
 
 pytestmark = pytest.mark.usefixtures("at_home")
@@ -85,5 +91,47 @@ def test_a_forged_configuration_gives_none(clip, dataset, change, caplog):
 
 def _saved(run, dataset):
     saved = SavedRun(run.folder)
-    assert saved.dataset().split.train == xrvlm.experiments.saved.read_split(run.folder / "split.json").train
+    assert saved.dataset().split.train == read_split(run.folder / "split.json").train
     return saved
+
+
+def test_a_run_writes_the_nearest_training_images_of_its_test_images(clip, dataset):
+    run = xrvlm.adapt(clip, dataset, "linear_probe", shots=3, options=xrvlm.RunOptions(runs="runs"))
+    split = read_split(run.folder / "split.json")
+    with (run.folder / "nearest.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows] == [item.id for item in split.test]
+    images = SavedRun(run.folder).training_images(clip)
+    assert images is not None
+    tested = TrainingImages.of(clip, replace(dataset, split=replace(split, train=split.test)), FeatureSettings(views=0),
+                               views=0, seed=0)
+    for row, found in zip(rows, images.nearest(tested.features, 3), strict=True):
+        for place, each in enumerate(found, start=1):
+            assert (row[f"nearest_{place}"], row[f"class_{place}"]) == (each.image, each.label)
+            assert float(row[f"cosine_{place}"]) == pytest.approx(each.similarity, abs=1e-3)
+
+
+def test_a_run_without_a_bank_or_training_images_writes_none(clip, dataset):
+    online = xrvlm.RunOptions(runs="online", features=FeatureSettings(mode="online"))
+    assert not (xrvlm.adapt(clip, dataset, "linear_probe", shots=2, options=online).folder / "nearest.csv").exists()
+    assert not (xrvlm.zero_shot(clip, dataset, options=xrvlm.RunOptions(runs="runs")).folder / "nearest.csv").exists()
+
+
+def test_the_report_shows_them_below_confused_photos(clip, dataset):
+    run = xrvlm.adapt(clip, dataset, "linear_probe", shots=2, options=xrvlm.RunOptions(runs="runs"))
+    with (run.folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        first = next(csv.DictReader(file))["image"]
+    album = Album(lambda folder: dataset.source)
+    outcomes = Outcomes([first], ["wren"], ["blue tit"], np.array([0.9]))
+    section = Section(None, "", run.folder, confused=[     # pyright: ignore
+        {"true": "wren", "predicted": "blue tit", "count": 1, "share": 1.0}])
+    _photograph(section, outcomes, album)
+    (pair,) = section.photographed
+    with (run.folder / "nearest.csv").open(encoding="utf-8", newline="") as file:
+        row = next(row for row in csv.DictReader(file) if row["image"] == first)
+    assert [name for _, name in pair.nearest] == [row[f"class_{place}"] for place in (1, 2, 3)]
+    assert pair.nearest[0][0] == album.photo(run.folder, row["nearest_1"])
+    (run.folder / "nearest.csv").write_text("image,nearest_1\nx")
+    section.photographed.clear()
+    _photograph(section, outcomes, album)
+    assert section.photographed[0].nearest == []

@@ -25,9 +25,10 @@ def prepared(command: str, overrides: Sequence[str]) -> list[str]:
         raise UserError("hydra/sweeper=optuna needs a plugin of Hydra: pip install 'xrvlm[sweep]'")
     if "selection" in given or "experiment" not in given:        # which may set it: `objective` sees it
         _check_selection(given.get("selection", "last").strip("'\""))
-    left = {"hydra.sweeper.sampler.seed": given.get("hydra/sweeper/sampler") == "grid",
-            # of a launcher's processes it is not known here that a trial failed: the search ends with it
-            "hydra.sweeper.max_failure_rate": "hydra/launcher" in given}
+    if given.get("hydra/sweeper/sampler") == "grid":         # Optuna 2's ends in a traceback where its last trial fails
+        raise UserError("a grid needs no search: leave hydra/sweeper=optuna out, and write all values, key=a,b,c")
+    # of a launcher's processes it is not known here that a trial failed: the search ends with it
+    left = {"hydra.sweeper.max_failure_rate": "hydra/launcher" in given}
     more = [f"{key}={value}" for key, value in DEFAULTS.items() if key not in given and not left.get(key)]
     return [*overrides, *more]
 

@@ -23,6 +23,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 METRICS = {"top1": "Top-1", "top5": "Top-5", "mean_per_class": "Per class", "macro_f1": "Macro-F1", "ece": "ECE"}
 SHOWN = {"base_to_new": {"top1": "Base", "new_top1": "New", "harmonic_mean": "Harmonic", "all_top1": "All"},
          "open_set": {"top1": "Top-1", "auroc": "AUROC", "fpr95": "FPR95", "aupr": "AUPR", "oscr": "OSCR"}}
+NEAREST, MOST_PAIRS = 3, 3e8           # training images beside a test image
 PREDICTIONS, METRICS_FILE = "predictions.csv", "metrics.json"
 
 
@@ -218,6 +219,25 @@ def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, A
     writer.writerows({name: as_cell(value) if isinstance(value, str) else value for name, value in row.items()}
                      for row in rows)
     files.write_text(path, text.getvalue().encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def write_nearest(folder: Path, test: Any, train: Any, classes: Sequence[str]) -> None:
+    """nearest.csv: of each test image the `NEAREST` training images that are nearest by the cosine of pooled features.
+
+    Both are a `FeatureSource`. Where their features are not at hand, or there are more than `MOST_PAIRS` pairs, which
+    take minutes, nothing is written.
+    """
+    if train is None or test.pooled is None or train.pooled is None or len(test.ids) * len(train.ids) > MOST_PAIRS:
+        return
+    keys = train.pooled                                                                              # (m, d)
+    found = [(rows @ keys.T).sort(descending=True, stable=True) for rows in test.pooled.split(256)]
+    cosines, order = (torch.cat([each[side][:, :NEAREST] for each in found]).tolist() for side in (0, 1))
+    write_rows(folder / "nearest.csv", ["image", *(f"{column}_{place + 1}" for place in range(min(NEAREST, len(keys)))
+                                                   for column in ("nearest", "class", "cosine"))],
+               [{"image": test.ids[index]} | {
+                   f"{column}_{place + 1}": value for place, row in enumerate(rows) for column, value in (
+                       ("nearest", train.ids[row]), ("class", classes[int(train.labels[row])]),
+                       ("cosine", f"{cosines[index][place]:.4f}"))} for index, rows in enumerate(order)])
 
 
 def as_cell(text: str) -> str:

@@ -16,7 +16,7 @@ from xrvlm.backbones.base import FrozenCLIP, Need
 from xrvlm.data.dataset import Dataset, Item, Split, hash_images, label_budget, sample_shots, with_test_set, write_split
 from xrvlm.distributed import processes, seeded
 from xrvlm.errors import UserError, option, typed
-from xrvlm.evaluation.metrics import top1, write_scores
+from xrvlm.evaluation.metrics import top1, write_nearest, write_scores
 from xrvlm.experiments.calibrate import calibrate, check_calibration, check_unread, write_figures
 from xrvlm.experiments.protocols import NewClasses, OpenSet, Protocol, beside, in_parts
 from xrvlm.experiments.record import Identity, RunFolder, RunOptions, RunRecord, append_record, write_losses
@@ -264,18 +264,18 @@ class _Setup:
         method, backbone, data = self.header.method, self.header.backbone, self.dataset
         return {"method": {"name": method.name, **method.options}, "recipe": asdict(self.recipe),
                 "backbone": {"name": backbone.name, "loader": backbone.loader}, "text": dict(self.text),
-                "data": {"name": data.name, "loader": data.loader},
-                "features": asdict(self.options.features), "precision": self.header.precision or "auto",
-                "protocol": self.protocol, "shots": self.shots, "seed": self.seed, "val": bool(self.split.val),
-                "selection": self.options.selection, **(self.new.saved if self.new else {}), **self.options.calibration}
+                "data": {"name": data.name, "loader": data.loader}, "features": asdict(self.options.features),
+                "precision": self.header.precision or "auto", "protocol": self.protocol, "shots": self.shots,
+                "seed": self.seed, "val": bool(self.split.val), "selection": self.options.selection,
+                **(self.new.saved if self.new else {}), **self.options.calibration}
 
     def _conclude(self, train: FeatureSource | None, val: FeatureSource | None, tests: list[FeatureSource],
                   progress: Progress, calibration: Calibration | None) -> Run:
         folder, (test, *more) = self.folder.path, tests
         summary = write_scores(folder, test.ids, test.labels, probabilities(self.method, self.clip, test),
                                self.split.classes, hierarchy=self.header.hierarchy)
-        if self.new:
-            summary |= self.new.score(self.method, self.clip, test, more[0], folder, summary["top1"])
+        summary |= self.new.score(self.method, self.clip, test, more[0], folder, summary["top1"]) if self.new else {}
+        write_nearest(folder, test, train, self.split.classes)
         if val is not None and self.options.selection == "val":      # of the model that is kept: a search goes by it
             summary["val_top1"] = top1(probabilities(self.method, self.clip, val), val.labels)
         write_losses(folder, progress.losses)

@@ -51,6 +51,10 @@ class FeatureBank:
         """Where the features are, and the batches."""
         return self.shards[0]["pooled"].device
 
+    @property
+    def pooled(self) -> Tensor:          # (n, d) of unit norm, in view 0
+        return torch.cat([x.pooled for x, _ in self.in_order()])
+
     def batches(self, order: Sequence[Tensor], epoch: int) -> Iterator[tuple[Features, Tensor]]:
         """Each image in one of its augmented views, drawn anew for every epoch."""
         view = torch.zeros(len(self.labels), dtype=torch.long)                             # (n,)

@@ -85,6 +85,8 @@ class FeatureSource(Protocol):
 
     ids: tuple[str, ...]
     labels: Tensor                       # (n,) int64
+    @property
+    def pooled(self) -> Tensor | None: ...     # (n, d) as the evaluation transform shows them; None: not at hand
 
     def batches(self, order: Sequence[Tensor], epoch: int) -> Iterator[tuple[Features, Tensor]]:
         """Augmented features and labels of each batch of `order` (rows of the source)."""
@@ -128,6 +130,7 @@ class OnlineFeatures:
     augmentation: Augmentation
     seed: int
     workers: int = 0
+    pooled = None
 
     def __post_init__(self):
         self.ids = tuple(item.id for item in self.items)

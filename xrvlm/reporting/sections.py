@@ -54,10 +54,11 @@ class Album:
             raise UserError(f"the report was made with {option('photos', False)}")
         if folder != self._folder:
             self._source = self.source_of(folder)
-            self._hashes = recorded_hashes(folder / "split.json")["test"]
+            hashes = recorded_hashes(folder / "split.json")
+            self._hashes = hashes["train"] | hashes["test"]
             self._folder = folder
         if (expected := self._hashes.get(image)) is None:
-            raise UserError(f"{image} is not among the test images of the run's split.json")
+            raise UserError(f"{image} is not among the images of the run's split.json")
         if expected not in self._copies:
             data = self._source.read(image)
             if sha256(data) != expected:
@@ -95,6 +96,7 @@ class Confused:
     share: float                         # of the images of the true class, 0..1
     photos: list[str]
     known: list[str]                     # a photo of the predicted class that was predicted correctly
+    nearest: list[tuple[str, str]]       # the training photos that are nearest to the first one, with their classes
 
 
 @dataclass
@@ -225,6 +227,7 @@ def _of_metrics(path: Path, table: str, columns: Mapping[str, Any]) -> list[dict
 
 
 def _photograph(section: Section, outcomes: Outcomes, album: Album) -> None:
+    nearest = _nearest(section.folder / "nearest.csv")
     for row in (section.confused or [])[:PICTURED]:
         true, predicted = row["true"], row["predicted"]
         images = (outcomes.by_pair.get((true, predicted), [])[:PHOTOS],
@@ -234,4 +237,18 @@ def _photograph(section: Section, outcomes: Outcomes, album: Album) -> None:
         except UserError as error:
             section.no_photos = str(error)
             return
-        section.photographed.append(Confused(true, predicted, row["count"], row["share"], photos, known))
+        first = images[0][0] if images[0] else ""
+        shown = [(album.photo(section.folder, image), name) for image, name in nearest.get(first, [])]
+        section.photographed.append(Confused(true, predicted, row["count"], row["share"], photos, known, shown))
+
+
+def _nearest(path: Path) -> dict[str, list[tuple[str, str]]]:
+    """{test image: the nearest training images, with their classes} of a nearest.csv; none where it is damaged."""
+    try:
+        with StringIO(files.file_text(path), newline="") as file:
+            rows = list(csv.DictReader(file))
+        return {metrics.from_cell(row["image"]): [
+            (metrics.from_cell(row[f"nearest_{place}"]), metrics.from_cell(row[f"class_{place}"]))
+            for place in range(1, metrics.NEAREST + 1) if row.get(f"nearest_{place}")] for row in rows}
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
+        return {}

@@ -190,10 +190,19 @@ def stretched(maps: ArrayLike | Tensor) -> np.ndarray:
 
 def overlaid(photo: Image.Image, heat: np.ndarray) -> Image.Image:
     """The photo below a map (h, w) of 0..1, the higher the more opaque."""
-    heat = np.asarray(Image.fromarray(heat).resize(photo.size, Image.Resampling.BICUBIC)).clip(0, 1)
-    opaque = (0.15 + 0.6 * heat)[..., None]                                                # (height, width, 1)
+    heat = _enlarged(heat, photo)
+    opaque = _opacity(heat)[..., None]                                                     # (height, width, 1)
     mixed = (1 - opaque) * np.asarray(photo.convert("RGB")) + opaque * 255 * colormaps[HEAT](heat)[..., :3]
     return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def _enlarged(heat: np.ndarray, photo: Image.Image) -> np.ndarray:
+    """(height, width) of the photo."""
+    return np.asarray(Image.fromarray(heat).resize(photo.size, Image.Resampling.BICUBIC)).clip(0, 1)
+
+
+def _opacity(heat: np.ndarray) -> np.ndarray:
+    return 0.15 + 0.6 * heat
 
 
 def data_uri(photo: Image.Image, side: int, quality: int = 80) -> str:
@@ -212,7 +221,10 @@ def draw_photos(axes: Sequence[Axes], image: Image.Image, heats: np.ndarray, tit
     photo = image.convert("RGB")
     photo.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
     for i, each in enumerate(axes[:len(heats) + 1]):
-        each.imshow(overlaid(photo, heats[i - 1]) if i else photo)
+        each.imshow(photo)
+        if i > 0:
+            heat = _enlarged(heats[i - 1], photo)
+            each.imshow(heat, cmap=HEAT, vmin=0, vmax=1, alpha=_opacity(heat))
         each.set_xticks([])
         each.set_yticks([])
         if titles:
