@@ -30,7 +30,7 @@ def test_a_question_has_the_classes_the_parts_and_the_form():
     found = xrvlm.describe(CLASSES, kind="bird species", parts=PARTS, sentences=2)
     (path,) = found.files
     text = path.read_text()
-    assert path == Path("describe/question.txt").resolve() or path == Path("describe/question.txt")
+    assert path == Path("words/question.txt").resolve() or path == Path("words/question.txt")
     assert "these bird species" in text
     assert text.rstrip().endswith("\n".join(CLASSES))
     form = json.loads(text[text.index("{"):text.rindex("}") + 1])
@@ -59,11 +59,11 @@ def test_an_answer_is_read_whatever_stands_around_it(before, after):
 def test_what_is_good_is_kept_and_the_rest_is_asked_again():
     with pytest.raises(UserError, match="no usable answer for 1 of 3 classes \\(wren\\); ask again with .*again.txt"):
         xrvlm.describe(CLASSES, parts=PARTS, answer=answer(good(CLASSES[:2])))
-    assert Path("describe/again.txt").read_text().rstrip().endswith("The classes:\n\nwren")
-    assert not Path("describe/descriptions.json").exists()
+    assert Path("words/again.txt").read_text().rstrip().endswith("The classes:\n\nwren")
+    assert not Path("words/descriptions.json").exists()
     rest = {"wren": good()["wren"]}
     xrvlm.describe(CLASSES, parts=PARTS, answer=answer(rest, "more.txt"))
-    assert list(json.loads(Path("describe/descriptions.json").read_text())) == list(CLASSES)
+    assert list(json.loads(Path("words/descriptions.json").read_text())) == list(CLASSES)
 
 
 def test_several_answers_are_joined():
@@ -92,7 +92,7 @@ def test_several_answers_are_joined():
 def test_a_bad_answer_is_told_and_writes_nothing(content, message):
     with pytest.raises(UserError, match=message):
         xrvlm.describe(CLASSES, parts=PARTS, answer=answer(content))
-    assert not Path("describe/descriptions.json").exists()
+    assert not Path("words/descriptions.json").exists()
 
 
 def test_without_parts_a_list_of_sentences_will_do():
@@ -111,9 +111,9 @@ def test_the_commands(tmp_path, capsys):
     photos = photo_folder(tmp_path / "birds", images=4)
     assert main(["describe", str(photos), "kind=small birds", "parts=[head, wing]"]) == 0
     assert "question.txt" in capsys.readouterr().out
-    assert "small birds" in Path("describe/birds/question.txt").read_text()
+    assert "small birds" in Path("words/birds/question.txt").read_text()
     assert main(["describe", str(photos), "parts=head,wing", f"answer={answer(good())}"]) == 0
-    assert "text.descriptions=describe/birds/descriptions.json text.parts=" in capsys.readouterr().out
+    assert "text.descriptions=words/birds/descriptions.json text.parts=" in capsys.readouterr().out
     assert main(["describe", str(photos), "answer=nowhere.txt"]) == 2
     assert "cannot read the answer" in capsys.readouterr().err
     assert main(["describe", str(photos), "sentences=0"]) == 2

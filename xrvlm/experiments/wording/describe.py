@@ -56,7 +56,7 @@ class _Found:
 
 @typed
 def describe(classes: Sequence[str], *, kind: str = "classes", parts: Sequence[str] = (), sentences: int = 3,
-             answer: str | Path | Sequence[str | Path] | None = None, out: str | Path = "describe") -> Described:
+             answer: str | Path | Sequence[str | Path] | None = None, out: str | Path = "words") -> Described:
     """Write the question for a language model to `out`, or read its `answer` into descriptions.json and parts.json.
 
     A question has at most 25 classes; there are several for more. Each answer is a text file with JSON in it, whatever
@@ -223,5 +223,5 @@ def _written(folder: Path, found: _Found, parts: bool) -> Described:
 
 
 def folder_for(name: str) -> Path:
-    """The folder of a data set's questions and answers, unless another is named."""
-    return Path("describe") / as_file_name(name)
+    """The folder of a data set's questions, answers and chosen words, unless another is named."""
+    return Path("words") / as_file_name(name)

@@ -31,8 +31,9 @@ from xrvlm.evaluation.calibration import fit_temperature
 from xrvlm.evaluation.metrics import write_rows
 from xrvlm.evaluation.text_tables import Table, aligned_table
 from xrvlm.experiments.saved import check_writable
+from xrvlm.experiments.wording.describe import folder_for
 from xrvlm.features.source import FeatureSettings, feature_source, pooled_features
-from xrvlm.files import as_file_name, user_path, write_json
+from xrvlm.files import user_path, write_json
 from xrvlm.text.class_text import ClassText, chosen_templates, class_text, text_maker
 from xrvlm.training.folds import folds_of
 
@@ -89,14 +90,14 @@ def choose_prompts(clip: FrozenCLIP, dataset: Dataset, *, templates: str | Seque
         templates, descriptions, parts: as `class_text` takes them; every sentence of both files is one to choose.
         shots: images a class to choose by; None: all.
         folds: how often the choice is repeated without a part of the images, to judge it.
-        out: a folder; None: prompts/<name of the data set>.
+        out: a folder; None: words/<name of the data set>.
 
     Raises:
         UserError: fewer than two classes have two images, or a file of sentences lacks a class.
     """
     if folds < 2:
         raise UserError(f"{option('folds')} must be at least 2, found {folds}")
-    folder = user_path(Path("prompts") / as_file_name(dataset.name) if out is None else out)
+    folder = user_path(folder_for(dataset.name) if out is None else out)
     check_writable(folder)
     split = sample_shots(with_test_set(dataset.split), shots, seed, False)
     text = text_maker({"descriptions": descriptions, "parts": parts}, [getattr(dataset.source, "root", None)])
