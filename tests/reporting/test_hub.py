@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import huggingface_hub
 import pytest
 import yaml
 from photos import photo_folder
@@ -159,23 +160,42 @@ def test_a_run_goes_to_the_hub_and_comes_back(hub, run, tmp_path):
     assert (code, again) == (0, said), wrong
 
 
-def test_other_commands_take_a_model_of_the_hub(hub, run, tmp_path):
-    endpoint, handler = hub
-    assert command(tmp_path, endpoint, "push", run, "someone/birds", "private=false")[0] == 0
+@pytest.fixture
+def here(monkeypatch, tmp_path, capsys, hub):
+    """As `command`, in this process."""
+    def call(*arguments: object, endpoint: str = hub[0], token: str | None = TOKEN) -> tuple[int, str, str]:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE",
+                            endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+        monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        monkeypatch.chdir(tmp_path)
+        if token is not None:
+            monkeypatch.setenv("HF_TOKEN", token)
+        capsys.readouterr()
+        return main([*map(str, arguments)]), *capsys.readouterr()
+
+    return call
+
+
+def test_other_commands_take_a_model_of_the_hub(hub, run, tmp_path, here):
+    _, handler = hub
+    assert here("push", run, "someone/birds", "private=false")[0] == 0
     assert "someone/birds" not in handler.private
     birds = run.parents[1] / "birds"
-    code, said, wrong = command(tmp_path, endpoint, "eval", "hf:someone/birds", f"data.root={birds}", token=None)
+    code, said, wrong = here("eval", "hf:someone/birds", f"data.root={birds}", token=None)
     assert (code, "top-1" in said) == (2, False)             # there is no split.json that says what it has seen
     assert "split.json" in wrong
-    code, _, wrong = command(tmp_path, endpoint, "export", "hf:someone/birds", token=None)
+    code, _, wrong = here("export", "hf:someone/birds", token=None)
     assert code == 0, wrong
     assert (tmp_path / "someone-birds" / "model.onnx").is_file()
     assert not list((tmp_path / "hf").rglob("*.onnx"))
 
 
-def test_what_the_hub_refuses_is_told_in_a_line(hub, run, tmp_path):
-    endpoint, handler = hub
-    assert command(tmp_path, endpoint, "push", run, "someone/birds")[0] == 0
+def test_what_the_hub_refuses_is_told_in_a_line(hub, run, tmp_path, here):
+    _, handler = hub
+    assert here("push", run, "someone/birds")[0] == 0
     handler.repositories["someone/other"] = {"README.md": b"no model"}
     for arguments, token, message in (
             (("push", run, "someone/birds"), "hf_wrong", "refused someone/birds (status 401)"),
@@ -186,21 +206,21 @@ def test_what_the_hub_refuses_is_told_in_a_line(hub, run, tmp_path):
             (("predict", "hf:someone/other", "x.png"), TOKEN, "holds no model.safetensors"),
             (("push", run, "nobody"), TOKEN, "names no model on the hub")):
         (tmp_path / "x.png").write_bytes((run.parents[1] / "birds" / "wren" / "0.png").read_bytes())
-        code, _, wrong = command(tmp_path, endpoint, *arguments, token=token)
+        code, _, wrong = here(*arguments, token=token)
         assert code == 2, wrong
         assert message in wrong
         assert "Traceback" not in wrong
-    code, _, wrong = command(tmp_path, "http://127.0.0.1:1", "push", run, "someone/birds")
+    code, _, wrong = here("push", run, "someone/birds", endpoint="http://127.0.0.1:1")
     assert (code, "cannot reach the hub" in wrong) == (2, True), wrong
 
 
-def test_a_model_of_the_hub_is_a_strangers_file(hub, run, tmp_path):
-    endpoint, handler = hub
-    assert command(tmp_path, endpoint, "push", run, "someone/birds")[0] == 0
+def test_a_model_of_the_hub_is_a_strangers_file(hub, run, tmp_path, here):
+    _, handler = hub
+    assert here("push", run, "someone/birds")[0] == 0
     handler.repositories["someone/birds"]["model.safetensors"] = b"\x80\x04cos\nsystem\n."
     handler.repositories["someone/birds"]["config.yaml"] = b"_target_: os.system"
     (tmp_path / "x.png").write_bytes((run.parents[1] / "birds" / "wren" / "0.png").read_bytes())
-    code, _, wrong = command(tmp_path, endpoint, "predict", "hf:someone/birds", "x.png")
+    code, _, wrong = here("predict", "hf:someone/birds", "x.png")
     assert (code, "is damaged or not a model of xrvlm" in wrong) == (2, True), wrong
     assert not list((tmp_path / "hf").rglob("config.yaml"))
 
