@@ -84,12 +84,7 @@ def describe(classes: Sequence[str], *, kind: str = "classes", parts: Sequence[s
         files = _ask(folder, classes, kind, parts, sentences)
         return Described(files, (*map(str, files), "Give each question to a language model, save its answer as a file, "
                                  f"then run the same command with {option('answer', 'FILE')}"))
-    files = [answer] if isinstance(answer, str | Path) else answer
-    kept = folder / "answered.json"
-    found = _Found(*_kept(kept, classes, parts))
-    for file in files:
-        _read(user_path(file), classes, parts, found)
-    write_json(kept, {"sentences": found.sentences, "parts": found.parts})
+    found = _answered(folder, [answer] if isinstance(answer, str | Path) else answer, classes, parts)
     missing = [name for name in classes if name not in found.sentences or (parts and name not in found.parts)]
     if missing:
         again = _ask(folder, missing, kind, parts, sentences, "again")
@@ -118,6 +113,16 @@ def _ask(folder: Path, classes: Sequence[str], kind: str, parts: Sequence[str], 
                                          form=form, names="\n".join(map(readable, names))))
         made.append(path)
     return tuple(made)
+
+
+def _answered(folder: Path, files: Sequence[str | Path], classes: Sequence[str], parts: Sequence[str]) -> _Found:
+    """What is good in the answers and in those of earlier calls, which is kept, and what is wrong in these."""
+    kept = folder / "answered.json"
+    found = _Found(*_kept(kept, classes, parts))
+    for file in files:
+        _read(user_path(file), classes, parts, found)
+    write_json(kept, {"sentences": found.sentences, "parts": found.parts})
+    return found
 
 
 def _kept(path: Path, classes: Sequence[str], parts: Sequence[str]) -> tuple[dict, dict]:
