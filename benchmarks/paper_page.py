@@ -131,7 +131,7 @@ def _of_data(name: str, lines: Sequence[Line], others: Published, *, shown: bool
         mean, half = mean_and_half(line.values())
         beside = [f"{line.reported:.2f}", f"{mean - line.reported:+.2f}"] if line.reported is not None else ["-", "-"]
         rows.append([line.name, line.shots, str(line.row.seeds), f"{mean:.2f}",
-                     "-" if half is None else f"{mean - half:.2f} to {mean + half:.2f}",
+                     "-" if half is None else f"{max(mean - half, 0):.2f} to {min(mean + half, 100):.2f}",
                      f"{fmean(line.values('mean_per_class')):.2f}", *beside])
     header = ["Method", "Shots", "Seeds", "Top-1 %", "95 % interval", "Mean per class %", "Reported %",
               "Above reported"]
