@@ -13,7 +13,7 @@ from torch import Tensor
 from xrvlm.backbones.base import FrozenCLIP
 from xrvlm.data.dataset import Dataset
 from xrvlm.errors import UserError
-from xrvlm.features.source import FeatureSettings, extract, pooled_features
+from xrvlm.features.source import FeatureSettings, extract
 from xrvlm.views import ImageSource, decode
 
 
@@ -56,8 +56,7 @@ class TrainingImages:
         if not items:
             raise UserError("the run was trained on no image: there is none to show beside a photo")
         bank = extract(clip, dataset.source, items, settings, views=views, seed=seed, workers=workers)
-        features, _ = pooled_features(bank, bank.device)
-        return cls(features.cpu(), [item.id for item in items], [classes[item.label] for item in items],
+        return cls(bank.pooled.cpu(), [item.id for item in items], [classes[item.label] for item in items],
                    dataset.source)
 
     def nearest(self, pooled: Tensor, count: int) -> list[list[Neighbour]]:
