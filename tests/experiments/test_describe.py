@@ -56,6 +56,15 @@ def test_an_answer_is_read_whatever_stands_around_it(before, after):
     assert made.part_names == PARTS
 
 
+@pytest.mark.parametrize("form", [
+    lambda table: [{"name": name, **entry} for name, entry in table.items()],
+    lambda table: {"classes": [{"class": name, **entry} for name, entry in table.items()]},
+    lambda table: {"birds": table}])
+def test_other_forms_that_language_models_like_are_read(form):
+    found = xrvlm.describe(CLASSES, parts=PARTS, answer=answer(form(good())))
+    assert json.loads(found.files[0].read_text()) == {name: entry["sentences"] for name, entry in good().items()}
+
+
 def test_what_is_good_is_kept_and_the_rest_is_asked_again():
     with pytest.raises(UserError, match="no usable answer for 1 of 3 classes \\(wren\\); ask again with .*again.txt"):
         xrvlm.describe(CLASSES, parts=PARTS, answer=answer(good(CLASSES[:2])))

@@ -140,12 +140,12 @@ def _kept(path: Path, classes: Sequence[str], parts: Sequence[str]) -> tuple[dic
 def _read(path: Path, classes: Sequence[str], parts: Sequence[str], found: _Found) -> None:
     """Add the good entries of an answer to `found`, and its faults."""
     try:
-        table = _json_in(file_text(path))
+        table = _table(_json_in(file_text(path)), classes)
     except OSError as error:
         raise UserError(f"cannot read the answer {path}: {error.strerror}; check the path") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no text: save the answer as UTF-8 text") from error
-    if not isinstance(table, Mapping):
+    if table is None:
         found.faults.append(f"{path} holds no JSON object {{class: ...}}: ask for JSON alone, or cut the rest away")
         return
     known = {readable(name).casefold(): name for name in classes}
@@ -201,17 +201,27 @@ def _alike(sentences: Mapping[str, Sequence[str]]) -> list[str]:
             if len(names) > 1]
 
 
+def _table(value: Any, classes: Sequence[str]) -> Mapping[str, Any] | None:
+    """{class: entry}, also of [{"name": class, ...}] and of either below a key of its own; None for anything else."""
+    if isinstance(value, list):
+        named = {each.get("class", each.get("name")): each for each in value if isinstance(each, Mapping)}
+        return named if len(named) == len(value) > 0 and all(isinstance(name, str) for name in named) else None
+    if isinstance(value, Mapping) and len(value) == 1 and not set(map(readable, value)) & set(map(readable, classes)):
+        return _table(next(iter(value.values())), classes) or value
+    return value if isinstance(value, Mapping) else None
+
+
 def _json_in(text: str) -> Any:
-    """The largest JSON object in a text; None where there is none."""
+    """The largest JSON object, or list, in a text; None where there is none."""
     decoder, best, end = json.JSONDecoder(), None, 0
-    for start in (found.start() for found in re.finditer(r"\{", text)):
+    for start in (found.start() for found in re.finditer(r"[{\[]", text)):
         if start < end:
             continue
         try:
             value, stop = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
             continue
-        if isinstance(value, dict) and (best is None or stop - start > best[1]):
+        if isinstance(value, dict | list) and (best is None or stop - start > best[1]):
             best = (value, stop - start)
         end = stop
     return None if best is None else best[0]
