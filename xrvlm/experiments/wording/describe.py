@@ -148,9 +148,9 @@ def _read(path: Path, classes: Sequence[str], parts: Sequence[str], found: _Foun
     if table is None:
         found.faults.append(f"{path} holds no JSON object {{class: ...}}: ask for JSON alone, or cut the rest away")
         return
-    known = {readable(name).casefold(): name for name in classes}
+    known = {_key(name): name for name in classes}
     for called, entry in table.items():
-        name = known.get(readable(str(called)).casefold())
+        name = known.get(_key(called))
         if name is None:
             found.faults.append(f"{path}: {str(called)[:60]!r} is none of the classes")
             continue
@@ -206,9 +206,15 @@ def _table(value: Any, classes: Sequence[str]) -> Mapping[str, Any] | None:
     if isinstance(value, list):
         named = {each.get("class", each.get("name")): each for each in value if isinstance(each, Mapping)}
         return named if len(named) == len(value) > 0 and all(isinstance(name, str) for name in named) else None
-    if isinstance(value, Mapping) and len(value) == 1 and not set(map(readable, value)) & set(map(readable, classes)):
-        return _table(next(iter(value.values())), classes) or value
-    return value if isinstance(value, Mapping) else None
+    if not isinstance(value, Mapping):
+        return None
+    below, known = next(iter(value.values()), None) if len(value) == 1 else None, set(map(_key, classes))
+    inner = _table(below, classes) if isinstance(below, list | Mapping) else None
+    return inner if inner is not None and known & set(map(_key, inner)) else value
+
+
+def _key(name: object) -> str:
+    return readable(str(name)).casefold()
 
 
 def _json_in(text: str) -> Any:
