@@ -143,6 +143,8 @@ def _read(path: Path, classes: Sequence[str], parts: Sequence[str], found: _Foun
         table = _table(_json_in(file_text(path)), classes)
     except OSError as error:
         raise UserError(f"cannot read the answer {path}: {error.strerror}; check the path") from error
+    except RecursionError:               # brackets in brackets, hundreds of levels deep
+        table = None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no text: save the answer as UTF-8 text") from error
     if table is None:
