@@ -86,7 +86,8 @@ def test_several_answers_are_joined():
     ("I cannot do that.", "holds no JSON object"),
     ("[1, 2]", "holds no JSON object"),
     ("{" * 2000, "holds no JSON object"),
-    *[('{"a":' * levels + "1" + "}" * levels, "holds no JSON object|none of the classes") for levels in (300, 900, 990)],
+    *[('{"a":' * levels + "1" + "}" * levels, "holds no JSON object|none of the classes")
+      for levels in (300, 900, 990)],
     (good() | {"ostrich": {"sentences": ["a bird"]}}, "'ostrich' is none of the classes"),
     (good() | {"wren": {"sentences": ["a " * 41]}}, "wren: a sentence of 41 words, 40 at most"),
     (good() | {"wren": {"sentences": []}}, "wren: no sentences"),
