@@ -86,9 +86,8 @@ def test_several_answers_are_joined():
     ("I cannot do that.", "holds no JSON object"),
     ("[1, 2]", "holds no JSON object"),
     ("{" * 2000, "holds no JSON object"),
-    *[('{"a":' * levels + "1" + "}" * levels, "holds no JSON object|none of the classes")
+    *[('{"a":' * levels + "1" + "}" * levels, "holds no JSON object|no usable answer")
       for levels in (300, 900, 990)],
-    (good() | {"ostrich": {"sentences": ["a bird"]}}, "'ostrich' is none of the classes"),
     (good() | {"wren": {"sentences": ["a " * 41]}}, "wren: a sentence of 41 words, 40 at most"),
     (good() | {"wren": {"sentences": []}}, "wren: no sentences"),
     (good() | {"wren": {"sentences": [5]}}, "wren: no sentence"),
@@ -97,7 +96,8 @@ def test_several_answers_are_joined():
     (good() | {"wren": {"sentences": ["a wren"], "parts": {"head": "its head"}}}, r"wren: wing \(no sentence\)"),
     (good() | {"wren": {"sentences": ["a wren"]}}, "wren: head"),
     ({name: {"sentences": [f"a photo of a {name}."], "parts": good()[name]["parts"]} for name in CLASSES},
-     "the same sentences for"),
+     "no usable answer for 3 of 3 classes .*the same sentences for blue tit"),
+    (good() | {"wren": {"sentences": ["a wren.", "A wren."]}}, "wren: the same sentence twice"),
     ({}, "no usable answer for 3 of 3 classes"),
 ])
 def test_a_bad_answer_is_told_and_writes_nothing(content, message):
@@ -115,7 +115,41 @@ def test_what_was_kept_of_other_parts_is_not_taken():
     with pytest.raises(UserError):
         xrvlm.describe(CLASSES, parts=PARTS, answer=answer(good(CLASSES[:2])))
     with pytest.raises(UserError, match="no usable answer for 2 of 3"):
-        xrvlm.describe(CLASSES, parts=("tail",), answer=answer(good(("wren",), ("tail",))))
+        xrvlm.describe(CLASSES, parts=("tail",), answer=answer(good(CLASSES[:1], ("tail",))))
+
+
+def test_files_of_the_users_own_stay():
+    for name in ("question_notes.txt", "again-answer.txt", "question.txt.bak"):
+        Path("words").mkdir(exist_ok=True)
+        Path("words", name).write_text("mine")
+    with pytest.raises(UserError):
+        xrvlm.describe(CLASSES, parts=PARTS, answer=answer(good(CLASSES[:1]), "words/again-answer.txt"))
+    xrvlm.describe(CLASSES)
+    assert Path("words/question_notes.txt").read_text() == "mine"
+    assert Path("words/again-answer.txt").exists()
+
+
+def test_what_is_no_class_is_left_out_with_a_warning(caplog):
+    found = xrvlm.describe(CLASSES, parts=PARTS, answer=answer(good() | {"ostrich": {"sentences": ["a bird"]}}))
+    assert "'ostrich' is none of the classes" in caplog.text
+    assert set(json.loads(found.files[0].read_text())) == set(CLASSES)
+
+
+def test_parts_that_were_answered_stay_when_others_are_asked():
+    xrvlm.describe(CLASSES, parts=PARTS, answer=answer(good()))
+    xrvlm.describe(CLASSES, answer=answer(good()))
+    found = xrvlm.describe(CLASSES, parts=("wing", "head"), answer=answer("{}"))
+    assert list(json.loads(found.files[1].read_text())["wren"]) == ["wing", "head"]
+
+
+@pytest.mark.parametrize(("wrong", "message"), [
+    ({"parts": ("head", "Head")}, "names a part twice"), ({"parts": {"a": "b"}}, "must be a list of names|parts"),
+    ({"parts": ("",)}, "must be a list of names"), ({"sentences": 0}, "at least 1")])
+def test_wrong_options_are_told(wrong, message):
+    with pytest.raises(UserError, match=message):
+        xrvlm.describe(CLASSES, **wrong)
+    with pytest.raises(UserError, match="classes is empty"):
+        xrvlm.describe([])
 
 
 def test_the_commands(tmp_path, capsys):

@@ -132,6 +132,10 @@ def test_what_is_written_can_be_used(clip, dataset):
     with Path("words/prompts.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["kind"] for row in rows} >= {"template", "descriptions", "part"}
+    every = [sentence for own in made.values() for sentence in own]
+    assert all((row["words"] in every) == (row["kept"] == "1") for row in rows if row["kind"] == "sentence")
+    kept = [row["name"].format(CLASSES[0]) for row in rows if row["kind"] == "template" and row["kept"] == "1"]
+    assert [each for each in kept if each in made[CLASSES[0]]] == kept
     assert xrvlm.choose_prompts(clip, dataset, descriptions=sentences, parts={
         name: {"head": f"the head of {name}."} for name in CLASSES}, shots=5, out="again").prompts == found.prompts
 

@@ -63,7 +63,7 @@ def test_typed_it_writes_a_file_whose_figures_are_true(made, capsys):
     path = made.folder / "model.int8.onnx"
     told_of = capsys.readouterr()
     assert told_of.out.strip() == str(path)
-    assert "points lost); same class on " in told_of.err
+    assert " points); same class on " in told_of.err
     batch, labels = images_to_test(made.folder)
     (_, before), (probabilities, after) = ask(made.before, batch), ask(path, batch)
     report = stored(path)["int8"]

@@ -225,7 +225,8 @@ def test_a_model_of_the_hub_is_a_strangers_file(hub, run, tmp_path, here):
     assert not list((tmp_path / "hf").rglob("config.yaml"))
 
 
-@pytest.mark.parametrize("name", ["hf:a", "hf:a/b/c", "hf:../x", "hf:a/b@../c", "hf:a/b@", "hf:a b/c", "hf:/etc/x"])
+@pytest.mark.parametrize("name", ["hf:a", "hf:a/b/c", "hf:../x", "hf:a/b@../c", "hf:a/b@", "hf:a b/c", "hf:/etc/x",
+                                  "hf:a/b--c", "hf:a/b..c", "hf:a/ñb", "hf:owner/.git"])
 def test_names_on_the_hub(name):
     with pytest.raises(UserError, match="names no model on the hub"):
         repository(name)
@@ -243,6 +244,11 @@ def test_the_card_says_what_the_record_says(run, tmp_path):
     assert "Sarkel's finch, blue tit, wren" in card
     low, high = map(float, re.search(r"\| Top-1 \| \S+ \| (\S+) to (\S+) \|", card).groups())      # type: ignore
     assert low <= 100 * record["metrics"]["top1"] <= high
+    (folder / "README.md").write_text("mine")
+    for place in (folder, run):
+        with pytest.raises(UserError, match="holds other files, which would be replaced"):
+            xrvlm.push(run, "a/b", out=place)
+    assert (folder / "README.md").read_text() == "mine"
     (folder / "README.md").unlink()
     (run / "predictions.csv").rename(run / "away.csv")
     assert "there are no intervals" in Path(xrvlm.push(run, "a/b", out=tmp_path / "card"), "README.md").read_text()

@@ -135,6 +135,8 @@ def test_names_are_text_on_the_page(place, runs):
 
 @pytest.mark.parametrize("limits", [{"uploads": 0}, {"megabytes": 0}, {"waiting": -1}])
 def test_limits_are_above_zero(limits):
+    with pytest.raises(UserError):
+        PageLimits(uploads="x")              # type: ignore
     with pytest.raises(UserError, match=f"{next(iter(limits))}.* must be more than 0"):
         PageLimits(**limits)
 
@@ -176,6 +178,27 @@ def test_nothing_but_uploads_is_read(server, place, runs):
             called(client, ["other", []])
 
 
+def test_nobody_passes_the_queue_by(server, runs):
+    with httpx.Client(base_url=server[0], timeout=60) as client:
+        for path in ("run/answer", "api/answer", "run/html"):
+            reply = client.post(f"gradio_api/{path}", json={"data": [runs[0].name, []]})
+            assert reply.status_code != 200, path
+
+
+def test_a_server_that_is_told_to_end_deletes_the_uploads(place, runs):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GRADIO_TEMP_DIR": str(place / "others")}
+    process = subprocess.Popen([sys.executable, "-m", "xrvlm", "serve", str(runs[1]), "port=0", "device=cpu"],
+                               stdout=subprocess.PIPE, text=True, cwd=place, env=environment)
+    assert process.stdout is not None
+    address = process.stdout.readline().split()[0]
+    assert answered(address, runs[1].name, place / "birds" / CLASSES[0] / "0.png")
+    assert list((place / "others").rglob("0.png"))
+    process.terminate()
+    assert process.wait(30) in (0, 130)
+    assert not list((place / "others").rglob("0.png"))
+    process.stdout.close()
+
+
 def test_what_is_too_large_or_too_much_is_refused(server, place, runs):
     address, _ = server
     large = place / "large.png"
@@ -185,6 +208,11 @@ def test_what_is_too_large_or_too_much_is_refused(server, place, runs):
     with httpx.Client(base_url=address, timeout=60) as client:
         reply = client.post("gradio_api/upload", files={"files": ("large.png", large.read_bytes())})
         assert reply.status_code == 413
+        small = (place / "birds" / CLASSES[0] / "0.png").read_bytes() * 40           # more than all photos of a request
+        many = [("files", (f"{key}.png", small)) for key in range(60)]
+        assert client.post("gradio_api/upload", files=many).status_code == 413
+        parts = client.post("gradio_api/upload", content=iter([b"x"]), headers={"content-type": "multipart/form-data"})
+        assert parts.status_code == 413      # which does not say how large it is
     photos = [place / "birds" / CLASSES[0] / f"{key}.png" for key in range(5)]
     with pytest.raises(UserError, match="5 photos are too many: give at most 4 at once"):
         answered(address, runs[0].name, *photos)
@@ -265,6 +293,9 @@ def test_a_visitor_in_a_browser(server, place, runs, width):
 
 def test_the_command_says_what_is_wrong(place, runs, capsys):
     for arguments, message in ((["run=nowhere"], "no model at"), ([str(runs[0]), "uploads=0"], "must be more than 0"),
-                               ([str(runs[0]), "port=abc"], "port"), ([], "run is not given")):
+                               ([str(runs[0]), "port=abc"], "port"), ([], "run is not given"),
+                               ([str(runs[0]), "port=70000"], "port must be from 0 to 65,535"),
+                               ([str(runs[0]), "topk=0"], "topk must be from 1"),
+                               ([str(runs[0]), "nearest=-1"], "nearest must be from 0")):
         assert main(["serve", *arguments]) == 2
         assert message in capsys.readouterr().err

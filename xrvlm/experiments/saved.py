@@ -112,7 +112,8 @@ class SavedRun:
         None where it was trained on no image, or its images cannot be read; a line says why.
         """
         try:                             # the folder that a file names is not read: it may be anyone's
-            self._loader()               # says so where there is no configuration
+            if not self.options:
+                raise UserError(f"{self.folder} has no config.yaml that says where its images were")
             settings = FeatureSettings(**{**self.options["features"], "cache": None, "mode": "cached"})
             views, seed = settings.views if self.options["recipe"]["epochs"] else 0, int(self.options["seed"])
             return TrainingImages.of(clip, self.dataset(), settings, views=views, seed=seed, workers=workers)

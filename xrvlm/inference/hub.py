@@ -13,15 +13,24 @@ from xrvlm.errors import UserError
 log = logging.getLogger(__name__)
 PREFIX = "hf:"
 FILES = ("model.safetensors", "record.json", "metrics.json")
-NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
-REVISION = re.compile(r"[\w.-]+(/[\w.-]+)*")
+REVISION = re.compile(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*")
 
 
 def repository(path: str | Path) -> tuple[str, str | None]:
     """(owner/name, revision or None) of `hf:owner/name@revision`; UserError where it is none."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     name, at, revision = str(path).removeprefix(PREFIX).partition("@")
-    if not NAME.fullmatch(name) or (at and (not REVISION.fullmatch(revision) or ".." in revision)):
-        raise UserError(f"{path} names no model on the hub: write {PREFIX}owner/name, or {PREFIX}owner/name@revision")
+    try:
+        validate_repo_id(name)
+        if name.count("/") != 1 or not name.isascii():
+            raise HFValidationError("no owner, or another alphabet")
+        if at and (not REVISION.fullmatch(revision) or ".." in revision):
+            raise HFValidationError("no revision")
+    except HFValidationError as error:
+        raise UserError(f"{path} names no model on the hub ({error}): write {PREFIX}owner/name, or "
+                        f"{PREFIX}owner/name@revision") from error
     return name, revision or None
 
 

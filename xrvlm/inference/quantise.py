@@ -61,7 +61,7 @@ class Int8Report:
     def __str__(self) -> str:
         known = "" if self.known_agreement is None else f" and on known or unknown on {self.known_agreement:.1%}"
         return (f"top-1 {self.int8_top1:.1%} on {self.images:,} test images, {self.float_top1:.1%} in float32 "
-                f"({self.drop:.1f} points lost); same class on {self.agreement:.1%}{known}; "
+                f"({-self.drop:+.1f} points); same class on {self.agreement:.1%}{known}; "
                 f"{self.int8_bytes / 1e6:.1f} MB instead of {self.float_bytes / 1e6:.1f} MB; "
                 f"{self.speedup:.1f} times as fast on this CPU")
 

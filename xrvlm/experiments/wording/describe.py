@@ -74,10 +74,7 @@ def describe(classes: Sequence[str], *, kind: str = "classes", parts: Sequence[s
         UserError: an answer holds no JSON, or lacks classes or parts, or its sentences are none, too long, or not told
             apart. The message lists what is wrong; questions for what is missing are in `out`.
     """
-    check_unique(classes, "class names")
-    if sentences < 1:
-        raise UserError(f"{option('sentences')} must be at least 1, found {sentences}")
-    check_unique(parts, option("parts")) if parts else None
+    _check(classes, parts, sentences)
     folder = user_path(out)
     check_writable(folder)
     if answer is None:
@@ -85,22 +82,36 @@ def describe(classes: Sequence[str], *, kind: str = "classes", parts: Sequence[s
         return Described(files, (*map(str, files), "Give each question to a language model, save its answer as a file, "
                                  f"then run the same command with {option('answer', 'FILE')}"))
     found = _answered(folder, [answer] if isinstance(answer, str | Path) else answer, classes, parts)
-    missing = [name for name in classes if name not in found.sentences or (parts and name not in found.parts)]
-    if missing:
-        again = _ask(folder, missing, kind, parts, sentences, "again")
-        found.faults.insert(0, f"no usable answer for {len(missing)} of {len(classes)} classes ({few(missing)}); ask "
-                               f"again with {few(map(str, again))}")
     alike = _alike(found.sentences)
-    if found.faults or alike:
-        faults = [*found.faults, *alike]
-        raise UserError("; ".join(faults[:LISTED] + [f"and {len(faults) - LISTED} more"] * (len(faults) > LISTED)))
-    return _written(folder, found, bool(parts))
+    again = {name for names in alike for name in names}
+    missing = [name for name in classes if name in again or name not in found.sentences or (
+        parts and name not in found.parts)]
+    if not missing:
+        return _written(folder, found, bool(parts))
+    asked = _ask(folder, missing, kind, parts, sentences, "again")
+    faults = [f"no usable answer for {len(missing)} of {len(classes)} classes ({few(missing)}); ask again with "
+              f"{few(map(str, asked))}", *found.faults,
+              *(f"the same sentences for {few(names)}: ask what tells them apart" for names in alike)]
+    raise UserError("; ".join(faults[:LISTED] + [f"and {len(faults) - LISTED} more"] * (len(faults) > LISTED)))
+
+
+def _check(classes: Sequence[str], parts: Sequence[str], sentences: int) -> None:
+    if not classes:
+        raise UserError("classes is empty: give at least one class name")
+    check_unique(classes, "class names")
+    if sentences < 1:
+        raise UserError(f"{option('sentences')} must be at least 1, found {sentences}")
+    if isinstance(parts, str | Mapping) or not all(isinstance(part, str) and part.strip() for part in parts):
+        raise UserError(f"{option('parts')} must be a list of names, such as [head, wing]; found {parts!r}")
+    if len(set(map(_key, parts))) < len(parts):
+        raise UserError(f"{option('parts')} names a part twice: {few(parts, 20)}")
 
 
 def _ask(folder: Path, classes: Sequence[str], kind: str, parts: Sequence[str], sentences: int,
          word: str = "question") -> tuple[Path, ...]:
     for old in folder.glob(f"{word}*.txt"):
-        old.unlink()
+        if re.fullmatch(rf"{word}(-\d+)?\.txt", old.name):          # of an earlier call; others are not ours
+            old.unlink()
     groups = [classes[start:start + AT_ONCE] for start in range(0, len(classes), AT_ONCE)]
     made = []
     for number, names in enumerate(groups, start=1):
@@ -117,24 +128,31 @@ def _ask(folder: Path, classes: Sequence[str], kind: str, parts: Sequence[str], 
 
 def _answered(folder: Path, files: Sequence[str | Path], classes: Sequence[str], parts: Sequence[str]) -> _Found:
     """What is good in the answers and in those of earlier calls, which is kept, and what is wrong in these."""
-    kept = folder / "answered.json"
-    found = _Found(*_kept(kept, classes, parts))
+    path = folder / "answered.json"
+    kept = _kept(path)
+    found = _Found({name: kept["sentences"][name] for name in classes if name in kept["sentences"]})
+    for name in classes:
+        there = kept["parts"].get(name, {})
+        if parts and all(part in there for part in parts):
+            found.parts[name] = {part: there[part] for part in parts}
     for file in files:
         _read(user_path(file), classes, parts, found)
-    write_json(kept, {"sentences": found.sentences, "parts": found.parts})
+    described = kept["parts"] | {name: kept["parts"].get(name, {}) | own for name, own in found.parts.items()}
+    write_json(path, {"sentences": kept["sentences"] | found.sentences, "parts": described})
+    found.sentences = {name: found.sentences[name] for name in classes if name in found.sentences}
     return found
 
 
-def _kept(path: Path, classes: Sequence[str], parts: Sequence[str]) -> tuple[dict, dict]:
-    """What earlier calls kept of these classes and parts."""
+def _kept(path: Path) -> dict[str, dict[str, Any]]:
+    """What earlier calls kept, of all classes and parts that they asked for."""
     try:
         saved = json.loads(file_text(path))
-        sentences = {name: saved["sentences"][name] for name in classes if name in saved["sentences"]}
-        described = {name: saved["parts"][name] for name in classes
-                     if name in saved["parts"] and list(saved["parts"][name]) == list(parts)}
-        return sentences, described
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return {}, {}
+        good = {name: own for name, own in saved["sentences"].items() if own and all(not _fault(each) for each in own)}
+        parts = {name: {part: text for part, text in own.items() if not _fault(text)}
+                 for name, own in saved["parts"].items()}
+        return {"sentences": good, "parts": parts}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {"sentences": {}, "parts": {}}
 
 
 def _read(path: Path, classes: Sequence[str], parts: Sequence[str], found: _Found) -> None:
@@ -154,7 +172,7 @@ def _read(path: Path, classes: Sequence[str], parts: Sequence[str], found: _Foun
     for called, entry in table.items():
         name = known.get(_key(called))
         if name is None:
-            found.faults.append(f"{path}: {str(called)[:60]!r} is none of the classes")
+            log.warning("%s: %r is none of the classes, and is left out", path, str(called)[:60])
             continue
         _add(name, entry, parts, found)
 
@@ -165,6 +183,8 @@ def _add(name: str, entry: Any, parts: Sequence[str], found: _Found) -> None:
     said = [written] if isinstance(written, str) else written
     if not isinstance(said, list) or not said:
         found.faults.append(f"{name}: no sentences")
+    elif len({_key(each) for each in said}) < len(said):
+        found.faults.append(f"{name}: the same sentence twice")
     elif not (faults := [fault for each in said if (fault := _fault(each))]):
         found.sentences[name] = [" ".join(each.split()) for each in said]
     else:
@@ -193,14 +213,13 @@ def _fault(sentence: Any) -> str:
     return ""
 
 
-def _alike(sentences: Mapping[str, Sequence[str]]) -> list[str]:
-    """Classes that are described by the same sentences, which tell nothing apart."""
+def _alike(sentences: Mapping[str, Sequence[str]]) -> list[list[str]]:
+    """Classes that are described by the same sentences but for their names, which tell nothing apart."""
     by_text: dict[tuple[str, ...], list[str]] = {}
     for name, said in sentences.items():
-        text = tuple(re.sub(re.escape(readable(name)), "{}", each, flags=re.IGNORECASE).casefold() for each in said)
-        by_text.setdefault(text, []).append(name)
-    return [f"the same sentences for {few(names)}: ask what tells them apart" for names in by_text.values()
-            if len(names) > 1]
+        bare = (re.sub(re.escape(readable(name)), "", each, flags=re.IGNORECASE) for each in said)
+        by_text.setdefault(tuple(" ".join(re.findall(r"\w+", each.casefold())) for each in bare), []).append(name)
+    return [names for names in by_text.values() if len(names) > 1]
 
 
 def _table(value: Any, classes: Sequence[str]) -> Mapping[str, Any] | None:

@@ -112,7 +112,7 @@ def choose_prompts(clip: FrozenCLIP, dataset: Dataset, *, templates: str | Seque
     made = {name: judge.words(choices[best], row) for row, name in enumerate(split.classes)}
     write_json(folder / "prompts.json", made)
     write_rows(folder / "prompts.csv", ("kind", "name", "class", "words", "kept", "brought"),
-               _rows(groups, split.classes, choices["sentences"]))
+               _rows(groups, split.classes, choices[best]))
     write_json(folder / "levels.json", {"images": len(labels), "folds": folds, "kept": best, "levels": levels})
     return Chosen(folder, best, made, levels, _table(levels, best))
 

@@ -52,7 +52,7 @@ def local_tower(header: ModelHeader) -> str | None:
     if loader is None:
         return "made in memory"
     for value in (loader.get("options") or loader.get("arguments") or {}).values():
-        if isinstance(value, str) and Path(value).is_absolute():
+        if isinstance(value, str) and (Path(value).is_absolute() or (set(value) & {"/", "."} and Path(value).exists())):
             return Path(value).name
     return None
 

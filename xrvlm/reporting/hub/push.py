@@ -8,11 +8,12 @@ from pathlib import Path
 from xrvlm.errors import UserError, option, typed
 from xrvlm.experiments.record import read_record
 from xrvlm.experiments.saved import SavedRun, check_writable
-from xrvlm.files import user_path, write_text
+from xrvlm.files import file_text, user_path, write_text
 from xrvlm.inference.hub import FILES, repository
 from xrvlm.reporting.hub.card import card, local_tower
 
 log = logging.getLogger(__name__)
+MARK = "library_name: xrvlm"             # in the card
 
 
 @typed
@@ -47,9 +48,18 @@ def push(run: str | Path, repo: str, *, private: bool = True, licence: str | Non
     if out is not None:
         folder = user_path(out)
         check_writable(folder)
+        _check_own(folder, saved.folder)
         return str(_gathered(saved.folder, folder, text))
     with tempfile.TemporaryDirectory() as place:
         return _sent(_gathered(saved.folder, Path(place), text), repo, private)
+
+
+def _check_own(folder: Path, run: Path) -> None:
+    """UserError where `folder` holds files that no push wrote."""
+    there = folder / "README.md"
+    if folder.resolve() == run.resolve() or (there.exists() and MARK not in file_text(there)[:1000]):
+        raise UserError(f"{folder} holds other files, which would be replaced: name a new folder with "
+                        f"{option('out', 'DIR')}")
 
 
 def _gathered(run: Path, folder: Path, text: str) -> Path:

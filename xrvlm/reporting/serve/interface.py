@@ -1,17 +1,22 @@
 """The page's parts and its server, as Gradio wants them. Importing this module imports gradio."""
 
 import os
+import signal
 from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")     # read as gradio is imported
 
 import gradio as gr
 from gradio.themes import Default
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
 
 from xrvlm.errors import UserError, option
-from xrvlm.reporting.serve.page import HERE, Page
+from xrvlm.reporting.serve.models import Model
+from xrvlm.reporting.serve.page import HERE, Page, PageLimits
 
 TITLE = "xrvlm"
+SPARE = 1_000_000                        # bytes of a request beside its photos
 FONTS, MONOSPACED = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]      # none from elsewhere
 
 
@@ -38,7 +43,7 @@ def interface(page: Page, kept: int) -> gr.Blocks:
         button.click(_told(page.html), [model, photos, parts], shown, api_visibility="private", **together)
         asked.click(_told(page.rows), [model, photos], data, api_name="answer",
                     api_description="The answers of a model about uploaded photos, in their order.", **together)
-    return blocks.queue(max_size=limits.waiting)
+    return blocks.queue(max_size=limits.waiting, api_open=False)       # nobody passes the queue by
 
 
 def _uploads_alone(photos: gr.File) -> None:
@@ -54,22 +59,41 @@ def _uploads_alone(photos: gr.File) -> None:
     setattr(photos, "async_move_resource_to_block_cache", checked)     # noqa: B010
 
 
-def launch(blocks: gr.Blocks, host: str, port: int, megabytes: float, *, wait: bool) -> gr.Blocks:
+def launch(blocks: gr.Blocks, host: str, port: int, limits: PageLimits, *, wait: bool) -> gr.Blocks:
     """Start the server; UserError where the port is taken."""
+    most = int(limits.uploads * limits.megabytes * 1e6) + SPARE
     try:
         _, address, _ = blocks.launch(
             server_name=host, server_port=port or _free(host), share=False, quiet=True, prevent_thread_lock=True,
-            max_file_size=int(megabytes * 1e6), show_error=True, ssr_mode=False, enable_monitoring=False,
+            max_file_size=int(limits.megabytes * 1e6), show_error=False, ssr_mode=False, enable_monitoring=False,
+            app_kwargs={"middleware": [Middleware(_Bounded, most=most)]},
             footer_links=["api"], pwa=False, mcp_server=False,
             theme=Default(primary_hue="teal", font=FONTS, font_mono=MONOSPACED),
             css=(HERE / "page.css").read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"cannot open the page at {host}:{port}: {error}; choose another {option('port')}, 0 takes one "
-                        "that is free") from error
+        raise UserError(f"cannot open a page at {host}:{port}: the port is taken, or {host} is no address of this "
+                        f"machine; choose another {option('port')}, 0 takes one that is free") from error
     print(f"{address}  (interrupt to end)", flush=True)
     if wait:
+        # a server that is told to end deletes the uploads, too, as one that is interrupted does
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         blocks.block_thread()
+        Model.close()
     return blocks
+
+
+class _Bounded:
+    """Refuses a request of more than `most` bytes before it is read, and one that does not say how many it has."""
+
+    def __init__(self, app: Any, most: int):
+        self.app, self.most = app, most
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST":
+            length = dict(scope["headers"]).get(b"content-length", b"")
+            if not length.isdigit() or int(length) > self.most:
+                return await PlainTextResponse("too large", 413)(scope, receive, send)
+        return await self.app(scope, receive, send)
 
 
 def _about(page: Page, name: str) -> str:

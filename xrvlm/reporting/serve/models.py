@@ -64,13 +64,15 @@ class Answer:
 
 
 class Model:
-    """A run's model that answers. One photo at a time: callers of several threads wait for each other.
+    """A run's model that answers. One photo at a time, of all models: callers of several threads wait for each other.
 
     Args:
         asked: what it is to say; sets and nodes are left out where the model cannot give them.
         topk: how many classes.
         nearest: how many training photos; none where the run's photos cannot be read.
     """
+
+    _lock = threading.Lock()             # of all models: one answer at a time
 
     def __init__(self, classifier: Classifier, training: TrainingImages | None, asked: Asked, *, topk: int = 5,
                  nearest: int = 3):
@@ -80,7 +82,11 @@ class Model:
         if classifier.header.hierarchy is None:
             asked = replace(asked, certainty=None)
         self.answering = Answering(classifier, asked)
-        self._lock = threading.Lock()
+
+    @classmethod
+    def close(cls) -> None:
+        """Wait for the answer that is being made; no other is made after it, and the process can end."""
+        cls._lock.acquire(timeout=60)
 
     @property
     def explains(self) -> bool:

@@ -1,7 +1,7 @@
 """The page itself, with Gradio, whose API is the REST endpoint: photos in, answers out, and nothing kept.
 
-What a visitor can do is bounded: so many photos at once, so many bytes each, so many visitors that wait. No file is
-read but those that were uploaded through the page, and none is fetched from elsewhere.
+What a request can ask for is bounded: so many photos at once, so many bytes each, so many requests that wait. No file
+is read but those that were uploaded through the page, and none is fetched from elsewhere.
 """
 
 import logging
@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 
 from xrvlm.backbones.base import DeviceName, PrecisionName
-from xrvlm.errors import UserError, option, typed
+from xrvlm.errors import UserError, check_fields, option, typed
 from xrvlm.inference.answers import Asked
 from xrvlm.inference.nearest import Neighbour
 from xrvlm.reporting.plots.figures import data_uri
@@ -38,10 +38,11 @@ class PageLimits:
     """
 
     uploads: int = 20
-    megabytes: float = 20
+    megabytes: float | int = 20
     waiting: int = 64
 
     def __post_init__(self):
+        check_fields(self)
         for name in ("uploads", "megabytes", "waiting"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{option(name)} must be more than 0, found {getattr(self, name)}")
@@ -117,8 +118,11 @@ def serve(run: str | Path | Sequence[str | Path], *, host: str = "127.0.0.1", po
         wait: False: return Gradio's page, which runs in threads of its own, at once; its `close` ends it.
 
     Raises:
-        UserError: gradio is not installed, a run cannot be loaded, or the port is taken.
+        UserError: gradio is not installed, an option is out of range, a run cannot be loaded, or the port is taken.
     """
+    for name, value, least, most in (("topk", topk, 1, 10**6), ("nearest", nearest, 0, 100), ("port", port, 0, 65535)):
+        if not least <= value <= most:
+            raise UserError(f"{option(name)} must be from {least:,} to {most:,}, found {value}")
     try:
         from xrvlm.reporting.serve.interface import interface, launch
     except ImportError as error:
@@ -126,5 +130,4 @@ def serve(run: str | Path | Sequence[str | Path], *, host: str = "127.0.0.1", po
     runs = [run] if isinstance(run, str | Path) else run
     limits, asked = limits or PageLimits(), asked or Asked(coverage=0.9, certainty=0.9)
     models = load_models(runs, asked, topk=topk, nearest=nearest, device=device, precision=precision)
-    blocks = interface(Page(models, limits, asked.coverage), KEPT)
-    return launch(blocks, host, port, limits.megabytes, wait=wait)
+    return launch(interface(Page(models, limits, asked.coverage), KEPT), host, port, limits, wait=wait)
