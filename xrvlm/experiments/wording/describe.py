@@ -87,6 +87,8 @@ def describe(classes: Sequence[str], *, kind: str = "classes", parts: Sequence[s
     missing = [name for name in classes if name in again or name not in found.sentences or (
         parts and name not in found.parts)]
     if not missing:
+        for fault in found.faults:           # earlier answers had what these lack
+            log.warning("%s", fault)
         return _written(folder, found, bool(parts))
     asked = _ask(folder, missing, kind, parts, sentences, "again")
     faults = [f"no usable answer for {len(missing)} of {len(classes)} classes ({few(missing)}); ask again with "

@@ -1,7 +1,9 @@
 """The page's parts and its server, as Gradio wants them. Importing this module imports gradio."""
 
+import atexit
 import os
 import signal
+import threading
 from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")     # read as gradio is imported
@@ -74,11 +76,12 @@ def launch(blocks: gr.Blocks, host: str, port: int, limits: PageLimits, *, wait:
         raise UserError(f"cannot open a page at {host}:{port}: the port is taken, or {host} is no address of this "
                         f"machine; choose another {option('port')}, 0 takes one that is free") from error
     print(f"{address}  (interrupt to end)", flush=True)
+    atexit.register(Model.close)         # a thread that still computes would abort the process as it ends
     if wait:
-        # a server that is told to end deletes the uploads, too, as one that is interrupted does
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if threading.current_thread() is threading.main_thread():
+            # a server that is told to end deletes the uploads, too, as one that is interrupted does
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         blocks.block_thread()
-        Model.close()
     return blocks
 
 
