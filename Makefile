@@ -19,13 +19,16 @@ SUITE ?= cub
 DRY ?=
 ARGS ?=
 
-.PHONY: demo test fuzz lint docs results methods photos trust paper bench ablation base_to_new setup clean
+.PHONY: demo test slow-test fuzz lint docs results methods photos trust paper bench ablation base_to_new setup clean
 
 demo: $(READY)          ## the main job on the embedded default, offline, in a few minutes
 	$(BIN)/xrvlm demo
 
 test: $(READY)          ## all tests, one process a core; one test: .venv/bin/python -m pytest tests/test_files.py
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+slow-test: $(READY)     ## the tests of make test, and those that it leaves out for their time; 20 minutes
+	XRVLM_SLOW=1 PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 fuzz: $(READY)          ## hostile images, tables, headers, configurations, cache bytes and kills: counts and failures
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py

@@ -17,6 +17,7 @@ import pytest
 import replicas
 import replicas_coop
 from results import record, table_rows
+from slow import SLOW
 
 from xrvlm.cli.main import main
 from xrvlm.experiments.record import read_records
@@ -81,6 +82,7 @@ def test_the_page_holds_the_means_of_the_results_and_says_that_it_is_a_rehearsal
     assert Path("runs/paper/report/report.html").exists()
 
 
+@SLOW
 def test_what_others_report_stands_beside_a_real_run(at_home, monkeypatch):
     """With the sizes, the tower and the recipe of the paper, and no change."""
     monkeypatch.syspath_prepend(FOLDER)
@@ -128,6 +130,7 @@ def test_a_dry_run_tells_the_cost_and_does_nothing(paper):
     assert not Path("runs").exists()
 
 
+@SLOW
 def test_published_weights_are_told_and_not_fetched(paper):
     """The speed of a tower does not depend on its weights: it is timed with random ones."""
     data = replicas.cub(Path("CUB"), training=4, testing=3)
@@ -137,6 +140,7 @@ def test_published_weights_are_told_and_not_fetched(paper):
     assert "Weights to download: about 0.6 GB" in out
 
 
+@SLOW
 def test_a_run_that_fails_leaves_the_others(paper, program, monkeypatch):
     data = replicas.cub(Path("CUB"), training=4, testing=3)
 
@@ -162,6 +166,7 @@ def test_an_option_that_a_method_has_not_ends_it_before_any_work(paper):
     assert not Path("runs").exists()
 
 
+@SLOW
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGTERM")
 def test_a_stopped_program_goes_on(paper):
     """The run in progress ends with the program, and goes on in the epoch that it was in."""
@@ -192,6 +197,7 @@ def eleven(root: Path) -> Path:
     return root
 
 
+@SLOW
 def test_the_eleven_with_those_that_are_there(paper):
     data = eleven(Path("coop"))
     code, out, err = paper("--suite", "eleven", "--data", data, *REHEARSED)

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from command_line import told
 from photos import photo_folder
+from slow import SLOW
 
 from xrvlm.cli.main import main, quote
 from xrvlm.cli.search import prepared
@@ -63,6 +64,7 @@ def test_three_trials_go_by_the_validation_images_and_are_not_done_twice(tmp_pat
     assert f"validation images: top-1 {found['best_value']:.1%}" in last.stdout
 
 
+@SLOW
 @needs_optuna
 def test_a_method_with_epochs_and_a_failed_trial(tmp_path):
     done = search("selection=val", "method=task_res", "recipe.epochs=2", "recipe.learning_rate=choice(0.001,-1)",

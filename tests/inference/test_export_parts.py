@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from command_line import TINY, told
 from onnxruntime import InferenceSession
 from photos import CLASSES, photo_folder
+from slow import slow
 from torch import Tensor
 from towers import IMAGE_KINDS, TEXT_KINDS, images
 from zoo import classes, factory
@@ -43,8 +44,8 @@ def stored(path: Path) -> dict[str, Any]:
     return {entry.key: json.loads(entry.value) for entry in onnx.load(path).metadata_props}
 
 
-@pytest.mark.parametrize("kind", ["vit", "timm efficientnet", "causal, own module", "causal, hf tokenizer",
-                                  "bidirectional", "hf clip", "hf siglip", "roberta"])
+@pytest.mark.parametrize("kind", ["vit", "hf clip", *slow(
+    "timm efficientnet", "causal, own module", "causal, hf tokenizer", "bidirectional", "hf siglip", "roberta")])
 def test_both_sides_say_what_their_library_says(tmp_path, kind):
     tiny = KINDS[kind]()
     image, text = export_parts(classifier(tiny.clip), tmp_path / "a.onnx")

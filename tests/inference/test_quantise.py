@@ -12,6 +12,7 @@ import torch
 from command_line import TINY, told
 from onnxruntime import InferenceSession
 from photos import photo_folder
+from slow import slow
 from towers import IMAGE_KINDS, images
 from zoo import classes, factory
 
@@ -148,7 +149,7 @@ def test_without_images_there_is_no_gate(made, tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("kind", ["vit", "timm efficientnet", "resnet"])
+@pytest.mark.parametrize("kind", ["timm efficientnet", *slow("vit", "resnet")])
 def test_convolutions_are_calibrated_and_matrix_products_are_not(tmp_path, kind):
     clip, make = IMAGE_KINDS[kind]().clip, factory("zero_shot")
     method = make(clip, classes())
