@@ -11,7 +11,7 @@ from photos import photo_folder
 
 import xrvlm
 from xrvlm.experiments.saved import SavedRun, read_split
-from xrvlm.features.source import FeatureSettings
+from xrvlm.features.source import FeatureSettings, extract
 from xrvlm.inference.nearest import TrainingImages
 from xrvlm.reporting.paired import Outcomes
 from xrvlm.reporting.sections import Album, Section, _photograph
@@ -135,3 +135,11 @@ def test_the_report_shows_them_below_confused_photos(clip, dataset):
     section.photographed.clear()
     _photograph(section, outcomes, album)
     assert section.photographed[0].nearest == []
+
+
+def test_the_pooled_features_of_a_bank_are_read_without_its_positions(clip, dataset):
+    bank = extract(clip, dataset.source, dataset.split.train, FeatureSettings(), needs=("pooled", "tokens"))
+    expected = torch.cat([x.pooled for x, _ in bank.in_order()])
+    assert "tokens" in bank.shards[0]
+    guarded = [{"pooled": shard["pooled"], "tokens": None} for shard in bank.shards]       # which cannot be indexed
+    assert torch.equal(replace(bank, shards=guarded).pooled, expected)

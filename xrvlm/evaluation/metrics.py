@@ -227,10 +227,13 @@ def write_nearest(folder: Path, test: Any, train: Any, classes: Sequence[str]) -
     Both are a `FeatureSource`. Where their features are not at hand, or there are more than `MOST_PAIRS` pairs, which
     take minutes, nothing is written.
     """
-    if train is None or test.pooled is None or train.pooled is None or len(test.ids) * len(train.ids) > MOST_PAIRS:
+    if train is None or len(test.ids) * len(train.ids) > MOST_PAIRS:
         return
-    keys = train.pooled                                                                              # (m, d)
-    found = [(rows @ keys.T).sort(descending=True, stable=True) for rows in test.pooled.split(256)]
+    queries, keys = test.pooled, train.pooled                                              # (n, d), (m, d)
+    if queries is None or keys is None:
+        return
+    keys = keys.to(queries.device)       # of two banks one may stay on a GPU alone
+    found = [(rows @ keys.T).sort(descending=True, stable=True) for rows in queries.split(256)]
     cosines, order = (torch.cat([each[side][:, :NEAREST] for each in found]).tolist() for side in (0, 1))
     write_rows(folder / "nearest.csv", ["image", *(f"{column}_{place + 1}" for place in range(min(NEAREST, len(keys)))
                                                    for column in ("nearest", "class", "cosine"))],

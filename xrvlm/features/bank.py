@@ -53,7 +53,8 @@ class FeatureBank:
 
     @property
     def pooled(self) -> Tensor:          # (n, d) of unit norm, in view 0
-        return torch.cat([x.pooled for x, _ in self.in_order()])
+        alone = replace(self, shards=[{"pooled": shard["pooled"]} for shard in self.shards])   # no positions
+        return torch.cat([x.pooled for x, _ in alone.in_order()])
 
     def batches(self, order: Sequence[Tensor], epoch: int) -> Iterator[tuple[Features, Tensor]]:
         """Each image in one of its augmented views, drawn anew for every epoch."""
