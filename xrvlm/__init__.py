@@ -12,6 +12,9 @@ from xrvlm.backbones import _torchvision as _torchvision  # before any import of
 
 if TYPE_CHECKING:
     from xrvlm.backbones.base import Features, FrozenCLIP
+    from xrvlm.backbones.composed.look import second_look
+    from xrvlm.backbones.composed.pair import paired
+    from xrvlm.backbones.composed.trunk import load_hf_trunk, load_timm_trunk
     from xrvlm.backbones.hf import load_hf, wrap_hf
     from xrvlm.backbones.openclip import wrap_openclip
     from xrvlm.backbones.openclip_load import load_openclip
@@ -48,10 +51,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Asked", "Candidate", "ClassText", "Classifier", "CompareOptions", "Dataset", "FeatureSettings", "Features",
     "FrozenCLIP", "Item", "Method", "PageLimits", "Recipe", "Run", "RunOptions", "Split", "UserError", "adapt",
-    "check_data", "choose_prompts", "class_text", "compare", "describe", "evaluate", "explain", "export",
-    "export_onnx", "hub_dataset", "image_folder", "load", "load_hf", "load_openclip", "load_photo",
-    "load_tiny_clip", "load_world", "next_to_label", "predict", "push", "report", "serve", "suspects", "table",
-    "wrap_hf", "wrap_openclip", "zero_shot",
+    "check_data", "choose_prompts", "class_text", "compare", "describe", "evaluate", "explain", "export", "export_onnx",
+    "hub_dataset", "image_folder", "load", "load_hf", "load_hf_trunk", "load_openclip", "load_photo", "load_timm_trunk",
+    "load_tiny_clip", "load_world", "next_to_label", "paired", "predict", "push", "report", "second_look", "serve",
+    "suspects", "table", "wrap_hf", "wrap_openclip", "zero_shot",
 ]
 
 _NAMES = {
@@ -82,6 +85,9 @@ _NAMES = {
     "inference.export": ("export_onnx",),
     "methods.base": ("Method", "Recipe"),
     "photo.photo_tower": ("load_photo",),
+    "backbones.composed.pair": ("paired",),
+    "backbones.composed.look": ("second_look",),
+    "backbones.composed.trunk": ("load_hf_trunk", "load_timm_trunk"),
     "reporting.explanations": ("explain",),
     "reporting.hub.push": ("push",),
     "reporting.report": ("report",),

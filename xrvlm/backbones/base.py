@@ -1,8 +1,8 @@
 """The interface of a frozen CLIP: features of images, of sentences and of learnable prompts.
 
-Letters: `b` batch, `p` positions, `d` joint dimension, `e` width of the image tower, `f` width before its
-projection, `w` width of the text tower, `c` classes, `g` text parts, `l` learned vectors in a prompt, `t` tokens in a
-prompt.
+Letters: `b` batch, `p` positions, `d` joint dimension, `e` width of the image tower, `f` width before its projection,
+`q` width of a second tower's feature, `w` width of the text tower, `c` classes, `g` text parts, `l` learned vectors in
+a prompt, `t` tokens in a prompt.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from xrvlm.errors import UserError, check_fields
 
-Need = Literal["pooled", "tokens", "mid_tokens", "unprojected"]
+Need = Literal["pooled", "tokens", "mid_tokens", "unprojected", "second"]
 Interpolation = Literal["bicubic", "bilinear"]
 NamePosition = Literal["end", "front", "middle"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -35,6 +35,7 @@ class Features:
     mid_tokens: Tensor | None = None     # (b, p, e) input of the second-last block (ViT) or the last
                                          # (convolutions of timm), last map (CLIP's ResNet)
     unprojected: Tensor | None = None    # (b, f) input of the last linear map, whose output is `pooled`
+    second: Tensor | None = None         # (b, q) of a second tower, or of a second look; not normalised
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Features":
         """Apply `change` to each tensor that is not None."""
@@ -86,6 +87,7 @@ class FrozenCLIP(nn.Module, ABC):
     embed_dim: int                       # d
     image_width: int                     # e; 0 for a tower without positions
     unprojected_width: int = 0           # f; 0 for a tower that ends in no linear projection
+    second_width: int = 0                # q; 0 for a tower without a second one (xrvlm.backbones.composed)
     text_width: int                      # w
     context_length: int                  # positions of the text window
     transform: ImageTransform            # the checkpoint's evaluation transform, or what the user set instead

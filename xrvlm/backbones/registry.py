@@ -11,6 +11,10 @@ LOADERS = {
     "hf": "xrvlm.backbones.hf.load_hf",
     "tiny": "xrvlm.demo.tiny_clip.load_tiny_clip",
     "photo": "xrvlm.photo.photo_tower.load_photo",
+    "timm_trunk": "xrvlm.backbones.composed.trunk.load_timm_trunk",
+    "hf_trunk": "xrvlm.backbones.composed.trunk.load_hf_trunk",
+    "pair": "xrvlm.backbones.composed.pair.load_pair",
+    "look": "xrvlm.backbones.composed.look.load_look",
 }
 # how files name their loader that were written before loaders had names; only looked up here, never imported
 FORMER_PATHS = {

@@ -20,7 +20,7 @@ from xrvlm.errors import CONTROL, SPEAKS_KEYS, UserError, check_choice, unknown
 LITERAL = ("data.root", "data.file", "data.path", "data.name", "images", "out", "run", "runs", "classes",
            "against", "baseline", "data.class_names", "text.templates", "text.descriptions", "text.parts",
            "data.hierarchy", "unknown", "parts", "answer", "kind",
-           "backbone.pretrained", "features.cache", "cache")
+           "backbone.pretrained", "second.pretrained", "second.model", "features.cache", "cache")
 # the keys of arguments without `key=`, in their order; `images` takes all that follow
 POSITIONAL = {"adapt": ["data.root"], "zeroshot": ["data.root"], "compare": ["data.root"], "data check": ["data.root"],
               "eval": ["run"], "export": ["run"], "predict": ["run", "images"], "explain": ["run", "images"],
@@ -34,7 +34,7 @@ SWEEP = {"-m", "--multirun"}
 FLAGS = ("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", *SWEEP)
 WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c", "--package", "-p",
               "--info", "-i", "--experimental-rerun")
-GROUPS = ("backbone", "data", "features", "method", "recipe", "experiment")
+GROUPS = ("backbone", "second", "data", "features", "method", "recipe", "experiment")
 TOGETHER = ("adapt", "zeroshot")         # commands that several processes can do together
 RESUMED = ("adapt", "zeroshot", "predict", "compare", "demo")     # each run that is finished, or each image, is kept
 # keys whose value may also be a list in Hydra's grammar
@@ -82,7 +82,7 @@ def _help() -> str:
     from xrvlm.files import shipped
 
     choices = [textwrap.fill(f"{f'{group}=':10}{', '.join(shipped(group))}", 110, subsequent_indent=" " * 10)
-               for group in ("method", "backbone", "data", "recipe")]
+               for group in ("method", "backbone", "second", "data", "recipe")]
     return "\n".join([HELP, *choices, MORE.rstrip(), ""])
 
 

@@ -59,7 +59,8 @@ def predict(config: DictConfig) -> None:
     given = {each.name: config[each.name] for each in fields(Asked)}
     asked = None if all(given[each.name] == each.default for each in fields(Asked)) else Asked(**given)
     zero_shot = config.run is None and config.classes is not None
-    unread = [each for each in HydraConfig.get().overrides.task if each.lstrip("+").startswith("backbone")]
+    unread = [each for each in HydraConfig.get().overrides.task
+              if each.lstrip("+").startswith(("backbone", "second_look", "look."))]
     if config.run is not None and unread:
         key = unread[0].partition("=")[0]
         raise UserError(f"{key}= is not read with a run, which names its own tower: leave it out, or leave the run "
@@ -105,7 +106,30 @@ def config_dir() -> str | None:
 
 
 def tower_of(config: DictConfig) -> Any:
-    return partial_of(config.backbone, "backbone")(**device_of(config))
+    """The frozen tower; with `second_look` one that looks again, with `second` one that has another beside it."""
+    options = look_of(config)
+    clip = partial_of(config.backbone, "backbone")(**device_of(config))
+    if options:
+        from xrvlm.backbones.composed.look import LookingTower
+
+        clip = LookingTower(clip, options)
+    if config.get("second") is not None:
+        from xrvlm.backbones.composed.pair import paired
+
+        clip = paired(clip, partial_of(config.second, "second")(**device_of(config)))
+    return clip
+
+
+def look_of(config: DictConfig) -> Any:
+    """None without `second_look`; UserError where `look` is then set all the same."""
+    given = [each for each in HydraConfig.get().overrides.task if each.lstrip("+").startswith("look.")]
+    if config.second_look:
+        from xrvlm.backbones.composed.look import LookOptions
+
+        return LookOptions(config.second_look, **plain(config.look))
+    if given:
+        raise UserError(f"{given[0].lstrip('+')} is read with a second look alone: add second_look=3, or leave it out")
+    return None
 
 
 def device_of(config: DictConfig) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 SCALARS: dict[str, Any] = {              # the types of values at the top level
     **dict.fromkeys(("seed", "workers", "topk", "folds", "count", "nearest", "port", "uploads", "waiting"), int),
-    "sentences": int,
+    "sentences": int, "second_look": int,
     "runs": str, "host": str, "kind": str, "licence": str | None, "megabytes": float | int, "certainty": float | None,
     **dict.fromkeys(("val", "force", "small", "pictures", "all_shots", "photos", "all", "dry_run", "private"), bool),
     "device": Literal["auto", "cpu", "cuda", "mps"], "precision": Literal["auto", "fp32", "bf16", "fp16"],

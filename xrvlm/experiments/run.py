@@ -26,6 +26,7 @@ from xrvlm.files import as_file_name, digest, user_path, write_json, write_text
 from xrvlm.inference.calibration import Calibration
 from xrvlm.inference.classifier import Classifier, MethodFactory, MethodHeader, ModelHeader
 from xrvlm.methods.base import Method, Recipe, probabilities
+from xrvlm.methods.inputs import check_second_is_read
 from xrvlm.text.class_text import ClassText, class_text, few, saved_text, text_maker
 from xrvlm.training.fit import Progress, check_selection, fitting_recipe, learn
 from xrvlm.training.following import Follower, following
@@ -191,6 +192,7 @@ class _Setup:
     def run(self) -> Run:
         """The run as it was finished before, or done now. In a distributed run, rank 0 writes and the others read."""
         group, folder, run = processes(), self.folder, None
+        check_second_is_read(self.clip, self.method.needs, self.header.method.name)
         group.check_same(self.identity.key, "images or options")
         if group.from_first(self._must_run):
             with group.alone(folder.path / ".lock", BUSY):

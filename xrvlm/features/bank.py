@@ -29,7 +29,7 @@ FEATURES_REVISION = 2
 SHARD_BYTES = 64e6
 SHARD_IMAGES = 1024                      # at most, so that an interruption never loses hours
 BLOCK = 65536                            # words of 8 bytes in a block of a checksum
-IN_FULL = frozenset({"pooled", "unprojected"})       # one vector a view: always float32 on disk
+IN_FULL = frozenset({"pooled", "unprojected", "second"})       # one vector a view: always float32 on disk
 # the rows of each shard -> the features (b, v, ...) of each batch, in this order
 Encode = Callable[[Sequence[Sequence[int]]], Iterator[dict[str, Tensor]]]
 

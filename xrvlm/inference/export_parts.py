@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xrvlm.backbones.composed.on_tower import OnTower
 from xrvlm.backbones.tower import Tower
 from xrvlm.distributed import generator
 from xrvlm.errors import UserError, option, typed, unknown
@@ -57,7 +58,7 @@ def export_parts(classifier: Classifier, path: Path | str, parts: Sequence[str] 
     whole = checked_path(path)
     paths = [checked_path(whole.with_name(f"{whole.stem}.{part}.onnx")) for part in parts]
     clip = in_float32(classifier).clip
-    if not isinstance(clip, Tower):
+    if not isinstance(clip, Tower | OnTower):
         raise UserError(f"{clip.name} is a tower of a class of its own, whose two sides are not known: leave "
                         f"{option('parts')} out")
     sides = {"image": lambda: _image_side(clip, images), "text": lambda: _text_side(clip, classifier.names)}
@@ -77,7 +78,7 @@ Feed = tuple[Mapping[str, Tensor], Tensor]       # the inputs of a graph, and wh
 
 
 class ImageSide(nn.Module):
-    def __init__(self, clip: Tower):
+    def __init__(self, clip: Tower | OnTower):
         super().__init__()
         self.clip = clip
 
@@ -86,7 +87,7 @@ class ImageSide(nn.Module):
 
 
 class TextSide(nn.Module):
-    def __init__(self, clip: Tower):
+    def __init__(self, clip: Tower | OnTower):
         super().__init__()
         self.clip = clip
 
@@ -94,7 +95,7 @@ class TextSide(nn.Module):
         return F.normalize(self.clip.text.encode_window(tokens), dim=-1)               # (t, d)
 
 
-def _image_side(clip: Tower, images: Tensor | None) -> tuple[Any, list[Feed]]:
+def _image_side(clip: Tower | OnTower, images: Tensor | None) -> tuple[Any, list[Feed]]:
     """torch's ONNXProgram with its metadata, and what it is checked on."""
     size = clip.transform.image_size
     program = graph_of(ImageSide(clip).eval(), {"images": torch.zeros(2, 3, size, size)}, ["embedding"],
@@ -105,7 +106,7 @@ def _image_side(clip: Tower, images: Tensor | None) -> tuple[Any, list[Feed]]:
     return program, [({"images": batch}, clip.encode_image(batch).pooled) for batch in batches]
 
 
-def _text_side(clip: Tower, names: Sequence[str]) -> tuple[Any, list[Feed]]:
+def _text_side(clip: Tower | OnTower, names: Sequence[str]) -> tuple[Any, list[Feed]]:
     tokens = clip.tokens
     examples = clip.tokens.sentences(EXAMPLES)[0]                                      # (3, l)
     program = graph_of(TextSide(clip).eval(), {"tokens": examples[:2]}, ["embedding"],
@@ -118,7 +119,7 @@ def _text_side(clip: Tower, names: Sequence[str]) -> tuple[Any, list[Feed]]:
     return program, [({"tokens": tokens.sentences(each)[0]}, clip.encode_text(each)) for each in texts]
 
 
-def _about(clip: Tower, part: str) -> dict[str, Any]:
+def _about(clip: Tower | OnTower, part: str) -> dict[str, Any]:
     about = {"backbone": clip.name, "fingerprint": clip.fingerprint, "dimension": clip.embed_dim}
     return {"part": part, "xrvlm": about, "logit_scale": clip.logit_scale.item(),
             "logit_bias": clip.logit_bias.item()}

@@ -1,5 +1,6 @@
 """Which image feature a method reads, and how it is scaled."""
 
+from collections.abc import Collection
 from typing import Literal, get_args
 
 import torch
@@ -10,12 +11,18 @@ from xrvlm.backbones.base import Features, FrozenCLIP, Need
 from xrvlm.errors import UserError, option, unknown
 from xrvlm.features.source import FeatureSource
 
-Inputs = Literal["auto", "unprojected", "pooled", "pooled+mid"]
+Inputs = Literal["auto", "unprojected", "pooled", "pooled+mid", "second", "pooled+second", "unprojected+second"]
 Scaling = Literal["auto", "root_l2", "l2", "standard", "none"]
-NEEDS: dict[str, frozenset[Need]] = {
-    "unprojected": frozenset({"pooled", "unprojected"}), "pooled": frozenset({"pooled"}),
-    "pooled+mid": frozenset({"pooled", "mid_tokens"})}
+NEED: dict[str, Need] = {"pooled": "pooled", "unprojected": "unprojected", "mid": "mid_tokens", "second": "second"}
 ONE_SIDED = 0.05                         # negative part of the mean magnitude, below which features count as one-sided
+
+
+def check_second_is_read(clip: FrozenCLIP, needs: Collection[Need], name: str) -> None:
+    """UserError where the tower has a second one and the method `name` reads none of it."""
+    if clip.second_width and "second" not in needs:
+        raise UserError(f"{name} reads nothing of a second tower or of a second look as parts: use "
+                        f"{option('method', 'amu_tuning')}, linear_probe or xr_vlm_plus, or one of the methods that "
+                        f"take {option('method.inputs', 'pooled+second')}; or leave the second out")
 
 
 class ImageInputs(nn.Module):
@@ -24,41 +31,50 @@ class ImageInputs(nn.Module):
     Args:
         inputs: `pooled`, in the joint space with the text, of unit length; `unprojected`, the tower's feature before
             the projection into that space; `pooled+mid`, the pooled feature and the mean over positions of the earlier
-            block; `auto`, unprojected where the tower ends in a linear projection, else pooled.
+            block; `second`, the feature of the second tower or look, alone or beside one of the others; `auto`,
+            unprojected where the tower ends in a linear projection, else pooled, with the second where there is one.
         scaling: `l2`, each image's feature to unit length; `root_l2`, its signed square root to unit length;
             `standard`, each component to mean 0 and deviation 1 over the training images; `none`, as it is; `auto`,
             `root_l2` where the training images have hardly a negative component (a feature behind a ReLU, whose few
-            large components the root tames), else `l2`. Of `pooled+mid` each of the two gets unit length by itself: the
-            earlier block's numbers are far larger, and together they would hide the pooled feature.
+            large components the root tames), else `l2`. Of two features each gets unit length by itself: an earlier
+            block's numbers are far larger, and together they would hide the pooled feature.
+        second: False: `auto` leaves the second tower out, for a method that reads it in its own way.
 
     Raises:
         UserError: an unknown value, or the tower has no such feature.
     """
 
-    rooted: Tensor                       # () whether the root is taken
+    rooted: Tensor                       # () whether the root is taken; with a second tower for each feature, (2,)
     mean: Tensor                         # (f,) of the training images; these two with `standard` alone
     deviation: Tensor
 
-    def __init__(self, clip: FrozenCLIP, inputs: Inputs = "auto", scaling: Scaling = "auto"):
+    def __init__(self, clip: FrozenCLIP, inputs: Inputs = "auto", scaling: Scaling = "auto", *, second: bool = True):
         super().__init__()
         if inputs not in get_args(Inputs):
             raise unknown(option("method.inputs"), inputs, get_args(Inputs))
         if scaling not in get_args(Scaling):
             raise unknown(option("method.scaling"), scaling, get_args(Scaling))
         if inputs == "auto":
-            inputs = "unprojected" if clip.unprojected_width else "pooled"
-        if inputs == "unprojected" and not clip.unprojected_width:
+            chosen = ["unprojected" if clip.unprojected_width else "pooled"]
+            chosen += ["second"] * bool(second and clip.second_width)
+        else:
+            chosen = inputs.split("+")
+        if "unprojected" in chosen and not clip.unprojected_width:
             raise UserError(f"the image tower of {clip.name} ends in no linear projection, so it has no feature before "
                             f"one: use {option('method.inputs', 'pooled')} or {option('method.inputs', 'auto')}")
-        self.inputs, self.scaling = inputs, scaling
-        self.needs = NEEDS[inputs]
-        self.widths = {"pooled": [clip.embed_dim], "pooled+mid": [clip.embed_dim, clip.image_width],
-                       "unprojected": [clip.unprojected_width]}[inputs]
+        if "second" in chosen and not clip.second_width:
+            raise UserError(f"{option('method.inputs', inputs)} reads a second tower, and there is none: add one "
+                            f"({option('second', 'photo')}, xrvlm.paired), or a second look as parts")
+        self.chosen, self.scaling = chosen, scaling
+        self.needs: frozenset[Need] = frozenset({"pooled", *(NEED[name] for name in chosen)})
+        widths = {"pooled": clip.embed_dim, "unprojected": clip.unprojected_width, "mid": clip.image_width,
+                  "second": clip.second_width}
+        self.widths = [widths[name] for name in chosen]
         self.width = sum(self.widths)
-        if inputs == "pooled+mid":       # a model from before each was scaled by itself has none, and is refused
+        if "mid" in chosen:              # a model from before each was scaled by itself has none, and is refused
             self.register_buffer("widths_of_each", torch.tensor(self.widths))
         if scaling == "auto":
-            self.register_buffer("rooted", torch.tensor(False))
+            self.register_buffer("rooted", torch.tensor([False] * 2 if "second" in chosen[1:] else False))
         if scaling == "standard":
             self.register_buffer("mean", torch.zeros(self.width))
             self.register_buffer("deviation", torch.ones(self.width))
@@ -68,7 +84,9 @@ class ImageInputs(nn.Module):
         rows = self._rows(support)
         exact = rows.cpu().double()
         if self.scaling == "auto":
-            self.rooted.fill_(bool(exact.clamp(max=0).abs().mean() < ONE_SIDED * exact.abs().mean()))
+            parts = exact.split(self.widths, dim=1) if self.rooted.ndim else [exact]
+            one_sided = [bool(part.clamp(max=0).abs().mean() < ONE_SIDED * part.abs().mean()) for part in parts]
+            self.rooted.copy_(torch.tensor(one_sided if self.rooted.ndim else one_sided[0]))
         if self.scaling == "standard":
             self.mean.copy_(exact.mean(dim=0))
             self.deviation.copy_(exact.std(dim=0, correction=0) + 1e-6)
@@ -92,16 +110,15 @@ class ImageInputs(nn.Module):
             return chosen
         if self.scaling == "standard":
             return (chosen - self.mean) / self.deviation
+        parts = list(chosen.split(self.widths, dim=1))
         if self.scaling != "l2":
-            root = chosen.abs().sqrt() * chosen.sign()
-            chosen = root if self.scaling == "root_l2" else torch.where(self.rooted, root, chosen)
-        return torch.cat([F.normalize(part, dim=1) for part in chosen.split(self.widths, dim=1)], dim=1)
+            roots = [part.abs().sqrt() * part.sign() for part in parts]
+            parts = roots if self.scaling == "root_l2" else [
+                torch.where(taken, root, part)
+                for taken, root, part in zip(self.rooted.expand(len(parts)), roots, parts, strict=True)]
+        return torch.cat([F.normalize(part, dim=1) for part in parts], dim=1)
 
     def _chosen(self, x: Features) -> Tensor:
-        if self.inputs == "unprojected":
-            assert x.unprojected is not None
-            return x.unprojected                                                           # (b, f)
-        if self.inputs == "pooled":
-            return x.pooled                                                                # (b, d)
-        assert x.mid_tokens is not None
-        return torch.cat([x.pooled, x.mid_tokens.mean(dim=1)], dim=1)                      # (b, d + e)
+        found = [vars(x)[NEED[name]] for name in self.chosen]
+        found = [value.mean(dim=1) if name == "mid" else value for name, value in zip(self.chosen, found, strict=True)]
+        return found[0] if len(found) == 1 else torch.cat(found, dim=1)

@@ -40,7 +40,8 @@ class ImageParts(nn.Module, ABC):
 
 
 class FoundParts(ImageParts):
-    """The whole image, m soft clusters of positions, and the pairs of channels of an earlier block (bilinear pooling).
+    """The whole image, m soft clusters of positions, the pairs of channels of an earlier block (bilinear pooling), and
+    what a second tower, or a second look, says of the image.
 
     Each position is assigned to the cluster centres near it. The pairs are the mean over the positions z of z z^T, once
     as they are and once less the image's mean position, each to unit length: which channels occur together (Lin et al.,
@@ -62,11 +63,14 @@ class FoundParts(ImageParts):
     def __init__(self, clip: FrozenCLIP, image_parts: int, *, inputs: Inputs = "auto", scaling: Scaling = "auto",
                  pairs: int = 0):
         super().__init__()
-        self.inputs, pairs = ImageInputs(clip, inputs, scaling), min(pairs, clip.image_width)
-        self.widths = (self.inputs.width, *[clip.embed_dim] * image_parts, *[2 * pairs ** 2] * (pairs > 0))
-        self.groups = (1, image_parts, int(pairs > 0))       # of parts: the whole image, clusters, pairs
+        self.inputs, pairs = ImageInputs(clip, inputs, scaling, second=False), min(pairs, clip.image_width)
+        self.second = ImageInputs(clip, "second", scaling) if clip.second_width else None
+        self.widths = (self.inputs.width, *[clip.embed_dim] * image_parts, *[2 * pairs ** 2] * (pairs > 0),
+                       *[clip.second_width] * (self.second is not None))
+        # of parts: the whole image, clusters, pairs, second tower
+        self.groups = (1, image_parts, int(pairs > 0), int(self.second is not None))
         positions: frozenset[Need] = frozenset({"tokens", "mid_tokens"} if pairs else {"tokens"})
-        self.needs = self.inputs.needs | positions
+        self.needs = self.inputs.needs | positions | (self.second.needs if self.second else frozenset())
         for name, value in (("mean", torch.zeros(clip.embed_dim)), ("deviation", torch.ones(clip.embed_dim)),
                             ("centres", torch.zeros(image_parts, clip.embed_dim)),
                             ("directions", torch.eye(clip.image_width, pairs)),
@@ -77,16 +81,19 @@ class FoundParts(ImageParts):
     def names(self) -> Iterator[str]:
         yield "whole image"
         yield from (f"part {part + 1}" for part in range(len(self.centres)))
-        yield "pairs of channels"
+        yield from ["pairs of channels"] * self.groups[2]
+        yield from ["second tower"] * self.groups[3]
 
     @torch.no_grad()
     def fit(self, support: FeatureSource, device: torch.device) -> Tensor:
         """Take all that the parts need from the training images; returns their features (n, f).
 
-        The features of the whole image, of all clusters together and of the pairs then each have mean 0 and mean
-        squared length 1.
+        The features of the whole image, of all clusters together, of the pairs and of the second tower then each have
+        mean 0 and mean squared length 1.
         """
         self.inputs.fit(support)
+        if self.second:
+            self.second.fit(support)
         self._find(support, device)
         rows = torch.cat([self._unscaled(x.to(device)) for x, _ in support.in_order()])    # (n, f)
         self.offset.copy_(rows.mean(dim=0))
@@ -101,7 +108,7 @@ class FoundParts(ImageParts):
         return rows
 
     def blocks(self) -> list[slice]:
-        """The columns of the whole image, of the clusters and of the pairs; empty where there are none."""
+        """The columns of the whole image, the clusters, the pairs and the second tower; empty where there are none."""
         widths = iter(self.widths)
         ends = [0]
         for count in self.groups:
@@ -109,7 +116,7 @@ class FoundParts(ImageParts):
         return [slice(*ends[index:index + 2]) for index in range(len(self.groups))]
 
     def weigh(self, weights: tuple[float, ...]) -> Tensor:
-        """Multiply the mean squared lengths of the three blocks by `weights`; returns each column's factor (f,)."""
+        """Multiply the mean squared lengths of the four blocks by `weights`; returns each column's factor (f,)."""
         factor = torch.ones_like(self.scale)
         for some, weight in zip(self.blocks(), weights, strict=True):
             factor[some] = weight ** 0.5
@@ -117,7 +124,8 @@ class FoundParts(ImageParts):
         return factor
 
     def part_maps(self, x: Features) -> Tensor:
-        """(b, 1 + m + 1, p); the first map, of the whole image, is uniform, that of the pairs the squared length.
+        """(b, 1 + m + 1 + 1, p); the maps of the whole image and of the second tower are uniform, that of the pairs is
+        the squared length.
 
         Zero on a class token, and near zero everywhere for a part that the image does not show.
         """
@@ -125,12 +133,13 @@ class FoundParts(ImageParts):
         maps = self._maps(x.tokens, self._standard(x.tokens))                              # (b, m, p)
         on_grid = torch.zeros_like(x.tokens[:, None, :, 0])                                # (b, 1, p)
         on_grid[:, :, x.tokens.shape[1] - patches(x.tokens).shape[1]:] = 1
-        found = [on_grid / on_grid.sum(dim=2, keepdim=True), maps]
+        uniform = on_grid / on_grid.sum(dim=2, keepdim=True)
+        found = [uniform, maps]
         if self.groups[2]:
             assert x.mid_tokens is not None
             energy = on_grid * (x.mid_tokens @ self.directions).square().sum(dim=2)[:, None]
             found.append(energy / energy.sum(dim=2, keepdim=True).clamp(min=TINY))
-        return torch.cat(found, dim=1)
+        return torch.cat([*found, *[uniform] * self.groups[3]], dim=1)
 
     def of(self, x: Features) -> Tensor:
         """(b, f)"""
@@ -145,6 +154,8 @@ class FoundParts(ImageParts):
         if self.groups[2]:
             assert x.mid_tokens is not None
             found += _pairs(patches(x.mid_tokens) @ self.directions)
+        if self.second:
+            found.append(self.second(x))
         return torch.cat(found, dim=1)
 
     def _find(self, support: FeatureSource, device: torch.device) -> None:

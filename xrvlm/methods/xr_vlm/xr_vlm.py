@@ -4,6 +4,8 @@
 `RelationHead` (relations.py) computes their m * g relations for every class, and the logits from them.
 """
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import Literal, get_args
 
 import torch
@@ -45,10 +47,14 @@ class PartPooling(ImageParts):
         image_parts: m.
         live: use the attention as the maps, without the paper's BatchNorm and ReLU after it. With these a map can
             become zero everywhere, and its part is dead: it gets no gradient.
+        second: the tower, where it has a second one or a second look: its feature, mapped to d by a trained matrix, is
+            one part more, of the mean length of the others.
     """
 
-    def __init__(self, image_width: int, image_parts: int, *, live: bool = False):
+    def __init__(self, image_width: int, image_parts: int, *, live: bool = False, second: FrozenCLIP | None = None):
         super().__init__()
+        self.second = None if second is None else nn.Sequential(
+            BatchNorm(second.second_width), nn.Linear(second.second_width, second.embed_dim, bias=False))
         self.attend_norm = BatchNorm(image_width)
         self.attend = nn.Linear(image_width, image_parts + 1, bias=False)
         self.map_norm = None if live else BatchNorm(image_parts + 1)
@@ -70,14 +76,27 @@ class PartPooling(ImageParts):
         scaled = F.normalize(rooted.flatten(1), dim=1).view_as(rooted)     # one norm over all parts of an image
         return scaled[:, :-1]                                                              # (b, m, d)
 
+    def names(self) -> Iterator[str]:
+        parts = self.attend.out_features - 1
+        yield from islice(super().names(), parts)
+        yield "second tower"
+
     def part_maps(self, x: Features) -> Tensor:
-        """(b, m, p) the maps without the background's."""
+        """(b, m, p) the maps without the background's; that of a second tower is uniform."""
         assert x.mid_tokens is not None
-        return self.maps(x.mid_tokens)[:, :-1]
+        maps = self.maps(x.mid_tokens)[:, :-1]
+        if self.second is None:
+            return maps
+        return torch.cat([maps, torch.full_like(maps[:, :1], 1 / maps.shape[2])], dim=1)
 
     def of(self, x: Features) -> Tensor:
         assert x.mid_tokens is not None and x.tokens is not None
-        return self(x.mid_tokens, x.tokens)
+        parts = self(x.mid_tokens, x.tokens)                                               # (b, m, d)
+        if self.second is None:
+            return parts
+        assert x.second is not None
+        more = F.normalize(self.second(x.second), dim=1) / self.attend.out_features ** 0.5 # (b, d)
+        return torch.cat([parts, more[:, None]], dim=1)                                    # (b, m + 1, d)
 
 
 class XRVLM(Method):
@@ -85,7 +104,7 @@ class XRVLM(Method):
 
     Args:
         head: what relates parts and prompts: `cross` is the paper's, the others are its ablations (relations.py).
-        image_parts: m, part features of an image.
+        image_parts: m, part features of an image; a second tower or look adds one.
         text_parts: g, learned prompts of a class. Part descriptions have their own number.
         part_prompts: `learned` context; `descriptions` of the parts of a class, fixed, or as the initial values of
             learned vectors (`learned_from_descriptions`); or free `vectors` without any language.
@@ -119,7 +138,10 @@ class XRVLM(Method):
         super().__init__(clip, classes)
         _check(head, image_parts, text_parts, hidden, part_prompts)
         self.head = head
-        self.pooling = PartPooling(clip.image_width, image_parts, live=live_parts)
+        self.pooling = PartPooling(clip.image_width, image_parts, live=live_parts,
+                                   second=clip if clip.second_width else None)
+        if clip.second_width:
+            self.needs = frozenset({*type(self).needs, "second"})
         self.class_prompts: ClassPrompts
         if head == "visual":
             self.class_prompts = NoPrompts(text_parts=text_parts)
@@ -131,7 +153,8 @@ class XRVLM(Method):
             self.class_prompts = FreeVectors(clip, classes, text_parts=text_parts)
         else:
             self.class_prompts = described_parts(part_prompts, clip, classes)
-        self.relations = self._make_head(clip, image_parts, len(classes.names), hidden)
+        parts = image_parts + bool(clip.second_width)
+        self.relations = self._make_head(clip, parts, len(classes.names), hidden)
         self.open_classes = head in OPEN_HEADS and self.class_prompts.open_classes
         self.bound_by = OWN_PROMPTS if head in OPEN_HEADS else f"head {head}"
         self.prompts, self.zero_shot = self.class_prompts.label, None
@@ -143,9 +166,10 @@ class XRVLM(Method):
     def _make_head(self, clip: FrozenCLIP, image_parts: int, classes: int, hidden: int) -> RelationHead:
         width, text_parts, diagonal = clip.embed_dim, self.class_prompts.text_parts, self.head in PAIRED
         if diagonal and image_parts != text_parts:
+            second = ", the second tower's among them," if clip.second_width else ""
             raise UserError(f"head {self.head} pairs image part i with text part i and needs as many of one as of the "
-                            f"other, found {option('method.image_parts', image_parts)} and "
-                            f"{option('method.text_parts', text_parts)}")
+                            f"other, found {image_parts} image parts{second} and {text_parts} text parts: set "
+                            f"{option('method.image_parts')} and {option('method.text_parts')}")
         if self.head == "alignment":
             return Alignment(clip.logit_scale)
         if self.head == "visual":

@@ -1,9 +1,10 @@
 """XR-VLM+ (ours): zero-shot logits plus linear relations of image parts and prompts, regularised by cross-validation.
 
-The parts of an image are the whole of it, clusters of positions by k-means, and the pairs of channels of an earlier
-block. Every part is related to every prompt of every class by a bilinear form with an L2 penalty. Cross-validation on
-the training images chooses which parts are related, and the strength of the penalty. The problem is convex: it is
-solved by L-BFGS, not trained by gradient steps. `docs/results/plus.md` tells how the method was developed.
+The parts of an image are the whole of it, clusters of positions by k-means, the pairs of channels of an earlier block,
+and the feature of a second tower where there is one. Every part is related to every prompt of every class by a bilinear
+form with an L2 penalty. Cross-validation on the training images chooses which parts are related, and the strength of
+the penalty. The problem is convex: it is solved by L-BFGS, not trained by gradient steps. `docs/results/plus.md` tells
+how the method was developed.
 """
 
 from collections.abc import Mapping
@@ -29,11 +30,11 @@ from xrvlm.text.fixed_prompts import ClassSentences, PartDescriptions
 from xrvlm.text.learned_prompts import ClassPrompts
 
 RelateTo = Literal["text_and_classes", "text", "classes"]
-Weights = tuple[float, float, float]     # of the whole image, the clusters and the pairs
+Weights = tuple[float, ...]              # of the whole image, the clusters, the pairs and the second tower
 STRENGTHS = tuple(10.0 ** (power / 2) for power in range(-2, -17, -1))   # of the penalty, from 0.1 to 0.00000001
 OWN_SHARE = 0.1                          # weight of the class-specific vectors relative to the text
 TEXT_FROM = 0.97                         # the text is left out where held-out loss is below this share without it
-CLUSTERS, PAIRS = 0.25, 1.0              # weight of these parts relative to the whole image, where they are related
+CLUSTERS, PAIRS, SECOND = 0.25, 1.0, 1.0    # weight of these parts relative to the whole image, where they are related
 BELIEVED = 1.92                          # nats that zero-shot must add on the training images: likelihood ratio at 5 %
 LONE_STRENGTHS = 0.006, 0.0006           # with one image a class: prior right on at least half, or not
 CHOOSING = 2000                          # images at most that choose
@@ -47,11 +48,11 @@ class XRVLMPlus(Method):
 
     w is fitted to the training images first, 0 where zero-shot explains them no better than chance would; A and o then
     minimise the cross-entropy plus a penalty on their squared norm. Held-out images choose: o alone, where the text
-    only disturbs; then the whole image alone, with clusters, with pairs, or with both. Where nothing beats zero-shot on
-    them, the prediction is that of zero-shot. With one image a class nothing can be held out: the whole image alone is
-    related, by o alone where zero-shot is wrong on more than half, and the strength is fixed. The prompts are the part
-    descriptions where there are any, else the sentences of the classes. New classes can be scored: their text is
-    related by the same A, without o.
+    only disturbs; then the whole image alone, or with clusters, pairs, the second tower. Where nothing beats zero-shot
+    on  them, the prediction is that of zero-shot. With one image a class nothing can be held out: the whole image, and
+    the  second tower, is related, by o alone where zero-shot is wrong on more than half, and the strength is fixed. The
+    prompts are the part  descriptions where there are any, else the sentences of the classes. New classes can be
+    scored: their text is  related by the same A, without o.
 
     Args:
         image_parts: m, clusters of positions; 0: none.
@@ -157,7 +158,8 @@ class XRVLMPlus(Method):
         given, fit = _splits(train, val)
         if fit is None:
             right = (train.prior.argmax(dim=1) == train.labels).float().mean() >= 0.5 and bool(train.prior.any())
-            return bool(right), (1.0, 0.0, 0.0), LONE_STRENGTHS[0] if right else LONE_STRENGTHS[1]
+            whole = (1.0, 0.0, 0.0, float(self.pooling.groups[3]))
+            return bool(right), whole, LONE_STRENGTHS[0] if right else LONE_STRENGTHS[1]
         grams = [given.rows[:, some] @ given.rows[:, some].T for some in self.pooling.blocks()]
         held_out = ~fit.all(dim=0)
         best, lowest = None, F.cross_entropy(given.prior, given.labels, reduction="none")[held_out].sum().item()
@@ -167,16 +169,17 @@ class XRVLMPlus(Method):
             span, _ = _span(gram.sum(dim=0), int(fit.any(dim=0).sum()))
             return _best_strength(given, span, codes, fit)
 
-        whole = (1.0, 0.0, 0.0)
+        whole: Weights = (1.0, 0.0, 0.0, 0.0)
         both = tried(whole, codes := self._codes(class_features, True))
-        with_text, found = True, {whole: both}
+        with_text = True
+        found: dict[Weights, tuple[float, float]] = {whole: both}
         if self.relate_to == "text_and_classes":
             alone = tried(whole, own := self._codes(class_features, False))
             if alone[1] < TEXT_FROM * both[1]:
-                with_text, codes, found = False, own, {whole: alone}
-        _, clusters, pairs = self.pooling.groups
-        for weights in product((1.0,), (0.0, CLUSTERS)[:1 + bool(clusters)], (0.0, PAIRS)[:1 + bool(pairs)]):
-            strength, loss = found[weights] if weights in found else tried(weights, codes)
+                with_text, codes, found[whole] = False, own, alone
+        there = zip((CLUSTERS, PAIRS, SECOND), self.pooling.groups[1:], strict=True)
+        for weights in product((1.0,), *((0.0, weight)[:1 + bool(count)] for weight, count in there)):
+            strength, loss = found.get(weights) or tried(weights, codes)
             if loss < lowest:
                 best, lowest = (with_text, weights, strength), loss
         return best
