@@ -21,6 +21,8 @@ MAIN_COMMANDS = ("adapt", "zeroshot", "eval", "predict", "explain", "export", "c
                  "suspects", "next")     # told first
 GROUPS = {
     "backbone": "The frozen CLIP. `_target_` is the function that loads it.",
+    "second": "Another frozen tower, whose features methods read beside those of the first. A file without keys takes "
+              "those of the backbone of its name.",
     "data": "The images and their classes.",
     "method": "What is learned. [The table of methods](methods.md) tells what each of them does.",
     "recipe": "How a method is trained; each method has its own by default.",
@@ -116,13 +118,16 @@ def cli_page() -> str:
             "Every command also takes the [keys of every command](#keys-of-every-command). `--help` lists the choices, "
             "`--cfg job` prints the configuration, `-m` sweeps over comma-separated values.", ""]
     for path in sorted(CONF.glob("*.yaml"), key=_order):
-        if path.stem == "common":
+        if path.stem in ("common", "looking"):
             continue
         command = path.stem.replace("_", " ")
         about = _about(path).removeprefix(f"xrvlm {command}: ")
         text += [f"## xrvlm {command}", "", about[:1].upper() + about[1:], "", _groups_of(path), _key_table(path), ""]
-    return "\n".join([*text, "## Keys of every command", "", _about(CONF / "common.yaml"), "",
-                      _key_table(CONF / "common.yaml"), ""])
+        if "looking" in _values(path).get("defaults", ()):
+            text += ["Also the [keys of a second look](#keys-of-a-second-look).", ""]
+    for title, stem in (("a second look", "looking"), ("every command", "common")):
+        text += [f"## Keys of {title}", "", _about(CONF / f"{stem}.yaml"), "", _key_table(CONF / f"{stem}.yaml"), ""]
+    return "\n".join(text)
 
 
 def _order(path: Path) -> tuple[int, str]:

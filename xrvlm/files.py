@@ -205,10 +205,9 @@ def listing(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
-    try:
+    with contextlib.suppress(OSError):   # a link to itself
         return entry.is_dir()
-    except OSError:                      # a link to itself
-        return False
+    return False
 
 
 @dataclass(frozen=True)
@@ -294,7 +293,8 @@ def shipped(group: str) -> dict[str, Path]:
 
 
 def shipped_options(group: str, name: str) -> dict[str, Any]:
-    """The options in conf/`group`/`name`.yaml, including those of the files of the group in its `defaults`."""
+    """The options in conf/`group`/`name`.yaml, with those of its `defaults`, of this group or `/other@_here_: name`."""
     options: dict[str, Any] = yaml.safe_load(shipped(group)[name].read_text(encoding="utf-8")) or {}
-    before = [shipped_options(group, base) for base in options.pop("defaults", ()) if base != "_self_"]
+    bases = [{group: base} if isinstance(base, str) else base for base in options.pop("defaults", [])]
+    before = [shipped_options(of.strip("/").split("@")[0], each) for base in bases for of, each in base.items()]
     return {key: value for part in (*before, options) for key, value in part.items()}

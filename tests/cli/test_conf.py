@@ -16,7 +16,7 @@ from xrvlm.errors import check_options
 from xrvlm.methods.base import OWN, Method, Recipe, chosen_recipe, recipe_named
 
 CONF = Path(__file__).parents[2] / "conf"
-GROUPS = ("backbone", "data", "method", "recipe", "features")
+GROUPS = ("backbone", "second", "data", "method", "recipe", "features")
 OWN_RECIPE = CONF / "recipe" / f"{OWN}.yaml"
 FILES = sorted(path for group in GROUPS for path in (CONF / group).glob("*.yaml") if path != OWN_RECIPE)
 RECIPES = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))

@@ -40,7 +40,7 @@ def encoded(clip) -> FeatureBank:
         size = clip.transform.image_size
         images = torch.randn(4, 1, 3, size, size)[labels] + 0.5 * torch.randn(16, 3, 3, size, size)
     features = clip.encode_image(images.flatten(0, 1), {"pooled", "tokens", "mid_tokens", "unprojected"})
-    shard = {name: value.unflatten(0, (16, 3)) for name, value in vars(features).items()}
+    shard = {name: value.unflatten(0, (16, 3)) for name, value in vars(features).items() if value is not None}
     return FeatureBank([shard], 16, tuple(f"{i}.png" for i in range(16)), labels, views=2, seed=1)
 
 

@@ -60,7 +60,7 @@ def test_a_method_is_found_with_the_options_of_its_configuration():
 
 def test_the_paths_of_former_runs_are_looked_up_and_never_imported(monkeypatch):
     methods = {registry.class_called(name) for name in registry.targets()}
-    assert set(registry.FORMER.values()) == {registry.name_of(method) for method in methods}
+    assert set(registry.FORMER.values()) <= {registry.name_of(method) for method in methods}
     assert registry.class_called("xrvlm.methods.coop.CoOp") is CoOp
     assert registry.class_called("xrvlm.methods.xr_vlm.XRVLM").__module__ == "xrvlm.methods.xr_vlm.xr_vlm"
     monkeypatch.setattr("xrvlm.errors.import_module", lambda name: pytest.fail(f"{name} was imported"))

@@ -8,13 +8,13 @@ a prompt, `t` tokens in a prompt.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from xrvlm.errors import UserError, check_fields
+from xrvlm.errors import UserError, check_fields, option
 
 Need = Literal["pooled", "tokens", "mid_tokens", "unprojected", "second"]
 Interpolation = Literal["bicubic", "bilinear"]
@@ -68,6 +68,11 @@ class ImageTransform:
             raise UserError(f"a transform has a finite mean and a std above 0, found mean={self.mean}, std={self.std}")
         if self.resize == "squash" and self.resize_to is not None:
             raise UserError(f"a transform that squashes has no centre crop: leave resize_to={self.resize_to} out")
+
+    def scaled(self, image_size: int) -> "ImageTransform":
+        """The same part of a photo in `image_size` pixels."""
+        resize_to = self.resize_to and round(self.resize_to * image_size / self.image_size)
+        return replace(self, image_size=image_size, resize_to=resize_to)
 
 
 @dataclass(frozen=True)
@@ -159,3 +164,11 @@ class FrozenCLIP(nn.Module, ABC):
 
         Euclidean, nearest first, without special tokens. CoOp interprets its learned prompts like this.
         """
+
+
+def check_second_is_read(clip: FrozenCLIP, needs: Collection[Need], name: str) -> None:
+    """UserError where the tower has a second one and the method `name` reads none of it."""
+    if clip.second_width and "second" not in needs:
+        raise UserError(f"{name} reads nothing of a second tower or of a second look as parts: use "
+                        f"{option('method', 'amu_tuning')}, linear_probe or xr_vlm_plus, or one of the methods that "
+                        f"take {option('method.inputs', 'pooled+second')}; or leave the second out")

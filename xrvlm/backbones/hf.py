@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from textwrap import shorten
@@ -206,5 +205,4 @@ def _resized(name: str, patch: int, transform: ImageTransform, image_size: int |
         return transform
     if image_size < 1 or image_size % patch:
         raise UserError(f"{option('backbone.image_size', image_size)} does not fit {name}: use a multiple of {patch}")
-    resize_to = transform.resize_to and round(transform.resize_to * image_size / transform.image_size)
-    return replace(transform, image_size=image_size, resize_to=resize_to)
+    return transform.scaled(image_size)

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from xrvlm.backbones.base import FrozenCLIP, Need
+from xrvlm.backbones.base import FrozenCLIP, Need, check_second_is_read
 from xrvlm.data.dataset import Dataset, Item, Split, hash_images, label_budget, sample_shots, with_test_set, write_split
 from xrvlm.distributed import processes, seeded
 from xrvlm.errors import UserError, option, typed
@@ -26,7 +26,6 @@ from xrvlm.files import as_file_name, digest, user_path, write_json, write_text
 from xrvlm.inference.calibration import Calibration
 from xrvlm.inference.classifier import Classifier, MethodFactory, MethodHeader, ModelHeader
 from xrvlm.methods.base import Method, Recipe, probabilities
-from xrvlm.methods.inputs import check_second_is_read
 from xrvlm.text.class_text import ClassText, class_text, few, saved_text, text_maker
 from xrvlm.training.fit import Progress, check_selection, fitting_recipe, learn
 from xrvlm.training.following import Follower, following
@@ -114,7 +113,6 @@ def _factory(method: MethodFactory | str) -> MethodFactory:
         MethodHeader.of(method)              # raises UserError for what is no method
         return method
     from xrvlm.methods.registry import find
-
     return find(method)
 
 

@@ -1,6 +1,5 @@
 """Which image feature a method reads, and how it is scaled."""
 
-from collections.abc import Collection
 from typing import Literal, get_args
 
 import torch
@@ -15,14 +14,6 @@ Inputs = Literal["auto", "unprojected", "pooled", "pooled+mid", "second", "poole
 Scaling = Literal["auto", "root_l2", "l2", "standard", "none"]
 NEED: dict[str, Need] = {"pooled": "pooled", "unprojected": "unprojected", "mid": "mid_tokens", "second": "second"}
 ONE_SIDED = 0.05                         # negative part of the mean magnitude, below which features count as one-sided
-
-
-def check_second_is_read(clip: FrozenCLIP, needs: Collection[Need], name: str) -> None:
-    """UserError where the tower has a second one and the method `name` reads none of it."""
-    if clip.second_width and "second" not in needs:
-        raise UserError(f"{name} reads nothing of a second tower or of a second look as parts: use "
-                        f"{option('method', 'amu_tuning')}, linear_probe or xr_vlm_plus, or one of the methods that "
-                        f"take {option('method.inputs', 'pooled+second')}; or leave the second out")
 
 
 class ImageInputs(nn.Module):

@@ -65,13 +65,15 @@ MEAN, DEVIATION = (127 / 255, 127 / 255, 127 / 255), (128 / 255, 128 / 255, 128 
 
 
 @typed
-def load_photo(trunk: TrunkName = "lite0", *, resize_to: int | None = None, interpolation: Interpolation | None = None,
-               text: TextPath = "fast", text_memory_gb: float | None = None, device: DeviceName = "auto",
+def load_photo(trunk: TrunkName = "lite0", *, image_size: int | None = None, resize_to: int | None = None,
+               interpolation: Interpolation | None = None, text: TextPath = "fast",
+               text_memory_gb: float | None = None, device: DeviceName = "auto",
                precision: PrecisionName = "auto") -> FrozenCLIP:
     """Load the photo tower and freeze it.
 
     Args:
         trunk: `lite0` (224 pixels).
+        image_size: pixels of a side, at least 64; None: the trunk's. A convolution takes any.
         resize_to, interpolation, text, text_memory_gb, device, precision: as in `load_openclip`.
 
     Raises:
@@ -79,10 +81,16 @@ def load_photo(trunk: TrunkName = "lite0", *, resize_to: int | None = None, inte
     """
     if trunk not in TRUNKS:
         raise unknown(option("backbone.trunk"), trunk, TRUNKS)
-    loader = {"name": "photo", "options": {"trunk": trunk, "resize_to": resize_to, "interpolation": interpolation}}
-    return wrap_openclip(load(trunk), SimpleTokenizer(), name=f"photo ({trunk})", transform=transform(trunk),
+    if image_size is not None and image_size < 64:
+        raise UserError(f"{option('backbone.image_size', image_size)} leaves too few positions: use 64 or more")
+    options: dict[str, Any] = {"trunk": trunk, "resize_to": resize_to, "interpolation": interpolation}
+    own = transform(trunk)
+    if image_size is not None and image_size != own.image_size:
+        options["image_size"] = image_size
+        own = own.scaled(image_size)
+    return wrap_openclip(load(trunk), SimpleTokenizer(), name=f"photo ({trunk})", transform=own,
                          resize_to=resize_to, interpolation=interpolation, text=text, text_memory_gb=text_memory_gb,
-                         loader=loader, device=device, precision=precision)
+                         loader={"name": "photo", "options": options}, device=device, precision=precision)
 
 
 def transform(trunk: TrunkName) -> ImageTransform:

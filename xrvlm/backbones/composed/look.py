@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xrvlm.backbones.base import DeviceName, Features, FrozenCLIP, Need, PrecisionName
-from xrvlm.backbones.composed.on_tower import OnTower, Shown, resize_matrix, scaled
+from xrvlm.backbones.composed.on_tower import OnTower, Shown, resize_matrix
 from xrvlm.backbones.registry import load_tower
 from xrvlm.errors import UserError, check_fields, option, typed, unknown
 
@@ -87,7 +87,7 @@ class LookingTower(OnTower):
             raise UserError(f"{clip.name} has a second tower already: let its first tower look again, and pair that")
         self.options, own = options, clip.transform
         side, size = round(own.image_size * options.zoom), own.image_size
-        self.transform = replace(own, **scaled(own, side))
+        self.transform = own.scaled(side)
         self.shown = Shown(side, own, own).to(clip.device)
         blank = torch.zeros(1, 3, size, size, device=clip.device)
         self.cells = round(_grid(clip.encode_image(blank, {"tokens"})).shape[-1])          # of a side
@@ -125,7 +125,7 @@ class LookingTower(OnTower):
         looked = self._look(images, self._windows(first, images), {*own, self.second_need})
         if self.options.use == "parts":
             read = vars(looked)[self.second_need]                                          # (b * k, q)
-            more: dict[str, Any] = {"second": read.unflatten(0, (len(images), -1)).mean(dim=1)}
+            more: dict[str, Any] = {"second": read.unflatten(0, (-1, self.options.looks)).mean(dim=1)}
         else:
             more = {name: self._mean(vars(first)[name], vars(looked)[name])
                     for name in ("pooled", "unprojected") if vars(first)[name] is not None}
@@ -168,7 +168,7 @@ class LookingTower(OnTower):
 
     def _mean(self, whole: Tensor, looked: Tensor) -> Tensor:
         """(b, f) the mean of the whole's features (b, f) and of the looks' (b * k, f), each photo's k + 1."""
-        looked = looked.unflatten(0, (len(whole), -1))                                     # (b, k, f)
+        looked = looked.unflatten(0, (-1, self.options.looks))                             # (b, k, f)
         return torch.cat([whole[:, None], looked], dim=1).mean(dim=1)
 
 

@@ -114,9 +114,3 @@ def resize_matrix(side: int, start: int, end: int, size: int, interpolation: str
     window = torch.eye(end - start)[None, None]                                            # (1, 1, k, k)
     matrix = F.interpolate(window, (size, end - start), mode=interpolation, antialias=True)[0, 0]
     return F.pad(matrix, (start, side - end))
-
-
-def scaled(transform: ImageTransform, side: int) -> dict[str, int | None]:
-    """The sizes of `transform` for images of `side` pixels: the same part of the photo, shown larger or smaller."""
-    resize_to = transform.resize_to and round(transform.resize_to * side / transform.image_size)
-    return {"image_size": side, "resize_to": resize_to}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from xrvlm.backbones.base import DeviceName, Features, FrozenCLIP, Need, PrecisionName
-from xrvlm.backbones.composed.on_tower import OnTower, Shown, scaled
+from xrvlm.backbones.composed.on_tower import OnTower, Shown
 from xrvlm.backbones.composed.trunk import ImageTower
 from xrvlm.backbones.registry import load_tower
 from xrvlm.errors import UserError, typed
@@ -43,7 +43,7 @@ class PairedTower(OnTower):
         self.second = second
         own, other = clip.transform, second.transform
         side = max(own.image_size, other.image_size)
-        self.transform = replace(own, **scaled(own, side))
+        self.transform = own.scaled(side)
         self.shown, self.shown_second = (Shown(side, own, each).to(clip.device) for each in (own, other))
         self.second_need: Need = "pooled"
         self.second_width = second.embed_dim
