@@ -139,6 +139,9 @@ def test_the_table_of_methods_in_the_readme_is_that_of_the_registry(generate):
     assert all(f"`{name}`" in readme for name in registry.targets())
 
 
+SHARED = ("device", "precision", "workers", "recipe", "second_look")     # told once for all commands that have them
+
+
 def test_every_key_of_a_command_is_in_the_reference(generate):
     page = generate.cli_page()
     with initialize_config_module("xrvlm.conf", version_base="1.3"):
@@ -146,7 +149,7 @@ def test_every_key_of_a_command_is_in_the_reference(generate):
             assert f"## xrvlm {command}\n" in page
             own = page.split(f"## xrvlm {command}\n")[1].split("\n## ")[0]
             for key, value in OmegaConf.to_container(compose(config_name(command))).items():
-                if not isinstance(value, dict) and key not in ("device", "precision", "workers", "recipe", "second_look"):
+                if not isinstance(value, dict) and key not in SHARED:
                     assert f"| `{key}` |" in own, f"{command}: {key}"
 
 

@@ -88,8 +88,9 @@ def load_photo(trunk: TrunkName = "lite0", *, image_size: int | None = None, res
     if image_size is not None and image_size != own.image_size:
         options["image_size"] = image_size
         own = own.scaled(image_size)
-    return wrap_openclip(load(trunk), SimpleTokenizer(), name=f"photo ({trunk})", transform=own,
-                         resize_to=resize_to, interpolation=interpolation, text=text, text_memory_gb=text_memory_gb,
+    name = f"photo ({trunk} {image_size})" if "image_size" in options else f"photo ({trunk})"
+    return wrap_openclip(load(trunk), SimpleTokenizer(), name=name, transform=own, resize_to=resize_to,
+                         interpolation=interpolation, text=text, text_memory_gb=text_memory_gb,
                          loader={"name": "photo", "options": options}, device=device, precision=precision)
 
 

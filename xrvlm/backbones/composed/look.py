@@ -109,7 +109,9 @@ class LookingTower(OnTower):
         if options.use == "parts":
             self.second_width = clip.unprojected_width or clip.embed_dim
         changed = {name: value for name, value in vars(options).items() if value != vars(LookOptions())[name]}
-        self.name = f"{clip.name} looking again"
+        others = " ".join(str(value) if name in ("where", "use") else f"{name} {value:g}"
+                          for name, value in changed.items() if name != "looks")
+        self.name = f"{clip.name} + {options.looks} looks{f' ({others})' if others else ''}"
         self.fingerprint = sha256(f"{clip.fingerprint} look {sorted(changed.items())}".encode()).hexdigest()
         if clip.loader is not None:
             self.loader = {"name": "look", "options": {"tower": clip.loader, "look": changed}}
