@@ -36,6 +36,8 @@ VARIANTS = {
     "coop shared_then_specific": ("coop", {"context": "shared_then_specific", "context_words": "a photo of the"}),
     "clip_adapter wide": ("clip_adapter", {"alpha": 0.6, "reduction": 1}),
     "dclip features": ("dclip", {"pooling": "features"}),
+    "proker unprojected": ("proker", {"inputs": "auto", "scaling": "auto", "fit_prior": True}),
+    "ss_text apart": ("ss_text", {"text_weight": 4.0, "close_gap": False}),
     "gda alone": ("gda", {"alpha": 100.0}),
     "task_res whole": ("task_res", {"alpha": 1.0}),
     "linear_probe pooled+mid": ("linear_probe", {"inputs": "pooled+mid"}),

@@ -1,4 +1,9 @@
-"""ProLIP (Fahes et al., preprint 2024, arXiv:2410.05270): only the last projection of the image tower is trained."""
+"""ProLIP (Fahes et al., preprint 2024, arXiv:2410.05270): only the last projection of the image tower is trained.
+
+Also the base class of the methods that train one linear map of the image and hold it near its start: `HeldMap`.
+"""
+
+from abc import abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +17,45 @@ from xrvlm.methods.zero_shot import OnZeroShot
 from xrvlm.text.class_text import ClassText
 
 
-class ProLIP(OnZeroShot):
+class HeldMap(OnZeroShot):
+    """Base: zero-shot of a linearly mapped feature; the loss is `cross-entropy + strength / shots * ||W - W_0||_F^2`.
+
+    Args:
+        start: (f, d) W_0, the map before training.
+        strength: of the penalty; shots is the mean number of training images a class.
+    """
+
+    splits_batches, open_classes = True, True
+    start: Tensor                        # (f, d) W_0
+    pull: Tensor                         # () strength / shots
+
+    def __init__(self, clip: FrozenCLIP, classes: ClassText, start: Tensor, *, strength: float):
+        super().__init__(clip, classes)
+        if not strength >= 0:
+            raise UserError(f"{option('method.strength')} must be at least 0, found {strength}")
+        self.strength = strength
+        self.projection = nn.Parameter(start)                                              # (f, d) W
+        self.register_buffer("start", start.clone())
+        self.register_buffer("pull", torch.tensor(float(strength)))
+
+    @abstractmethod
+    def mapped(self, x: Features) -> Tensor:
+        """(b, d) the feature after W, of any length."""
+
+    def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None) -> None:
+        assert support is not None
+        super().prepare(clip, support)
+        self.pull.fill_(self.strength * len(self.classes.names) / len(support.labels))
+
+    def logits(self, x: Features, class_features: Tensor) -> Tensor:
+        return self.zero_shot.logits(Features(F.normalize(self.mapped(x), dim=-1)), class_features)    # (b, c)
+
+    def loss(self, x: Features, y: Tensor, clip: FrozenCLIP, *, label_smoothing: float = 0.0) -> Tensor:
+        pulled = self.pull * (self.projection - self.start).square().sum()
+        return super().loss(x, y, clip, label_smoothing=label_smoothing) + pulled
+
+
+class ProLIP(HeldMap):
     """Zero-shot with a trained projection W (f, d), initialised with the tower's W_0 and penalised for leaving it.
 
     The image feature is `W^T u + b` of unit norm, u (f,) the input of the tower's projection; the loss is
@@ -36,32 +79,13 @@ class ProLIP(OnZeroShot):
                     warmup_epochs=0)
     label = "ProLIP"
     needs = frozenset({"pooled", "unprojected"})
-    splits_batches, open_classes = True, True
+    bias: Tensor                         # (d,)
 
     def __init__(self, clip: FrozenCLIP, classes: ClassText, *, strength: float = 1.0):
-        super().__init__(clip, classes)
-        if not strength >= 0:
-            raise UserError(f"{option('method.strength')} must be at least 0, found {strength}")
-        self.strength = strength
         weight, bias = clip.image_projection()
-        self.projection = nn.Parameter(weight)                                             # (f, d) W
-        self.start: Tensor
-        self.bias: Tensor
-        self.pull: Tensor
-        self.register_buffer("start", weight.clone())                                      # (f, d) W_0
-        self.register_buffer("bias", bias)                                                 # (d,)
-        self.register_buffer("pull", torch.tensor(float(strength)))                        # () lambda
+        super().__init__(clip, classes, weight, strength=strength)
+        self.register_buffer("bias", bias)
 
-    def prepare(self, clip: FrozenCLIP, support: FeatureSource | None, val: FeatureSource | None = None) -> None:
-        assert support is not None
-        super().prepare(clip, support)
-        self.pull.fill_(self.strength * len(self.classes.names) / len(support.labels))
-
-    def logits(self, x: Features, class_features: Tensor) -> Tensor:
+    def mapped(self, x: Features) -> Tensor:
         assert x.unprojected is not None
-        projected = F.normalize(x.unprojected @ self.projection + self.bias, dim=-1)       # (b, d)
-        return self.zero_shot.logits(Features(projected), class_features)                  # (b, c)
-
-    def loss(self, x: Features, y: Tensor, clip: FrozenCLIP, *, label_smoothing: float = 0.0) -> Tensor:
-        pulled = self.pull * (self.projection - self.start).square().sum()
-        return super().loss(x, y, clip, label_smoothing=label_smoothing) + pulled
+        return x.unprojected @ self.projection + self.bias                                 # (b, d)
