@@ -16,6 +16,9 @@ def assert_close(found, expected, tolerance=1e-5):
     assert (found - expected).abs().max() <= tolerance * expected.abs().max()
 
 
+SAID = ["a photo of a bird.", "two red sparrow, and baird's wing"]
+
+
 @pytest.fixture(params=TEXT_KINDS)
 def text_kind(request):
     return TEXT_KINDS[request.param]()
@@ -137,3 +140,37 @@ def test_special_tokens_are_no_words(text_kind):
     for row in text_kind.clip.nearest_words(embeddings[special], 3):
         assert len(row) == 3
         assert all(distance > 0.1 for _, distance in row)
+
+
+@torch.no_grad()
+def test_words_have_unit_features_that_longer_neighbours_do_not_change(text_kind):
+    words = text_kind.clip.encode_words(SAID)
+    counts = words.there.sum(dim=1).tolist()
+    assert counts == [len(spelt) for spelt in words.spelt]
+    assert words.spelt[0] == ("a", "photo", "of", "a", "bird")
+    assert words.spelt[1][:3] == ("two", "red", "sparrow")
+    assert words.spelt[1][-1] == "wing", "a comma is no word"
+    torch.testing.assert_close(words.features.norm(dim=-1), words.there.float())
+    alone = text_kind.clip.encode_words(SAID[:1]).features
+    torch.testing.assert_close(words.features[:1, :counts[0]], alone, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match=r"the text '\.' has no word that the tokenizer knows"):
+        text_kind.clip.encode_words(["."])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [kind for kind in TEXT_KINDS if kind.startswith("causal") or kind == "hf clip"])
+def test_a_state_is_projected_as_the_whole_text_is_and_stands_at_its_word(kind):
+    tiny = TEXT_KINDS[kind]()
+    tokens, ends = tiny.clip.tokens.sentences(SAID)
+    states = tiny.clip._word_states(tokens)
+    assert_close(states[torch.arange(2), ends], tiny.text(tiny.tokenize(SAID)))
+    words, other = (tiny.clip.encode_words([text]).features[0] for text in ("a red bird and dog", "a red cat and dog"))
+    torch.testing.assert_close(words[:2], other[:2])     # a causal tower has not read what follows
+    assert ((words[2:] - other[2:]).abs().amax(dim=1) > 1e-3).all()
+
+
+def test_a_word_of_several_tokens_is_one():
+    clip = tiny_vit()
+    spelt = clip.encode_words(["a prothonotary warbler's eye-ring."]).spelt[0]
+    assert spelt == ("a", "prothonotary", "warbler", "'s", "eye", "ring")
+    assert len(clip.tokens.words("prothonotary")) > 1

@@ -337,7 +337,8 @@ def test_how_many_numbers_the_labels_decide(clip, bank):
     count, width = len(classes().names), clip.embed_dim
     expected = {"gda": count * (width + 1), "lp_plus_plus": count * (width + 1), "trans_clip": (count + 1) * width,
                 "trans_clip_zero_shot": 0, "tip_adapter": 0, "tip_adapter_f": len(bank.labels) * width, "zero_shot": 0,
-                "zpe": 0, "linear_probe": count * (clip.unprojected_width + 1), "task_res": count * width}
+                "zpe": 0, "linear_probe": count * (clip.unprojected_width + 1), "task_res": count * width,
+                "filip": clip.embed_dim ** 2 + 1, "filip_zero_shot": 0, "tda": 0, "dmn": 2}
     for name, number in expected.items():
         method = factory(name)(clip, classes())
         method.prepare(clip, bank)

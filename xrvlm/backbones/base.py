@@ -75,6 +75,20 @@ class ImageTransform:
         return replace(self, image_size=image_size, resize_to=resize_to)
 
 
+def adjusted(own: ImageTransform, resize_to: int | None, interpolation: Interpolation | None,
+             ) -> tuple[ImageTransform, str]:
+    """The checkpoint's `own` transform with the user's changes (None keeps it), and these changes as text."""
+    if resize_to is not None and resize_to < own.image_size:
+        raise UserError(f"{option('backbone.resize_to', resize_to)} is less than the {own.image_size} pixels of the "
+                        f"centre crop: use {own.image_size} or more")
+    changed, words = own, []
+    if resize_to is not None and (own.resize, own.resize_to or own.image_size) != ("shortest", resize_to):
+        changed, words = replace(own, resize="shortest", resize_to=resize_to), [f"resize {resize_to}"]
+    if interpolation is not None and interpolation != own.interpolation:
+        changed, words = replace(changed, interpolation=interpolation), [*words, interpolation]
+    return changed, ", ".join(words)
+
+
 @dataclass(frozen=True)
 class PromptLayout:
     """Token ids of each class prompt and the positions of its learned vectors. Made by `FrozenCLIP.layout`."""
@@ -83,6 +97,15 @@ class PromptLayout:
     slots: Tensor                        # (c, l) positions of the learned vectors
     ends: Tensor                         # (c,) position of [EOS]
     shared: int = 0                      # the first `shared` of the l vectors are the same for all classes
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words of n sentences, each of them at most t. Made by `FrozenCLIP.encode_words`."""
+
+    features: Tensor                     # (n, t, d) unit norm, 0 where there is no word
+    there: Tensor                        # (n, t) bool: the words of a sentence, before what fills its row
+    spelt: tuple[tuple[str, ...], ...]   # the words, as the tokenizer spells them
 
 
 class FrozenCLIP(nn.Module, ABC):
@@ -133,6 +156,14 @@ class FrozenCLIP(nn.Module, ABC):
     @abstractmethod
     def text_lengths(self, texts: Sequence[str]) -> Tensor:
         """(n,) norms of the text features before `encode_text` normalises them."""
+
+    @abstractmethod
+    def encode_words(self, texts: Sequence[str]) -> Words:
+        """A feature for each word: its state after the last layer, projected as a whole text is. float32, no gradients.
+
+        Of a word of several tokens, the state of the last. Tokens without a letter or digit are no words.
+        UserError if a text has no word or does not fit the window.
+        """
 
     @abstractmethod
     def layout(self, names: Sequence[str], length: int, position: NamePosition = "end",

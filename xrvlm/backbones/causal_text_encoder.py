@@ -87,11 +87,7 @@ class CausalTextEncoder(TextEncoder):
         prefixes = [None] * len(blocks) if prefix is None else prefix
         for block, key_value in zip(blocks, prefixes, strict=True):
             x, _ = _block(block, x, rows, key_value, only_ends=block is blocks[-1])
-        x = self.text.ln_final(x)[:, rows.order]                                       # (g, c, w)
-        projection = self.text.text_projection
-        if projection is None:
-            return x
-        return projection(x) if isinstance(projection, nn.Module) else x @ projection  # (g, c, d)
+        return projected(self.text, self.text.ln_final(x)[:, rows.order])              # (g, c, d)
 
     def _embedded(self, prompts: Prompts, context: Tensor, *, known: int, common: int) -> tuple[Tensor, Rows]:
         """(g, r, w) input of the first block, and its rows; `known` and `common` as in `arrange`."""
@@ -103,6 +99,14 @@ class CausalTextEncoder(TextEncoder):
             vectors = context.to(x.dtype).expand(g, c, length, -1).flatten(1, 2)       # (g, c * l, w)
             x = x.index_copy(1, rows.learned, vectors.index_select(1, rows.vectors))
         return x + self.text.positional_embedding[rows.positions], rows
+
+
+def projected(text: Any, states: Tensor) -> Tensor:
+    """(..., w) -> (..., d): the last map of a text tower of open_clip, where it has one."""
+    projection = text.text_projection
+    if projection is None:
+        return states
+    return projection(states) if isinstance(projection, nn.Module) else states @ projection
 
 
 def common_prefix(prompts: Prompts) -> int:

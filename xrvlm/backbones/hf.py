@@ -11,10 +11,18 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
-from xrvlm.backbones.base import OFFLINE, DeviceName, FrozenCLIP, ImageTransform, Interpolation, PrecisionName
+from xrvlm.backbones.base import (
+    OFFLINE,
+    DeviceName,
+    FrozenCLIP,
+    ImageTransform,
+    Interpolation,
+    PrecisionName,
+    adjusted,
+)
 from xrvlm.backbones.library_text_encoder import LibraryTextEncoder
 from xrvlm.backbones.text_encoder import TextPath, Tokens
-from xrvlm.backbones.tower import Components, ImageEncoder, Reading, Tower, adjusted, at_each_position, captured
+from xrvlm.backbones.tower import Components, ImageEncoder, Reading, Tower, at_each_position, captured
 from xrvlm.errors import UserError, check_has, fits, option, typed
 
 log = logging.getLogger(__name__)
@@ -96,8 +104,8 @@ def wrap_hf(model: Any, tokenizer: Any, *, name: str, transform: ImageTransform 
     if clip:
         _check_end(name, model, tokens.end, max(tokenizer.get_vocab().values()))
     components = Components(
-        image=image, text=text_encoder, tokens=tokens, transform=transform, adjustment=adjustment,
-        embed_dim=image.embed_dim,
+        image=image, text=text_encoder, tokens=tokens, word_states=partial(_word_states, model),
+        transform=transform, adjustment=adjustment, embed_dim=image.embed_dim,
         logit_scale=model.logit_scale.detach().float().exp(),
         logit_bias=torch.zeros(()) if clip else model.logit_bias.detach(),
         activation=f"{model.config.vision_config.hidden_act} {model.config.text_config.hidden_act}"
@@ -137,6 +145,12 @@ class HFImage(ImageEncoder):
 def _text_features(model: Any, tokens: Tensor) -> Tensor:
     # no attention mask: a causal tower ignores what follows [EOS], and SigLIP was trained with visible padding
     return model.get_text_features(tokens).pooler_output
+
+
+def _word_states(model: Any, tokens: Tensor) -> Tensor:
+    """(n, t) -> (n, t, d)"""
+    states = model.text_model(tokens).last_hidden_state
+    return model.text_projection(states) if model.config.model_type == "clip" else model.text_model.head(states)
 
 
 def _keeps_capitals(tokenizer: Any) -> bool:

@@ -16,8 +16,8 @@ from open_clip.transform import PreprocessCfg
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from xrvlm.backbones.base import DeviceName, FrozenCLIP, ImageTransform, Interpolation, PrecisionName
-from xrvlm.backbones.causal_text_encoder import CausalTextEncoder
+from xrvlm.backbones.base import DeviceName, FrozenCLIP, ImageTransform, Interpolation, PrecisionName, adjusted
+from xrvlm.backbones.causal_text_encoder import CausalTextEncoder, projected
 from xrvlm.backbones.library_text_encoder import LibraryTextEncoder
 from xrvlm.backbones.text_encoder import TextEncoder, TextPath, Tokens
 from xrvlm.backbones.timm_image import Encode, timm_encoder, without_batch_norms
@@ -27,7 +27,6 @@ from xrvlm.backbones.tower import (
     Reading,
     Tower,
     WithoutPositions,
-    adjusted,
     at_each_position,
     captured,
 )
@@ -63,7 +62,7 @@ def wrap_openclip(model: Any, tokenizer: Any, *, name: str, transform: ImageTran
     chosen, adjustment = adjusted(transform or _transform(model), resize_to, interpolation)
     components = Components(
         image=image_encoder(model), text=_text_encoder(model, text, text_memory_gb), tokens=_tokens(tokenizer),
-        transform=chosen, adjustment=adjustment, embed_dim=_embed_dim(model),
+        word_states=partial(_word_states, model), transform=chosen, adjustment=adjustment, embed_dim=_embed_dim(model),
         logit_scale=_number(model.logit_scale).exp(),
         logit_bias=torch.zeros(()) if model.logit_bias is None else _number(model.logit_bias),
         activation=" ".join(sorted(_activations(model))))
@@ -78,6 +77,17 @@ def _text_encoder(model: Any, path: TextPath, memory_gb: float | None) -> TextEn
     log.debug("text side: plain, open_clip's encoder over the full window")
     embedding = text.transformer.get_input_embeddings() if isinstance(text, HFTextEncoder) else text.token_embedding
     return LibraryTextEncoder(partial(model.encode_text, normalize=False), embedding, memory_gb=memory_gb)
+
+
+def _word_states(model: Any, tokens: Tensor) -> Tensor:
+    """(n, t) -> (n, t, d)"""
+    text: Any = model if isinstance(model, CLIP) else model.text
+    if isinstance(text, HFTextEncoder):
+        seen = (tokens != text.transformer.config.pad_token_id).long()
+        return text.proj(text.transformer(input_ids=tokens, attention_mask=seen).last_hidden_state)
+    with captured(text.transformer, "output") as states:
+        model.encode_text(tokens)
+    return projected(text, text.ln_final(states[0][:, :tokens.shape[1]]))      # CoCa appends a class token
 
 
 def _is_plain_causal(text: Any) -> bool:

@@ -208,6 +208,20 @@ class Tokens:
         ids = self.encode(text)
         return ids[len(self.start):len(ids) - 1]
 
+    def spoken(self, text: str) -> list[tuple[str, int]]:
+        """The words of `text`, and for each how far its last token stands before [EOS]. UserError: it has none."""
+        ids, found = self.words(text), []
+        for last, token in enumerate(ids):
+            if not any(map(str.isalnum, self.decode([token]))):
+                continue
+            # one word with the token before it where nothing stands between the two
+            joined = found and found[-1][1] == last - 1 and " " not in self.decode(ids[last - 1:last + 1]).strip()
+            first = found.pop()[2] if joined else last
+            found.append((self.decode(ids[first:last + 1]).strip(), last, first))
+        if not found:
+            raise UserError(f"the text {text!r} has no word that the tokenizer knows; write another")
+        return [(word, len(ids) - last) for word, last, _ in found]
+
     def word(self, token: int) -> str:
         """The text of a token id; empty for a special token and for a part of a character."""
         text = "" if token in self.special else self.decode([token]).strip()

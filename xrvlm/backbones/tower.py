@@ -4,7 +4,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from threading import get_ident
 from typing import Any, Literal, Self
@@ -12,21 +12,22 @@ from typing import Any, Literal, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from xrvlm.backbones.base import (
     DeviceName,
     Features,
     FrozenCLIP,
     ImageTransform,
-    Interpolation,
     NamePosition,
     Need,
     Precision,
     PrecisionName,
     PromptLayout,
+    Words,
 )
 from xrvlm.backbones.causal_text_encoder import CausalTextEncoder
-from xrvlm.backbones.text_encoder import TextEncoder, Tokens
+from xrvlm.backbones.text_encoder import PROMPTS_AT_ONCE, TextEncoder, Tokens
 from xrvlm.errors import UserError, option, unknown
 
 DTYPES: Mapping[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -76,8 +77,7 @@ class ImageEncoder(ABC):
         linear = self.last_linear()
         assert linear is not None
         with captured(linear, "input") as entered:
-            result = run(images)
-        return result, entered[0]
+            return run(images), entered[0]
 
 
 class WithoutPositions(ImageEncoder):
@@ -136,6 +136,7 @@ class Components:
     image: ImageEncoder
     text: TextEncoder
     tokens: Tokens
+    word_states: Callable[[Tensor], Tensor]    # (n, t) token ids -> (n, t, d), each state projected as [EOS]'s is
     transform: ImageTransform
     embed_dim: int
     logit_scale: Tensor                  # () exponentiated
@@ -157,6 +158,7 @@ class Tower(FrozenCLIP):
         self.unprojected_width = 0 if projection is None else len(projection[0])
         self.text_width, self.context_length = components.text.embedding.embedding_dim, components.tokens.window
         self.image, self.text, self.tokens = components.image, components.text, components.tokens
+        self._word_states = components.word_states
         self.text_path = "fast" if isinstance(components.text, CausalTextEncoder) else "plain"
         kind = f"{components.activation} {components.transform.image_size} {components.adjustment}".rstrip()
         self.fingerprint = hash_state(model, kind + f" {components.image.revision}" * (components.image.revision > 1))
@@ -221,6 +223,19 @@ class Tower(FrozenCLIP):
         tokens, ends = self.tokens.sentences(texts)
         return self.text.encode_tokens(tokens, ends).float()                                           # (n, d)
 
+    @torch.no_grad()
+    def encode_words(self, texts: Sequence[str]) -> Words:
+        tokens, ends = self.tokens.sentences(texts)
+        said = [self.tokens.spoken(text) for text in texts]
+        at = pad_sequence([end - torch.tensor([back for _, back in words])
+                           for end, words in zip(ends, said, strict=True)], batch_first=True, padding_value=-1)
+        there = (at >= 0).to(self.device)                                                              # (n, t)
+        chunks = zip(tokens.split(PROMPTS_AT_ONCE), at.split(PROMPTS_AT_ONCE), strict=True)
+        states = torch.cat([self._word_states(ids.to(self.device)).float()[torch.arange(len(ids))[:, None], places]
+                            for ids, places in chunks])                                                # (n, t, d)
+        return Words(F.normalize(states, dim=-1) * there[..., None], there,
+                     tuple(tuple(word for word, _ in words) for words in said))
+
     def layout(self, names: Sequence[str], length: int, position: NamePosition = "end",
                full_stop: bool = True) -> PromptLayout:
         return self.tokens.layout(names, length, position, full_stop)
@@ -262,20 +277,6 @@ def hash_state(module: nn.Module, also: str = "") -> str:
         digest.update(f"{name} {tuple(values.shape)}".encode())
         digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def adjusted(own: ImageTransform, resize_to: int | None, interpolation: Interpolation | None,
-             ) -> tuple[ImageTransform, str]:
-    """The checkpoint's `own` transform with the user's changes (None keeps it), and these changes as text."""
-    if resize_to is not None and resize_to < own.image_size:
-        raise UserError(f"{option('backbone.resize_to', resize_to)} is less than the {own.image_size} pixels of the "
-                        f"centre crop: use {own.image_size} or more")
-    changed, words = own, []
-    if resize_to is not None and (own.resize, own.resize_to or own.image_size) != ("shortest", resize_to):
-        changed, words = replace(own, resize="shortest", resize_to=resize_to), [f"resize {resize_to}"]
-    if interpolation is not None and interpolation != own.interpolation:
-        changed, words = replace(changed, interpolation=interpolation), [*words, interpolation]
-    return changed, ", ".join(words)
 
 
 def choose_device(wanted: DeviceName) -> torch.device:
