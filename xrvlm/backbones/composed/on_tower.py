@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xrvlm.backbones.base import FrozenCLIP, ImageTransform, NamePosition, PromptLayout
+from xrvlm.backbones.base import FrozenCLIP, ImageTransform, NamePosition, PromptLayout, Words
 from xrvlm.backbones.text_encoder import TextEncoder, Tokens
 
 
@@ -53,6 +53,9 @@ class OnTower(FrozenCLIP):
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         return self.clip.encode_text(texts)
+
+    def encode_words(self, texts: Sequence[str]) -> Words:
+        return self.clip.encode_words(texts)
 
     def text_lengths(self, texts: Sequence[str]) -> Tensor:
         return self.clip.text_lengths(texts)
