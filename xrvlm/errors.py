@@ -63,7 +63,7 @@ def _as_key_value(value: Any) -> str:
 def unknown(kind: str, name: str, available: Iterable[str], hint: str = "") -> UserError:
     """`unknown template list 'phot'; did you mean 'photo'?; available: birds, photo; or pass a path`.
 
-    Of more than 30 names, the nearest is shown alone.
+    Of more than 40 names, the nearest is shown alone.
     """
     known, word = sorted(available), name.rpartition(".")[2]
     close = [each for each in known if each.startswith(f"{name} ") or each.rpartition(".")[2] == word]
@@ -73,7 +73,7 @@ def unknown(kind: str, name: str, available: Iterable[str], hint: str = "") -> U
     words = {each.rpartition(".")[2]: each for each in reversed(known)}      # `recipe.` of all of them tells nothing
     close = close or [words[each] for each in get_close_matches(word, words, n=1)]
     parts = [f"unknown {kind} {name!r}", *(f"did you mean {each!r}?" for each in close[:1])]
-    if not close or len(known) <= 30:
+    if not close or len(known) <= 40:
         parts.append(f"available: {shown or 'none'}")
     if hint:
         parts.append(hint)
