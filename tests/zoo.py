@@ -32,6 +32,7 @@ VARIANTS = {
     "plot words front": ("plot", {"context_words": "a photo of a", "name_position": "front"}),
     "gallop one each": ("gallop", {"global_prompts": 1, "local_prompts": 1, "top_k": 3, "dropout": 0.0}),
     "cocoop noise": ("cocoop", {"context_words": None, "reduction": 2}),
+    "stat_a weights": ("stat_a", {"strength": 0.5, "text_weight": 0.3}),
     "trans_clip weights": ("trans_clip", {"text_weight": 0.2, "shots_weight": 3.0}),
     "coop shared_then_specific": ("coop", {"context": "shared_then_specific", "context_words": "a photo of the"}),
     "clip_adapter wide": ("clip_adapter", {"alpha": 0.6, "reduction": 1}),

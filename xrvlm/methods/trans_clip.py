@@ -40,6 +40,7 @@ DENSITY_WEIGHT = 1 / 50
 ROUNDS, SHARE_STEPS = 10, 5              # updates of the classes, and of z before each
 CONFIDENT = 8                            # images of the initial mean of a class, without shots
 SHOT_WEIGHTS = 0.1, 0.5, 1.0, 10.0       # gamma
+SMALLEST = 1e-6                          # variance
 SAME = 1e-4                              # at a smaller distance it is the same image with another rounding, or a copy
 TIE = 1e-5                               # similarities that differ by less count as equal
 ROWS = 4096                              # of the matrix of similarities at once
@@ -119,8 +120,7 @@ class TransCLIP(OnZeroShot):
         """Fit classes and assignments to `queries` (q, d) and `shots` (s, d) of `labels` (s, c)."""
         log_prior = self.zero_shot.logits(Features(queries), self.zero_shot.weights).log_softmax(dim=1)
         self.shares = torch.cat([log_prior.exp(), labels])                                 # (n, c)
-        self.variance = torch.full_like(self.variance, 1 / len(self.variance))
-        self.centres = F.normalize(labels.T @ shots if len(shots) else _confident(log_prior.exp(), queries), dim=1)
+        self._start(queries, shots, labels, log_prior.exp())
         each = torch.cat([queries.new_full((len(queries),), 1 / len(queries)),
                           queries.new_full((len(shots),), weight / max(1, len(shots)))])[:, None]          # (n, 1)
         for turn in range(ROUNDS + 1):
@@ -131,13 +131,21 @@ class TransCLIP(OnZeroShot):
             if turn < ROUNDS:
                 self._move_classes(each * self.shares)
 
+    def _start(self, queries: Tensor, shots: Tensor, labels: Tensor, probabilities: Tensor) -> None:
+        """The classes before the first round, from the zero-shot `probabilities` (q, c) and from the shots."""
+        self.variance = torch.full_like(self.variance, 1 / len(self.variance))
+        self.centres = F.normalize(labels.T @ shots if len(shots) else _confident(probabilities, queries), dim=1)
+
     def _move_classes(self, shares: Tensor) -> None:
         """Update the classes from weighted assignments `shares` (n, c)."""
         sums, mass = shares.T @ self.seen, shares.sum(dim=0)                               # (c, d), (c,)
         self.centres = F.normalize(sums, dim=1)
+        self.variance = (self._squares(shares, sums, mass) / mass.sum()).clamp(min=SMALLEST)
+
+    def _squares(self, shares: Tensor, sums: Tensor, mass: Tensor) -> Tensor:
+        """(d,) the weighted sum of squared distances of the images from the centres, along each axis."""
         squares = shares.sum(dim=1) @ self.seen.square() - 2 * (sums * self.centres).sum(dim=0)
-        squares = squares + mass @ self.centres.square()                                   # (d,)
-        self.variance = (squares / mass.sum()).clamp(min=1e-6)
+        return squares + mass @ self.centres.square()
 
     def _log_shares(self, log_prior: Tensor, pooled: Tensor, votes: Tensor) -> Tensor:
         """(b, c) log assignments, up to a constant of each image."""
