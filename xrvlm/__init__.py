@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from xrvlm.backbones.openclip_load import load_openclip
     from xrvlm.data.dataset import Dataset, Item, Split
     from xrvlm.data.datasets.check import check_data
+    from xrvlm.data.extra import with_extra
     from xrvlm.data.folder import image_folder
     from xrvlm.data.hub import hub_dataset
+    from xrvlm.data.joint import joint
     from xrvlm.data.table import table
     from xrvlm.demo.drawn_birds import load_world
     from xrvlm.demo.tiny_clip import load_tiny_clip
@@ -52,9 +54,9 @@ __all__ = [
     "Asked", "Candidate", "ClassText", "Classifier", "CompareOptions", "Dataset", "FeatureSettings", "Features",
     "FrozenCLIP", "Item", "Method", "PageLimits", "Recipe", "Run", "RunOptions", "Split", "UserError", "adapt",
     "check_data", "choose_prompts", "class_text", "compare", "describe", "evaluate", "explain", "export", "export_onnx",
-    "hub_dataset", "image_folder", "load", "load_hf", "load_hf_trunk", "load_openclip", "load_photo", "load_timm_trunk",
-    "load_tiny_clip", "load_world", "next_to_label", "paired", "predict", "push", "report", "second_look", "serve",
-    "suspects", "table", "wrap_hf", "wrap_openclip", "zero_shot",
+    "hub_dataset", "image_folder", "joint", "load", "load_hf", "load_hf_trunk", "load_openclip", "load_photo",
+    "load_timm_trunk", "load_tiny_clip", "load_world", "next_to_label", "paired", "predict", "push", "report",
+    "second_look", "serve", "suspects", "table", "with_extra", "wrap_hf", "wrap_openclip", "zero_shot",
 ]
 
 _NAMES = {
@@ -64,8 +66,10 @@ _NAMES = {
     "backbones.openclip_load": ("load_openclip",),
     "data.dataset": ("Dataset", "Item", "Split"),
     "data.datasets.check": ("check_data",),
+    "data.extra": ("with_extra",),
     "data.folder": ("image_folder",),
     "data.hub": ("hub_dataset",),
+    "data.joint": ("joint",),
     "data.table": ("table",),
     "demo.drawn_birds": ("load_world",),
     "demo.tiny_clip": ("load_tiny_clip",),

@@ -89,7 +89,7 @@ def test_a_saved_folder_is_remembered_and_a_set_in_memory_is_not(tmp_path, monke
     saved = hub_dataset("birds", class_names=["Robin", "Jay", "Owl"])
     assert saved.loader == {"name": "hub", "options": {
         "path": str(tmp_path / "birds"), "config": None, "image_column": None, "label_column": None,
-        "class_names": ["Robin", "Jay", "Owl"], "skip_damaged": False, "name": None}}
+        "class_names": ["Robin", "Jay", "Owl"], "skip_damaged": False, "name": None, "extra": None}}
     monkeypatch.chdir("/")
     assert load_dataset(saved.loader["name"], **saved.loader["options"]).split == saved.split
     assert hub_dataset(birds()).loader is None

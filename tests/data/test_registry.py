@@ -43,7 +43,7 @@ def test_a_published_set_remembers_its_registry_name_and_options(tmp_path, monke
 
 
 def test_every_published_set_is_tested_and_has_a_layout():
-    others = {"folder", "table", "hub", "drawn_birds"}
+    others = {"folder", "table", "hub", "drawn_birds", "joint"}
     assert others < set(NAMES)
     assert {name for name in NAMES if find(name, **required(name)).func.__dict__["layout"]} == set(NAMES) - others
     assert all(hasattr(replicas, name) or hasattr(replicas_coop, name) for name in set(NAMES) - others)
@@ -60,14 +60,14 @@ def test_class_folders_load_again_from_anywhere(tmp_path, monkeypatch):
     dataset = image_folder("birds", class_names="names.txt", name="birds")    # the name is no path
     assert dataset.loader == {"name": "folder", "options": {
         "root": str(tmp_path / "birds"), "class_names": str(tmp_path / "names.txt"), "skip_damaged": False,
-        "hierarchy": None, "name": "birds"}}
+        "hierarchy": None, "name": "birds", "extra": None}}
     monkeypatch.chdir("/")
     assert again(dataset) == dataset
     monkeypatch.setenv("HOME", str(tmp_path))
     named = image_folder(Path("~/birds"), class_names=("a", "b", "c"))
     assert named.loader is not None
     assert named.loader["options"] == {"root": str(tmp_path / "birds"), "class_names": ["a", "b", "c"],
-                                       "skip_damaged": False, "hierarchy": None, "name": None}
+                                       "skip_damaged": False, "hierarchy": None, "name": None, "extra": None}
     assert again(named).split == named.split
 
 
@@ -101,7 +101,8 @@ def test_a_world_of_drawn_birds_remembers_its_number_instead_of_its_folder(tmp_p
     monkeypatch.setenv("XRVLM_CACHE", str(tmp_path))
     dataset = load_dataset("drawn_birds", world=3, root=root)
     assert dataset.loader == {"name": "drawn_birds", "options": {
-        "world": 3, "root": None if root is None else str(tmp_path / "birds"), "train_images": 32, "test_images": 38}}
+        "world": 3, "root": None if root is None else str(tmp_path / "birds"), "train_images": 32, "test_images": 38,
+        "extra": None}}
     assert again(dataset) == dataset
 
 
@@ -111,7 +112,7 @@ def test_a_wrapped_loader_is_remembered_by_the_outer_name(tmp_path):
         return replace(image_folder(root), world=world)
 
     dataset = outer(str(photo_folder(tmp_path)), world=2)
-    assert dataset.loader == {"name": "outer", "options": {"root": str(tmp_path), "world": 2}}
+    assert dataset.loader == {"name": "outer", "options": {"root": str(tmp_path), "world": 2, "extra": None}}
     assert inspect.signature(outer).parameters["world"].default == 0
     assert (outer.__name__, outer.__module__) == ("outer", __name__)
 
@@ -133,7 +134,7 @@ def test_what_cannot_be_loaded_by_name(tmp_path):
 
 
 def test_former_loaders_have_the_names_of_today():
-    assert sorted(FORMER.values()) == NAMES
+    assert sorted(FORMER.values()) == [name for name in NAMES if name != "joint"]
     for path, name in FORMER.items():
         target = shipped_options("data", name)["_target_"]
         assert path.rpartition(".")[2] == target.rpartition(".")[2]

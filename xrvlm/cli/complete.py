@@ -41,7 +41,7 @@ complete -c xrvlm -f -a '(xrvlm __complete (commandline -opc)[2..-1] (commandlin
 }
 CHOICES = {"run": ("latest",)} | {name: get_args(kind) for name, kind in SCALARS.items() if get_args(kind)}
 PATHS = ("data.root", "data.file", "images", "run", "runs", "out", "cache", "classes", "features.cache",
-         "data.class_names", "text.templates", "text.descriptions", "text.parts", "backbone.pretrained")
+         "data.class_names", "data.extra", "text.templates", "text.descriptions", "text.parts", "backbone.pretrained")
 
 
 def answer(command: str, words: Sequence[str]) -> str:

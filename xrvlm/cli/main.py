@@ -19,7 +19,7 @@ from xrvlm.errors import CONTROL, SPEAKS_KEYS, UserError, check_choice, unknown
 # Values that are paths or names: taken literally, whatever Hydra's grammar would make of their characters.
 LITERAL = ("data.root", "data.file", "data.path", "data.name", "images", "out", "run", "runs", "classes",
            "against", "baseline", "data.class_names", "text.templates", "text.descriptions", "text.parts",
-           "data.hierarchy", "unknown", "parts", "answer", "kind",
+           "data.hierarchy", "data.extra", "unknown", "parts", "answer", "kind",
            "backbone.pretrained", "second.pretrained", "second.model", "features.cache", "cache")
 # the keys of arguments without `key=`, in their order; `images` takes all that follow
 POSITIONAL = {"adapt": ["data.root"], "zeroshot": ["data.root"], "compare": ["data.root"], "data check": ["data.root"],

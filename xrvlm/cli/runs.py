@@ -71,12 +71,15 @@ def predict(config: DictConfig) -> None:
 
 
 def _show(run: Any) -> None:
+    from xrvlm.evaluation.domains import in_words
+
     if processes().first:
         protocol = {"base_to_new": ", base to new", "open_set": ", open set"}.get(run.record.protocol, "")
         figures = _figures(run.record.metrics, run.record.images, run.record.classes)
         val = run.record.metrics.get("val_top1")
         chosen = "" if val is None else f"; validation images: top-1 {val:.1%}"
-        print(f"{run.record.label}{protocol}: {figures}{chosen}\n{run.folder}")
+        lines = [f"{run.record.label}{protocol}: {figures}{chosen}", *in_words(run.record.domains), str(run.folder)]
+        print("\n".join(lines))
 
 
 def _figures(metrics: dict[str, float], images: int, classes: int) -> str:

@@ -8,13 +8,14 @@ import json
 import logging
 import os
 import unicodedata
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, wraps
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ParamSpec
 
+from xrvlm.data.images import check_extra, duplicates, is_extra, own_id, warn_of_two_classes
 from xrvlm.distributed import seed_of
 from xrvlm.errors import UserError, check_fields, check_has, check_types, either, option, typed
 from xrvlm.files import digest, user_path, write_json
@@ -45,10 +46,11 @@ class Split:
     train: tuple[Item, ...]
     val: tuple[Item, ...] = ()
     test: tuple[Item, ...] = ()
+    extra: tuple[Item, ...] = ()         # for training alone, not drawn from: see extra.py
 
     def __post_init__(self) -> None:
         check_types({"classes": self.classes}, {"classes": Sequence[str]})
-        for subset in SUBSETS:
+        for subset in (*SUBSETS, "extra"):
             try:
                 strange = {item.label for item in getattr(self, subset)} - {*range(len(self.classes))}
             except (TypeError, AttributeError) as error:
@@ -66,8 +68,10 @@ class Split:
     @property
     def summary(self) -> str:
         """What was understood, for the log: `3 classes (ant, bee, wasp); images: 48 to train on ...`."""
-        uses = {"train on": self.train, "validate on": self.val, "test on": self.test}
+        extra = [item for item in self.train if is_extra(item.id)]
+        uses = {"train on": self.train[:len(self.train) - len(extra)], "validate on": self.val, "test on": self.test}
         images = [f"{len(items)} to {use}" for use, items in uses.items() if items]
+        images += [f"and {len(extra)} extra images to train on"] if extra else []
         return (f"{len(self.classes)} classes ({few(self.classes, 3)}); images: {', '.join(images)}; "
                 f"chance {100 / len(self.classes):.1f} %")
 
@@ -85,6 +89,7 @@ class Dataset:
     world: int | None = None    # the number of a drawn world
     loader: Mapping[str, Any] | None = None
     hierarchy: Mapping[str, str] | None = None       # {node: the one above it}, see evaluation/hierarchy.py
+    joint: bool = False                  # whether its topmost nodes are the data sets that it joins, see joint.py
 
     def __post_init__(self) -> None:
         check_fields(self, but=("source",))
@@ -95,21 +100,32 @@ def registered(name: str, layout: Callable[..., Any] | None = None,
                ) -> Callable[[Callable[P, Dataset]], Callable[P, Dataset]]:
     """Decorate the loader that conf/data/`name`.yaml registers, so that its data sets remember how they were loaded.
 
+    Each takes `extra` beside its own options: a folder of images for training alone, see extra.py.
     `layout`, of a published data set, returns its official Layout for those options of the loader that it takes.
     """
     def decorate(load: Callable[P, Dataset]) -> Callable[P, Dataset]:
         signature, checked = inspect.signature(load), typed(load)
 
         @wraps(load)
-        def loader(*args: P.args, **kwargs: P.kwargs) -> Dataset:
+        def loader(*args: Any, extra: str | Path | None = None, **kwargs: Any) -> Dataset:
             dataset = checked(*args, **kwargs)
             given = signature.bind(*args, **kwargs)
             given.apply_defaults()
-            return replace(dataset, loader=_remembered(name, given.arguments))
+            if dataset.loader is None or dataset.loader["name"] != name:       # else the loader knows better
+                dataset = replace(dataset, loader=_remembered(name, {**given.arguments, "extra": None}))
+            return dataset if extra is None else import_module("xrvlm.data.extra").with_extra(dataset, extra)
 
-        loader.__dict__["layout"] = layout
-        return loader
+        return _taking_extra(loader, signature, layout)
     return decorate
+
+
+def _taking_extra(loader: Any, signature: inspect.Signature, layout: Any) -> Any:
+    """Say of the loader what `registered` adds to it: the option `extra`, and the layout."""
+    extra = inspect.Parameter("extra", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=str | Path | None)
+    loader.__signature__ = signature.replace(parameters=[*signature.parameters.values(), extra])
+    loader.__annotations__ = {**loader.__annotations__, "extra": extra.annotation}
+    loader.__dict__["layout"] = layout
+    return loader
 
 
 def with_test_set(split: Split) -> Split:
@@ -154,13 +170,15 @@ def sample_shots(split: Split, shots: int | None, seed: int, val: bool = False) 
 
 
 def label_budget(split: Split) -> int:
-    """The number of labels that a run uses, those of validation images included."""
-    return len(split.train) + len(split.val)
+    """The number of labels that a run uses, those of validation images included and those of extra images not."""
+    return sum(not is_extra(item.id) for item in (*split.train, *split.val))
 
 
 def hash_images(split: Split, source: ImageSource) -> dict[str, str]:
-    """{id: sha256 of the image file's bytes} of all subsets."""
-    return {item.id: source.sha256(item.id) for subset in SUBSETS for item in getattr(split, subset)}
+    """{id: sha256 of the image file's bytes} of all subsets. UserError where an extra image is also a test image."""
+    hashes = {item.id: source.sha256(item.id) for subset in SUBSETS for item in getattr(split, subset)}
+    check_extra(hashes, (item.id for item in split.test))
+    return hashes
 
 
 def write_split(path: Path, split: Split, source: ImageSource, *, seed: int, shots: int | str | None,
@@ -173,14 +191,14 @@ def write_split(path: Path, split: Split, source: ImageSource, *, seed: int, sho
     hashes = hashes or hash_images(split, source)
     subsets = {subset: [{"path": item.id, "class": split.classes[item.label], "sha256": hashes[item.id]}
                     for item in getattr(split, subset)] for subset in SUBSETS}
-    duplicates = _duplicates([*subsets["train"], *subsets["val"]], subsets["test"])
-    _warn_of_two_classes([entry for entries in subsets.values() for entry in entries])
-    if duplicates:
+    copies = duplicates([*subsets["train"], *subsets["val"]], subsets["test"])
+    warn_of_two_classes([entry for entries in subsets.values() for entry in entries])
+    if copies:
         log.warning("%d test images are also training images (byte-identical): %s; the test score counts them",
-                    sum(len(pair["test"]) for pair in duplicates),
-                    few(f"{pair['train'][0]} = {pair['test'][0]}" for pair in duplicates))
+                    sum(len(pair["test"]) for pair in copies),
+                    few(f"{pair['train'][0]} = {pair['test'][0]}" for pair in copies))
     record = {"classes": list(split.classes), "seed": seed, "shots": shots, "fingerprint": split.fingerprint,
-              **subsets, "duplicates": duplicates}
+              **subsets, "duplicates": copies}
     write_json(path, record)
     return record
 
@@ -248,7 +266,7 @@ def _drawn(items: Iterable[Item], classes: int, *key: object) -> list[list[Item]
     for item in items:
         groups[item.label].append(item)
     # NFC: macOS gives the same file names with accents as separate characters
-    return [sorted(group, key=lambda item: (seed_of(*key, unicodedata.normalize("NFC", item.id)), item.id))
+    return [sorted(group, key=lambda item: (seed_of(*key, unicodedata.normalize("NFC", own_id(item.id))), item.id))
             for group in groups]
 
 
@@ -277,19 +295,3 @@ def _warn_of_no_validation(classes: Sequence[str], held_out: set[Item]) -> None:
     if bare := [name for label, name in enumerate(classes) if label not in there]:
         log.warning("no image is left over for the validation of %d of %d classes: %s",
                     len(bare), len(classes), few(bare))
-
-
-def _warn_of_two_classes(entries: Iterable[Mapping[str, str]]) -> None:
-    first: dict[str, Mapping[str, str]] = {}
-    if twice := [(first[entry["sha256"]], entry) for entry in entries
-                 if first.setdefault(entry["sha256"], entry)["class"] != entry["class"]]:
-        log.warning("%d images are in two classes (byte-identical): %s; leave each in one class", len(twice),
-                    few(f"{one['path']} ({one['class']}) = {two['path']} ({two['class']})" for one, two in twice))
-
-
-def _duplicates(training: Iterable[Mapping[str, str]], test: Iterable[Mapping[str, str]]) -> list[dict[str, Any]]:
-    seen: dict[str, dict[str, list[str]]] = defaultdict(lambda: {"train": [], "test": []})
-    for subset, entries in (("train", training), ("test", test)):
-        for entry in entries:
-            seen[entry["sha256"]][subset].append(entry["path"])
-    return [{"sha256": key, **paths} for key, paths in sorted(seen.items()) if paths["train"] and paths["test"]]

@@ -14,18 +14,19 @@ PREFIX = "unknown:"                      # of the id of a stranger; no path of a
 
 @dataclass(frozen=True)
 class Joined:
-    """The images of a data set, and those of a folder under ids that begin with `PREFIX`."""
+    """The images of a data set, and those of a folder under ids that begin with `prefix`."""
 
     own: ImageSource
     folder: Path
+    prefix: str = PREFIX
 
     @property
     def root(self) -> Path | None:
         return getattr(self.own, "root", None)
 
     def _of(self, item_id: str) -> tuple[ImageSource, str]:
-        strange = item_id.startswith(PREFIX)
-        return (FileSource(self.folder), item_id.removeprefix(PREFIX)) if strange else (self.own, item_id)
+        strange = item_id.startswith(self.prefix)
+        return (FileSource(self.folder), item_id.removeprefix(self.prefix)) if strange else (self.own, item_id)
 
     def read(self, item_id: str, /) -> bytes:
         source, name = self._of(item_id)

@@ -176,10 +176,12 @@ def harmonic_mean(base: float, new: float) -> float:
 
 
 def write_scores(folder: Path, ids: Sequence[str], labels: Tensor, probabilities: Tensor, classes: Sequence[str],
-                 suffix: str = "", hierarchy: Mapping[str, str] | None = None) -> dict[str, float]:
-    """metrics.json and predictions.csv of labelled images, `suffix` behind both names; returns the summary."""
+                 suffix: str = "", hierarchy: Mapping[str, str] | None = None,
+                 more: Mapping[str, Any] | None = None) -> dict[str, float]:
+    """metrics.json, with `more`, and predictions.csv of labelled images, `suffix` behind their names. The summary."""
     summary = summarise(probabilities, labels, classes, hierarchy)
-    write_metrics(_suffixed(folder / METRICS_FILE, suffix), summary, details(probabilities, labels, classes))
+    by_class = details(probabilities, labels, classes) | dict(more or {})
+    write_metrics(_suffixed(folder / METRICS_FILE, suffix), summary, by_class)
     write_predictions(_suffixed(folder / PREDICTIONS, suffix), ids, labels, probabilities, classes)
     return summary
 

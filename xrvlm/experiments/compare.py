@@ -15,7 +15,7 @@ import yaml
 from torch import Tensor
 
 from xrvlm.backbones.base import FrozenCLIP
-from xrvlm.data.dataset import Dataset, sample_shots, with_test_set
+from xrvlm.data.dataset import Dataset, is_extra, sample_shots, with_test_set
 from xrvlm.distributed import Bar, seeded
 from xrvlm.errors import UserError, check_fields, either, option, typed
 from xrvlm.evaluation.metrics import predicted
@@ -150,7 +150,7 @@ def compare(clip: FrozenCLIP, dataset: Dataset, candidates: Sequence[Candidate |
         raise UserError(f"nothing to compare: name some, such as {option('candidates', ['zero_shot', 'coop'])}")
     split = sample_shots(with_test_set(dataset.split), options.shots, options.seed)
     classes = text_maker(text, [getattr(dataset.source, "root", None)])(split.classes)
-    banks = SharedBanks(clip, dataset, split.train, options.features, options.seed, options.workers)
+    banks = SharedBanks(clip, dataset, (*split.train, *split.extra), options.features, options.seed, options.workers)
     work = _Work(banks, classes, options, time.monotonic() + budget_seconds(options.budget))
     with alone(work.folder / ".lock", BUSY):
         comparison = work.done(found, command or partial(adapt_call, options, text))
@@ -185,8 +185,8 @@ class _Work:
 
     @cached_property
     def of_one_image(self) -> list[str]:
-        rows = (self.fold < 0).nonzero().flatten().tolist()
-        return sorted({self.classes.names[self.banks.items[row].label] for row in rows})
+        return sorted({self.classes.names[item.label] for item, fold in zip(self.banks.items, self.fold, strict=True)
+                       if fold < 0 and not is_extra(item.id)})
 
     @cached_property
     def numbers(self) -> list[int]:

@@ -9,6 +9,7 @@ from typing import Any
 from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
 from xrvlm.data.dataset import Dataset, Item
 from xrvlm.errors import UserError, option, typed
+from xrvlm.evaluation.domains import by_domain
 from xrvlm.evaluation.metrics import METRICS_FILE, summarise, write_scores
 from xrvlm.experiments.protocols import Among, transfer_record
 from xrvlm.experiments.saved import SavedRun, inside, recorded_hashes
@@ -125,7 +126,9 @@ def score(classifier: Classifier, dataset: Dataset, items: Sequence[Item], folde
     if not is_writable(folder / METRICS_FILE):       # as of a run on a disk that may only be read
         log.warning("the figures are not kept: %s cannot be written", folder)
         return summarise(found, source.labels, names, classifier.header.hierarchy)
-    return write_scores(folder, source.ids, source.labels, found, names, hierarchy=classifier.header.hierarchy)
+    header = classifier.header
+    return write_scores(folder, source.ids, source.labels, found, names, hierarchy=header.hierarchy,
+                        more=by_domain(found, source.labels, names, header.hierarchy, header.joint))
 
 
 def _class_order(wanted: Sequence[str], known: Sequence[str]) -> list[int]:

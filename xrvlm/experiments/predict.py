@@ -16,6 +16,7 @@ from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
 from xrvlm.backbones.tower import hash_state
 from xrvlm.data.folder import counted_suffixes
 from xrvlm.errors import UserError, either, option, typed
+from xrvlm.evaluation.domains import domains_of
 from xrvlm.files import (
     FileSource,
     alone,
@@ -47,6 +48,7 @@ class Prediction:
     unknown: bool = False                # whether that is too little
     held: tuple[str, ...] | None = None  # the set of classes, the most probable first, where one is asked for
     taxon: tuple[str, float] | None = None         # the deepest node of the hierarchy that is sure, "" above all
+    domain: str | None = None            # of a joint model: the data set of the most probable class; "" if unknown
 
     def __str__(self) -> str:
         best = ", ".join(f"{name} {probability:.1%}" for name, probability in self.classes)
@@ -54,7 +56,8 @@ class Prediction:
         held = "" if self.held is None else f"; one of: {', '.join(self.held)}"
         name, certainty = self.taxon or ("", 0.0)
         taxon = f"; sure of: {name} {certainty:.1%}" if name else "; sure of no node" if self.taxon else ""
-        return f"{self.image}: {best}{held}{taxon}"
+        domain = f"; domain: {self.domain}" if self.domain else ""
+        return f"{self.image}: {best}{domain}{held}{taxon}"
 
     @property
     def prediction(self) -> str:
@@ -94,7 +97,7 @@ def predict(run: str | Path | None, images: str | Path | Sequence[str | Path], *
     if out is None:
         return _labelled(classifier, answering, files, workers, topk, echo, None)
     states = [[name, str(path), *_state(path)] for name, path in files.items()]
-    table = _label_file(out, topk, answering, [
+    table = _label_file(out, topk, answering, classifier.header.joint, [
         classifier.header.to_json(), hash_state(classifier.method), topk, asdict(asked or Asked()), states])
     lock = table.path.with_name(f".{table.path.name}.lock")
     with alone(lock, f"another predict writes {table.path.name}; wait for it, or name another file, {option('out')}"):
@@ -105,10 +108,10 @@ def predict(run: str | Path | None, images: str | Path | Sequence[str | Path], *
                 lock.unlink()
 
 
-def _label_file(out: str | Path, topk: int, answering: Answering | None, key: list[Any]) -> "LabelFile":
+def _label_file(out: str | Path, topk: int, answering: Answering | None, joint: bool, key: list[Any]) -> "LabelFile":
     from xrvlm.experiments.labelling.file import LabelFile
 
-    return LabelFile(user_path(out), digest(key), topk, more=answering is not None)
+    return LabelFile(user_path(out), digest(key), topk, more=answering is not None, joint=joint)
 
 
 def _state(path: Path) -> tuple[int, int]:
@@ -247,7 +250,8 @@ def labelled(classifier: Classifier, files: Mapping[str, Path], workers: int, to
              skip: Collection[str] = (), answering: Answering | None = None) -> Iterator[Prediction]:
     """The prediction of each of `files` that is not in `skip`, batch by batch; without classes where it is unreadable.
     """
-    names, clip = [name for name in files if name not in skip], classifier.clip
+    names, clip, header = [name for name in files if name not in skip], classifier.clip, classifier.header
+    domains = domains_of(classifier.names, header.hierarchy) if header.joint and header.hierarchy else None
     ids, problems = [str(files[name]) for name in names], {}
     batches = torch.arange(len(ids)).split(BATCH) if ids else ()
     loaded = load_images(ids, FileSource(Path("/")), EvaluationViews(clip.transform), batches, workers, clip.device,
@@ -263,5 +267,6 @@ def labelled(classifier: Classifier, files: Mapping[str, Path], workers: int, to
                 best = [(classifier.names[index], chance)
                         for index, chance in zip(order[place][:topk], values[place][:topk], strict=True)]
                 more = {} if answering is None or answers is None else answering.said(answers, place, order[place])
-                found[row] = Prediction(names[row], tuple(best), **more)
+                domain = None if not domains else "" if more.get("unknown") else domains[best[0][0]]
+                found[row] = Prediction(names[row], tuple(best), domain=domain, **more)
         yield from (found.get(row, Prediction(names[row], (), problems.get(row, ""))) for row in batch.tolist())

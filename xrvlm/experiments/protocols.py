@@ -16,13 +16,14 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from xrvlm.backbones.base import FrozenCLIP, Need
-from xrvlm.data.dataset import SUBSETS, Dataset, Item, Split, with_test_set
+from xrvlm.data.dataset import SUBSETS, Dataset, Item, Split, sample_shots, with_test_set
 from xrvlm.data.strangers import with_strangers
 from xrvlm.errors import UserError, option
 from xrvlm.evaluation.calibration import Scaling
 from xrvlm.evaluation.metrics import harmonic_mean, predicted, write_scores
 from xrvlm.evaluation.unknown import Score, figures
-from xrvlm.experiments.record import append_record, read_record
+from xrvlm.experiments.calibrate import check_calibration
+from xrvlm.experiments.record import RunOptions, append_record, read_record
 from xrvlm.features.source import FeatureSource
 from xrvlm.files import digest, write_json
 from xrvlm.inference.calibration import HeldOut, check_positions, held_out_of, local_of
@@ -161,10 +162,30 @@ def beside(protocol: Protocol, whole: Split, split: Split, text: Callable[[Seque
     return found
 
 
+def drawn(dataset: Dataset, split: Split, method: Method, clip: FrozenCLIP, shots: int | None, seed: int, val: bool,
+          options: RunOptions) -> Split:
+    """What the run reads the labels of (nothing, where it neither learns nor calibrates) and what it is tested on."""
+    if not split.test:
+        raise UserError(f"{dataset.name} has no image left to test on: give a class two images, or a test set")
+    if not method.learns and options.calibrate == "none":
+        return replace(split, train=(), val=())
+    found = sample_shots(split, shots, seed, val or "val" in (options.selection, options.calibrate))
+    if options.selection == "val" and not found.val:
+        raise UserError(f"{option('selection', 'val')} needs validation images, and the shots take all: use fewer "
+                        f"{option('shots')}, or {option('selection', 'last')}")
+    if not method.learns:
+        found = replace(found, **{"val" if options.calibrate == "folds" else "train": ()})
+    else:
+        found = replace(found, train=(*found.train, *split.extra))
+    if options.calibrate != "none":
+        check_calibration(options, method, clip, found)
+    return found
+
+
 def base_half(split: Split) -> Split:
     """The first half of the classes in the order of their labels, rounded up, with their images alone."""
     count = (len(split.classes) + 1) // 2
-    parts = {part: tuple(item for item in getattr(split, part) if item.label < count) for part in SUBSETS}
+    parts = {part: tuple(item for item in getattr(split, part) if item.label < count) for part in (*SUBSETS, "extra")}
     return Split(split.classes[:count], **parts)
 
 
@@ -199,6 +220,7 @@ def transfer_record(run: Path, folder: Path, data: Dataset, text: ClassText, sum
     scored = [data.name, data.split.classes, asdict(text), more, tested]
     record = replace(
         own, data=data.name, world=data.world, protocol="transfer", run=folder.name, split=data.split.fingerprint,
+        domains={},
         tested=tested[:16], images=int(summary["images"]), classes=classes,
         trained_on=f"{own.data}, among all its {known} classes" if more else own.data,
         metrics={name: value for name, value in summary.items() if name != "images"},

@@ -14,6 +14,7 @@ from typing import Any
 
 from xrvlm import files
 from xrvlm.errors import UserError, check_fields, fits, option, plain_text
+from xrvlm.evaluation.domains import Figures
 from xrvlm.evaluation.metrics import METRICS, SHOWN, write_rows
 from xrvlm.evaluation.unknown import Score
 from xrvlm.features.bank import FEATURES_REVISION
@@ -25,9 +26,8 @@ from xrvlm.training.fit import TRAINING_REVISION, Selection
 from xrvlm.training.following import Follow, follower_of
 
 log = logging.getLogger(__name__)
-
 PACKAGES = ("xrvlm", "torch", "open_clip_torch", "transformers", "scikit-learn")
-COUNTS = ("label_budget", "learned_parameters", "images", "classes")      # none is below 0
+COUNTS = ("label_budget", "learned_parameters", "images", "classes", "extra_images")     # none is below 0
 LONGEST_NAME, LONGEST_PATH = 255, 4000   # bytes: systems take no more
 RESULTS, LOSSES = "results.jsonl", "losses.csv"
 
@@ -58,8 +58,8 @@ class RunOptions:
 
     @property
     def calibration(self) -> dict[str, str]:     # of a calibrated run alone: for its identity and for config.yaml
-        names = () if self.calibrate == "none" else ("calibrate", "scaling", "known_by")
-        return {name: getattr(self, name) for name in names}
+        return {} if self.calibrate == "none" else {
+            name: getattr(self, name) for name in ("calibrate", "scaling", "known_by")}
 
 
 @dataclass(frozen=True)
@@ -150,14 +150,15 @@ class RunRecord:
     classes: int = 0            # that they were scored among
     calibrate: str | None = None    # "folds" or "val", and how the logits are scaled
     revisions: dict = field(default_factory=dict)  # see Identity; empty for runs from before there were any
+    extra_images: int = 0       # that were trained on beside the label budget, see data/extra.py
+    domains: Figures = field(default_factory=dict)      # of a joint run, see evaluation/domains.py
 
     def __post_init__(self) -> None:
         wrong = [each.name for each in fields(self) if not fits(getattr(self, each.name), each.type)]
         wrong += [f"metrics.{name}" for name in (*METRICS, *self.shown) if "metrics" not in wrong
                   and not (fits(self.metrics.get(name), float) and 0 <= self.metrics[name] <= 1)]
         wrong += ["shots"] if self.shots != "all" and not (fits(self.shots, int) and int(self.shots) >= 0) else []
-        if "train_seconds" not in wrong and not 0 <= self.train_seconds < math.inf:
-            wrong.append("train_seconds")
+        wrong += ["train_seconds"] if "train_seconds" not in wrong and not 0 <= self.train_seconds < math.inf else []
         if "run" not in wrong and (files.leads_out(self.run) or _is_too_long(self.run)):
             wrong.append("run")
         wrong += [name for name in COUNTS if name not in wrong and getattr(self, name) < 0]
@@ -168,12 +169,12 @@ class RunRecord:
     @classmethod
     def of(cls, header: ModelHeader, method: Method, identity: Identity, **more: Any) -> "RunRecord":
         """The record of a finished run; `more` are the fields that header, method and identity do not tell."""
+        kind, calibration = type(method), header.calibration
         return cls(method=header.method.name, label=method.label, head=method.head, prompts=method.prompts,
-                   backbone=header.backbone.name, shots=identity.shots, seed=identity.seed,
+                   backbone=header.backbone.name, shots=identity.shots, seed=identity.seed, versions=versions(),
                    transductive=method.transductive, split=header.split, learned_parameters=method.learned_parameters,
-                   versions=versions(), setting=identity.setting[:16], series=identity.series[:16],
-                   options=header.method.changed(type(method)), revisions=revisions_of(type(method)),
-                   calibrate=header.calibration and header.calibration.in_words, **more)
+                   setting=identity.setting[:16], series=identity.series[:16], revisions=revisions_of(kind),
+                   options=header.method.changed(kind), calibrate=calibration and calibration.in_words, **more)
 
     @property
     def shown(self) -> dict[str, str]:
@@ -256,9 +257,9 @@ def read_records(path: Path) -> list[RunRecord]:
     """
     root, sources = (path, sorted(path.rglob(RESULTS))) if path.is_dir() else (path.parent, [path])
     found: dict[Path, RunRecord] = {}
+    if missing := [source for source in sources if not source.is_file()]:
+        raise UserError(f"there is no {missing[0]}; pass a folder of runs or a {RESULTS}")
     for source in sources:
-        if not source.is_file():
-            raise UserError(f"there is no {source}; pass a folder of runs or a {RESULTS}")
         for number, line in enumerate(source.read_bytes().split(b"\n"), start=1):
             if line.strip():
                 record = _parse(line, f"{source}, line {number}")
@@ -294,6 +295,6 @@ def _run_of(line: str, path: Path) -> str | None:
 
 def write_losses(folder: Path, losses: Sequence[dict]) -> None:
     """losses.csv: epoch, loss, learning_rate and, where there is one, val_top1. No file where there was no epoch."""
-    columns = ["epoch", "loss", "learning_rate", *(["val_top1"] if any("val_top1" in row for row in losses) else [])]
     if losses:
-        write_rows(folder / LOSSES, columns, losses)
+        more = ["val_top1"] if any("val_top1" in row for row in losses) else []
+        write_rows(folder / LOSSES, ["epoch", "loss", "learning_rate", *more], losses)

@@ -13,12 +13,14 @@ from typing import Any
 import yaml
 
 from xrvlm.backbones.base import FrozenCLIP, Need, check_second_is_read
-from xrvlm.data.dataset import Dataset, Item, Split, hash_images, label_budget, sample_shots, with_test_set, write_split
+from xrvlm.data.dataset import Dataset, Item, Split, hash_images, label_budget, with_test_set, write_split
+from xrvlm.data.images import is_extra
 from xrvlm.distributed import processes, seeded
 from xrvlm.errors import UserError, option, typed
+from xrvlm.evaluation.domains import by_domain
 from xrvlm.evaluation.metrics import top1, write_nearest, write_scores
-from xrvlm.experiments.calibrate import calibrate, check_calibration, check_unread, write_figures
-from xrvlm.experiments.protocols import NewClasses, OpenSet, Protocol, beside, in_parts
+from xrvlm.experiments.calibrate import calibrate, check_unread, write_figures
+from xrvlm.experiments.protocols import NewClasses, OpenSet, Protocol, beside, drawn, in_parts
 from xrvlm.experiments.record import Identity, RunFolder, RunOptions, RunRecord, append_record, write_losses
 from xrvlm.features.bank import FeatureBank
 from xrvlm.features.source import FeatureSource, feature_source
@@ -81,14 +83,14 @@ def adapt(clip: FrozenCLIP, dataset: Dataset, method: MethodFactory | str = "xr_
     classes = text(split.classes)
     with seeded(seed, "initial weights"):
         adapted = factory(clip, classes).to(clip.device)
-    split = _drawn(dataset, split, adapted, clip, shots, seed, val, options)
+    split = drawn(dataset, split, adapted, clip, shots, seed, val, options)
     new = None if protocol == "few_shot" else beside(
         protocol, whole, split, text, adapted, clip, options.known_by, unknown)
     chosen = fitting_recipe(recipe, adapted)
     check_selection(chosen, options.selection)
     told = 0 if not (split.train or split.val) else "all" if shots is None else shots
     return _Setup(clip, dataset, split, adapted, chosen, told, seed,
-                  ModelHeader.of(clip, factory, classes, split.fingerprint, dataset.hierarchy), options,
+                  ModelHeader.of(clip, factory, classes, split.fingerprint, dataset.hierarchy, dataset.joint), options,
                   saved_text(text), new).run()
 
 
@@ -104,7 +106,7 @@ def zero_shot(clip: FrozenCLIP, dataset: Dataset, *, text: Text = class_text,
     classes = text(split.classes)
     method = factory(clip, classes).to(clip.device)
     return _Setup(clip, dataset, split, method, method.recipe, 0, 0,
-                  ModelHeader.of(clip, factory, classes, split.fingerprint, dataset.hierarchy), options,
+                  ModelHeader.of(clip, factory, classes, split.fingerprint, dataset.hierarchy, dataset.joint), options,
                   saved_text(text), whole=not found.test).run()
 
 
@@ -114,24 +116,6 @@ def _factory(method: MethodFactory | str) -> MethodFactory:
         return method
     from xrvlm.methods.registry import find
     return find(method)
-
-
-def _drawn(dataset: Dataset, split: Split, method: Method, clip: FrozenCLIP, shots: int | None, seed: int, val: bool,
-           options: RunOptions) -> Split:
-    """What the run reads the labels of (nothing, where it neither learns nor calibrates) and what it is tested on."""
-    if not split.test:
-        raise UserError(f"{dataset.name} has no image left to test on: give a class two images, or a test set")
-    if not method.learns and options.calibrate == "none":
-        return replace(split, train=(), val=())
-    drawn = sample_shots(split, shots, seed, val or "val" in (options.selection, options.calibrate))
-    if options.selection == "val" and not drawn.val:
-        raise UserError(f"{option('selection', 'val')} needs validation images, and the shots take all: use fewer "
-                        f"{option('shots')}, or {option('selection', 'last')}")
-    if not method.learns:
-        drawn = replace(drawn, **{"val" if options.calibrate == "folds" else "train": ()})
-    if options.calibrate != "none":
-        check_calibration(options, method, clip, drawn)
-    return drawn
 
 
 @dataclass(frozen=True)
@@ -160,6 +144,10 @@ class _Setup:
         split = self.new.whole if self.new else self.split
         return processes().from_first(lambda: hash_images(split, self.dataset.source))
 
+    @property
+    def extra(self) -> list[str]:        # the ids of the images that are for training alone
+        return [item.id for item in self.split.train if is_extra(item.id)]
+
     @cached_property
     def tested(self) -> str:
         """A hash of the test images, which tells data sets of one name apart."""
@@ -174,7 +162,9 @@ class _Setup:
             self.header, type(self.method), self.shots, self.seed, images, settings, text_path=self.clip.text_path,
             precision=self.clip.precision, selection=self.options.selection, val=bool(self.split.val),
             tested=self.tested, **(self.new.identity if self.new else {}) | self.options.calibration,
-            **({"hierarchy": self.header.hierarchy} if self.header.hierarchy else {}))
+            **({"hierarchy": self.header.hierarchy} if self.header.hierarchy else {}),
+            **({"joint": True} if self.header.joint else {}),
+            **({"extra": digest([self.hashes[image] for image in self.extra])} if self.extra else {}))
 
     @property
     def protocol(self) -> str:
@@ -272,10 +262,11 @@ class _Setup:
     def _conclude(self, train: FeatureSource | None, val: FeatureSource | None, tests: list[FeatureSource],
                   progress: Progress, calibration: Calibration | None) -> Run:
         folder, (test, *more) = self.folder.path, tests
-        summary = write_scores(folder, test.ids, test.labels, probabilities(self.method, self.clip, test),
-                               self.split.classes, hierarchy=self.header.hierarchy)
+        chances, classes, tree = probabilities(self.method, self.clip, test), self.split.classes, self.header.hierarchy
+        domains = by_domain(chances, test.labels, classes, tree, self.header.joint)
+        summary = write_scores(folder, test.ids, test.labels, chances, classes, hierarchy=tree, more=domains)
         summary |= self.new.score(self.method, self.clip, test, more[0], folder, summary["top1"]) if self.new else {}
-        write_nearest(folder, test, train, self.split.classes)
+        write_nearest(folder, test, train, classes)
         if val is not None and self.options.selection == "val":      # of the model that is kept: a search goes by it
             summary["val_top1"] = top1(probabilities(self.method, self.clip, val), val.labels)
         write_losses(folder, progress.losses)
@@ -289,7 +280,7 @@ class _Setup:
             metrics={name: value for name, value in summary.items() if name != "images"},
             train_seconds=progress.seconds, features="cached" if isinstance(train or test, FeatureBank) else "online",
             run=folder.name, tested=self.tested[:16], protocol=self.protocol, images=len(test.ids),
-            classes=len(self.split.classes))
+            classes=len(classes), extra_images=len(self.extra), **domains)
         write_json(folder / "record.json", asdict(record))
         append_record(folder.parent, record)
         return Run(folder, record, classifier)

@@ -78,14 +78,14 @@ class ModelHeader:
     metrics: Mapping[str, float] = field(default_factory=dict)
     calibration: CalibrationHeader | None = None
     hierarchy: Mapping[str, str] | None = None       # {node: the one above it}, see evaluation/hierarchy.py
+    joint: bool = False                  # whether its topmost nodes are domains, see evaluation/domains.py
 
     @classmethod
     def of(cls, clip: FrozenCLIP, factory: MethodFactory, classes: ClassText, split: str = "",
-           hierarchy: Mapping[str, str] | None = None) -> "ModelHeader":
-        usual = choose_precision("auto", clip.device)
+           hierarchy: Mapping[str, str] | None = None, joint: bool = False) -> "ModelHeader":
+        precision = None if clip.precision == choose_precision("auto", clip.device) else clip.precision
         backbone = BackboneHeader(clip.name, clip.fingerprint, clip.transform.image_size, clip.loader)
-        return cls(backbone, MethodHeader.of(factory), classes, split,
-                   None if clip.precision == usual else clip.precision, hierarchy=hierarchy)
+        return cls(backbone, MethodHeader.of(factory), classes, split, precision, hierarchy=hierarchy, joint=joint)
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False)
@@ -106,7 +106,7 @@ class ModelHeader:
         return _checked(cls(_checked(BackboneHeader(**values["backbone"])), _checked(MethodHeader(**values["method"])),
                             _checked(classes), values.get("split", ""), values.get("precision"),
                             values.get("metrics", {}), calibration and _calibration(calibration, len(classes.names)),
-                            values.get("hierarchy")))
+                            values.get("hierarchy"), values.get("joint", False)))
 
 
 class Classifier:
@@ -152,7 +152,8 @@ class Classifier:
 
         Raises UserError where the method is bound to the classes that it was trained on.
         """
-        header, own = replace(self.header, classes=classes, metrics={}, hierarchy=None), self.header.calibration
+        own = self.header.calibration
+        header = replace(self.header, classes=classes, metrics={}, hierarchy=None, joint=False)
         if own is not None:              # of its own classes, but the temperature
             header = replace(header, calibration=replace(own, scaling=Scaling(own.scaling.temperature)))
         return Classifier(self.clip, self.method.for_classes(self.clip, classes), header)
@@ -166,8 +167,7 @@ class Classifier:
         path = model_file(path)
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.method.state_dict().items()}
         tensors |= {} if self.calibration is None else self.calibration.tensors
-        metadata = {"xrvlm": self.header.to_json()}
-        write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+        write_atomically(path, lambda temporary: save_file(tensors, temporary, {"xrvlm": self.header.to_json()}))
         return path
 
     @classmethod

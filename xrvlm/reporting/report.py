@@ -137,6 +137,7 @@ def _section(section: Section, out: Path) -> str:
     if first.protocol == "base_to_new":
         blocks.append("Of the base classes; its `predictions_new.csv` and `predictions_all.csv` hold the others.")
     blocks += [escape(note) for note in section.notes]
+    blocks += [markdown([*section.domain_titles], section.domains, numbers=4).strip()] if section.domains else []
     blocks += [f"`{file}` of this run cannot be read ({escape(why)})." if why else
                f"This run's folder holds no `{file}`." for file, why in section.missing]
     blocks += [_picture(picture, out) for picture in section.pictures]

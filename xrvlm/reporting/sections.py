@@ -135,6 +135,16 @@ class Section:
                          f"{values['hierarchical_precision']:.1%}, recall {values['hierarchical_recall']:.1%}.")
         return found
 
+    domain_titles = ("Domain", "Classes", "Images", "Top-1 % among all", "Top-1 % within")      # of `domains`
+
+    @property
+    def domains(self) -> list[list[str]]:
+        """The table of a joint run over its domains; a domain whose figures are missing is left out."""
+        return [[name, *(str(of[key]) for key in ("classes", "images")),
+                 *(f"{100 * of[key]:.1f}" for key in ("top1", "top1_within"))]
+                for name, of in self.row.first.domains.items()
+                if {"classes", "images", "top1", "top1_within"} <= of.keys()]
+
     @property
     def worst(self) -> list[dict]:
         return self.classes[:LISTED]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from xrvlm.backbones.base import FrozenCLIP
 from xrvlm.data.dataset import Item
+from xrvlm.data.images import is_extra
 from xrvlm.distributed import seed_of
 from xrvlm.errors import UserError, option
 from xrvlm.features.bank import FeatureBank
@@ -20,14 +21,16 @@ Learn = Callable[[Method, FeatureSource, FeatureSource], object]
 
 
 def folds_of(items: Sequence[Item], folds: int, seed: int) -> Tensor:
-    """(n,) the fold that holds each image out, -1 for none: the only image of a class is always trained on.
+    """(n,) the fold that holds each image out, -1 for none: the only image of a class is always trained on, and extra
+    images are.
 
     The images of a class stand in as many folds as there can be, so that no fold leaves a class without a training
     image; a class with fewer images than folds is missing from the others. UserError where fewer than two classes have
     two images.
     """
-    order = sorted(range(len(items)), key=lambda row: (items[row].label, seed_of(seed, "fold", items[row].id)))
-    counts = torch.tensor([item.label for item in items]).bincount()
+    own = [row for row, item in enumerate(items) if not is_extra(item.id)]
+    order = sorted(own, key=lambda row: (items[row].label, seed_of(seed, "fold", items[row].id)))
+    counts = torch.tensor([items[row].label for row in own]).bincount()
     if (counts > 1).sum() < 2:
         each = "each class but one" if counts.max() > 1 else "each class"
         raise UserError(f"{each} has one labelled image (what is kept for testing does not count), and "

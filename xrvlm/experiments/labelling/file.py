@@ -21,20 +21,24 @@ MORE = ("known", "set", "taxon", "certainty")      # the columns of a calibrated
 class LabelFile:
     """Written as it goes to a file beside it, which becomes it in the end."""
 
-    def __init__(self, path: Path, key: str, topk: int, *, more: bool):
-        """`key` is of this model, these photos and what is asked, no others; `more`: with the columns `MORE`."""
+    def __init__(self, path: Path, key: str, topk: int, *, more: bool, joint: bool = False):
+        """`key` is of this model, these photos and what is asked, no others; `more`: with the columns `MORE`; `joint`:
+        with a column of domains.
+        """
         if path.is_dir():
             raise UserError(f"{path} is a folder; name a file with {option('out')}, such as {path / 'labels.csv'}")
         if path.suffix.lower() in SUFFIXES:
             raise UserError(f"{path} has the name of an image; name a .csv or .jsonl file with {option('out')}")
         check_replaceable(path)
-        self.path, self.topk, self.more, self.json = path, topk, more, path.suffix.lower() in (".jsonl", ".ndjson")
+        self.path, self.topk, self.more, self.joint = path, topk, more, joint
+        self.json = path.suffix.lower() in (".jsonl", ".ndjson")
         self.part = path.with_name(f"{path.name}.{key[:10]}.part")
 
     @property
     def header(self) -> str:
         ranks = [f"{word}_{rank}" for rank in range(1, self.topk + 1) for word in ("class", "probability")]
-        columns = ["image", "label", "prediction", *ranks, *(MORE if self.more else ()), "error"]
+        columns = ["image", "label", "prediction", *ranks, *(MORE if self.more else ()),
+                   *(["domain"] if self.joint else []), "error"]
         return "" if self.json else ",".join(columns) + "\n"
 
     def begun(self, files: Collection[str], known: Collection[str]) -> dict[str, Prediction]:
@@ -68,23 +72,26 @@ class LabelFile:
 
     def _line(self, prediction: Prediction) -> str:
         if self.json:
-            return json.dumps(_object(prediction, self.more)) + "\n"      # ASCII: a name may hold what UTF-8 cannot say
+            # ASCII: a name may hold what UTF-8 cannot say
+            return json.dumps(_object(prediction, self.more, self.joint)) + "\n"
         cells = [cell for name, probability in prediction.classes for cell in (as_cell(name), f"{probability:.6f}")]
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerow(
             [as_cell(prediction.image), "", as_cell(prediction.prediction), *cells,
              *[""] * (2 * self.topk - len(cells)), *(_cells(prediction) if self.more else ()),
-             " ".join(prediction.problem.split())])
+             *([as_cell(prediction.domain or "")] if self.joint else []), " ".join(prediction.problem.split())])
         return text.getvalue()
 
     def _from_cells(self, row: list[str]) -> Prediction:
         image, _, said, *cells = row[:3 + 2 * self.topk]
         chances = tuple((from_cell(name), float(chance)) for name, chance in zip(cells[::2], cells[1::2], strict=True))
-        known, held, taxon, certainty = row[3 + 2 * self.topk:-1] if self.more else [""] * 4
+        more = row[3 + 2 * self.topk:-1]
+        domain = from_cell(more.pop()) if self.joint else None
+        known, held, taxon, certainty = more if self.more else [""] * 4
         return Prediction(
             from_cell(image), chances, known=float(known) if known else None,
             unknown=bool(known) and from_cell(said) != chances[0][0], held=tuple(json.loads(held)) if held else None,
-            taxon=(from_cell(taxon), float(certainty)) if certainty else None)
+            taxon=(from_cell(taxon), float(certainty)) if certainty else None, domain=domain)
 
 
 def _cells(prediction: Prediction) -> list[str]:
@@ -94,13 +101,14 @@ def _cells(prediction: Prediction) -> list[str]:
             as_cell(taxon), "" if certainty is None else f"{certainty:.6f}"]
 
 
-def _object(prediction: Prediction, more: bool) -> dict[str, Any]:
+def _object(prediction: Prediction, more: bool, joint: bool) -> dict[str, Any]:
     taxon, certainty = prediction.taxon if prediction.taxon and prediction.taxon[0] else (None, None)
     also = {"known": _rounded(prediction.known), "unknown": prediction.unknown,
             "set": None if prediction.held is None else list(prediction.held), "taxon": taxon,
             "certainty": _rounded(certainty)}
     return {"image": prediction.image, "prediction": prediction.prediction or None,
             "classes": [[name, _rounded(chance)] for name, chance in prediction.classes], **(also if more else {}),
+            **({"domain": prediction.domain} if joint else {}),
             "error": " ".join(prediction.problem.split()) or None}
 
 
@@ -113,4 +121,4 @@ def _from_object(value: dict[str, Any]) -> Prediction:
     return Prediction(
         value["image"], tuple((name, chance) for name, chance in value["classes"]), known=value.get("known"),
         unknown=value.get("unknown", False), held=None if held is None else tuple(held),
-        taxon=None if certainty is None else (value["taxon"], certainty))
+        taxon=None if certainty is None else (value["taxon"], certainty), domain=value.get("domain"))

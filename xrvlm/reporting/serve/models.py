@@ -46,6 +46,7 @@ class Answer:
     held: tuple[str, ...] | None = None  # the set of classes
     node: tuple[str, float] | None = None            # the deepest node of the hierarchy that is sure; "" for none
     above: tuple[str, ...] = ()          # the nodes above the prediction, the nearest first, such as its genus
+    domain: str | None = None            # of a joint model: the topmost of these; "" if unknown
     parts: tuple[Part, ...] = ()
     nearest: tuple[Neighbour, ...] = ()
 
@@ -57,7 +58,7 @@ class Answer:
             "classes": [{"class": name, "probability": chance} for name, chance in self.classes],
             "set": None if self.held is None else list(self.held),
             "node": self.node and {"name": self.node[0], "probability": self.node[1]},
-            "above": list(self.above),
+            "above": list(self.above), **({} if self.domain is None else {"domain": self.domain}),
             "parts": [{"part": each.name, "contribution": each.contribution, "strongest": each.strongest}
                       for each in self.parts],
             "nearest": [each.row for each in self.nearest]}
@@ -129,7 +130,8 @@ class Model:
         unknown, tree = said.get("unknown"), self.answering.tree
         above = () if unknown or tree is None else tuple(tree.path(classes[0][0])[1:])
         return Answer("unknown" if unknown else classes[0][0], classes, self.classifier.calibration is not None,
-                      said.get("held"), said.get("taxon"), above)
+                      said.get("held"), said.get("taxon"), above,
+                      "".join(above[-1:]) if self.classifier.header.joint else None)
 
     def _parts(self, explanation: Explanation) -> list[Part]:
         by_part: Tensor = explanation.logit.by_part                                            # (g, m)

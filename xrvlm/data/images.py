@@ -1,0 +1,58 @@
+"""Images by their ids: which set of a joint data set each is of, which are extra ones, and which are there twice."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from xrvlm.errors import UserError, option
+from xrvlm.text.class_text import few
+
+log = logging.getLogger(__name__)
+# what an id begins with that is no path of the data set itself; no path begins so
+JOINT = "joint:"                         # then the name of the set, "/" and the id in the set
+EXTRA = "extra:"                         # then a path in the folder of extra images
+
+Entries = Iterable[Mapping[str, str]]    # {"path", "class", "sha256"} of images, as in split.json
+
+
+def joint_id(name: str, item_id: str) -> str:
+    """The id in a joint data set of an image of the set `name`, whose id there is `item_id`."""
+    return f"{JOINT}{name}/{item_id}"
+
+
+def own_id(item_id: str) -> str:
+    """The id of an image in its own set: what is drawn by it is drawn alike in a joint data set."""
+    return item_id.partition("/")[2] if item_id.startswith(JOINT) else item_id
+
+
+def is_extra(item_id: str) -> bool:
+    """Whether the image is for training alone, beside those that are drawn."""
+    return own_id(item_id).startswith(EXTRA)
+
+
+def duplicates(training: Entries, test: Entries) -> list[dict[str, Any]]:
+    """{sha256, train: ids, test: ids} of the bytes that are in both."""
+    seen: dict[str, dict[str, list[str]]] = defaultdict(lambda: {"train": [], "test": []})
+    for subset, entries in (("train", training), ("test", test)):
+        for entry in entries:
+            seen[entry["sha256"]][subset].append(entry["path"])
+    return [{"sha256": key, **paths} for key, paths in sorted(seen.items()) if paths["train"] and paths["test"]]
+
+
+def warn_of_two_classes(entries: Entries) -> None:
+    first: dict[str, Mapping[str, str]] = {}
+    if twice := [(first[entry["sha256"]], entry) for entry in entries
+                 if first.setdefault(entry["sha256"], entry)["class"] != entry["class"]]:
+        log.warning("%d images are in two classes (byte-identical): %s; leave each in one class", len(twice),
+                    few(f"{one['path']} ({one['class']}) = {two['path']} ({two['class']})" for one, two in twice))
+
+
+def check_extra(hashes: Mapping[str, str], test: Iterable[str]) -> None:
+    """UserError where an extra image is byte for byte one of the images `test`; `hashes` are of all ids."""
+    tested = {hashes[image]: image for image in test}
+    extra = [image for image in hashes if is_extra(image)]
+    if same := [(image, tested[hashes[image]]) for image in extra if hashes[image] in tested]:
+        raise UserError(f"{len(same)} of {len(extra)} extra images are test images: "
+                        f"{few(f'{own_id(image).removeprefix(EXTRA)} is {other}' for image, other in same)}; remove "
+                        f"them from {option('data.extra')}")
