@@ -17,12 +17,13 @@ from xrvlm.inference.explain import (
     class_index,
     explain,
     explained,
-    overlap,
+    part_names,
     parts_and_relations,
     prompt_names,
     prompt_words,
 )
-from xrvlm.methods import XRVLM, CoOp, LinearProbe, XRVLMPlus, ZeroShot
+from xrvlm.inference.explanation import overlap
+from xrvlm.methods import FILIP, XRVLM, CoOp, LinearProbe, XRVLMPlus, ZeroShot
 from xrvlm.methods.xr_vlm.parts import grid
 from xrvlm.text.class_text import class_text
 from xrvlm.text.learned_prompts import ContextPrompts
@@ -312,3 +313,51 @@ def test_numbers_that_are_not_finite_are_refused(clip, module):
             value.fill_(1e38)
     with pytest.raises(UserError, match=r"numbers that are not finite: adapt again with force=True"):
         explain(model, photos(1))
+
+
+def late(clip, weight=0.7) -> Classifier:
+    """A FILIP head that has moved away from its start."""
+    torch.manual_seed(0)
+    head = FILIP(clip, classes())
+    head.prepare(clip, None)
+    with torch.no_grad():
+        head.weight.fill_(weight)
+        head.map.add_(0.2 * torch.randn(head.map.shape))
+    return Classifier(clip, head, ModelHeader.of(clip, partial(FILIP), classes()))
+
+
+@pytest.mark.parametrize("tower", ["vit", "resnet", "timm class token", "timm convnext"])
+def test_the_words_of_late_interaction_add_up(tower):
+    classifier = late(IMAGE_KINDS[tower]().clip)
+    pictures = photos(3, classifier.clip.transform.image_size)
+    for picture, explanation in zip(pictures, explain(classifier, pictures, "dog"), strict=True):
+        logits = classifier.method.logits(x := features(classifier, picture), classifier.class_features)[0]
+        best, rival = NAMES.index(explanation.predicted), NAMES.index(explanation.against)
+        assert best == logits.argmax()
+        assert explanation.words[:4] == ("a", "photo", "of", "a")
+        count = len(explanation.words)
+        assert explanation.maps.shape[0] == count
+        assert explanation.relations.shape == (2, count, len(NAMES))
+        assert part_names(classifier, explanation) == list(explanation.words)
+        assert len(prompt_names(classifier, explanation)) == 2
+        prior = classifier.method.zero_shot.logits(x, classifier.class_features)[0]
+        for attribution, value, added in ((explanation.logit, logits[best], prior[best]),
+                                          (explanation.margin, logits[best] - logits[rival],
+                                           prior[best] - prior[rival])):
+            assert attribution.exact
+            assert attribution.gap < 1e-4 * (1 + abs(attribution.value))
+            assert attribution.value == pytest.approx(value.item(), abs=1e-4)
+            assert attribution.added == pytest.approx(added.item(), abs=1e-4)
+        assert explanation.logit.contributions[..., rival].abs().max() == 0
+        assert explanation.margin.contributions[..., rival].abs().max() > 0
+
+
+def test_the_map_of_a_word_is_highest_where_it_matches_best():
+    classifier, picture = late(tiny_vit()), photos(1)[0]
+    explanation = explain(classifier, [picture])[0]
+    positions = classifier.method.positions(features(classifier, picture))[0]                  # (p, d)
+    words = classifier.method.words[NAMES.index(explanation.predicted)]
+    for word, seen in zip(words, explanation.maps, strict=False):
+        cosines = torch.stack([position @ word for position in positions])
+        assert int(seen.argmax()) == int(cosines[1:].argmax()), "behind the class token"
+        torch.testing.assert_close(seen.flatten(), cosines[1:] - cosines.min(), rtol=1e-4, atol=1e-5)

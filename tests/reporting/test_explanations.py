@@ -194,3 +194,22 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(run, photos, tm
     capsys.readouterr()
     assert explained(run, photos / CLASSES[0] / "0.png", f"out={tmp_path / 'file' / 'out'}") == 2
     assert "file/out: name another folder with out=DIR" in capsys.readouterr().err
+
+
+def test_words_on_the_photo(photos, tmp_path, capsys):
+    run = adapted(photos, tmp_path / "runs", "method=filip", "recipe.epochs=1")
+    capsys.readouterr()
+    assert explained(run, photos / CLASSES[0], f"against={CLASSES[1]}") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.search(r"^4 images: mean overlap of the word maps \d\.\d+, dead words 0 of \d+$", lines[-2])
+    assert all("strongest: " in line and "dead words 0 of " in line for line in lines[:-2])
+    found = json.loads((run / "explain" / "explanations.json").read_text())
+    assert set(found["summary"]) == {"images", "overlap", "words", "dead_words", "largest_gap"}
+    assert found["summary"]["largest_gap"] < 1e-3
+    for row in found["images"]:
+        assert row["words"] == row["logit"]["parts"]
+        assert row["words"][:4] == ["a", "photo", "of", "a"]
+        assert len(row["logit"]["contributions"]) == 2
+        total = sum(map(sum, row["logit"]["contributions"])) + row["logit"]["added"]
+        assert total == pytest.approx(row["logit"]["value"], abs=1e-2)
+        assert (run / "explain" / row["image"]).with_suffix(".png").is_file()

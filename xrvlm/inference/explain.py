@@ -1,10 +1,10 @@
-"""What a method with image parts looks at, and which relations of parts and prompts its decision is made of."""
+"""What a decision is made of: the relations of image parts and prompts, or the words that were found in the photo."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +12,12 @@ import torchvision.transforms.functional as TF
 from PIL import Image
 from torch import Tensor
 
-from xrvlm.backbones.base import ImageTransform
+from xrvlm.backbones.base import Features, ImageTransform
 from xrvlm.errors import UserError, option, unknown
 from xrvlm.inference.classifier import Classifier
+from xrvlm.inference.explanation import Attribution, Explanation
 from xrvlm.methods.base import Method
+from xrvlm.methods.filip import FILIP, class_words
 from xrvlm.methods.xr_vlm.linear_relations import LinearRelations
 from xrvlm.methods.xr_vlm.parts import ImageParts, grid
 from xrvlm.methods.xr_vlm.relations import RelationHead
@@ -26,76 +28,10 @@ from xrvlm.views import evaluation_view, read_image
 
 STEPS = 128                              # midpoints between the baseline and the relations of an image
 IMAGES_AT_ONCE = 64
+WORD_TERMS = "its best place", "best word of places"      # the two directions of late interaction
 
 Photo = Image.Image | str | Path
 Words = list[list[list[tuple[str, float]]]]    # for each prompt and each learned vector: words and their distances
-
-
-class Strong(NamedTuple):
-    """One relation and what it adds to a logit; indices from 0."""
-
-    prompt: int
-    part: int
-    label: int
-    contribution: float
-
-
-@dataclass(frozen=True)
-class Attribution:
-    """What a logit, or a difference of two, is made of: `value = baseline + contributions + added`, up to `gap`.
-
-    Exact where the head is linear in its relations; else integrated gradients (Sundararajan et al., ICML 2017,
-    arXiv:1703.01365) along the straight line from the head's baseline. For the perceptron heads that is where the
-    perceptron's first normalisation gives zero: the mean relations of the training images.
-    """
-
-    contributions: Tensor                # (g, m, c) of each relation
-    value: float
-    baseline: float                      # what the head says where every relation is at its baseline
-    added: float                         # what the method adds to the head's logits: a prior; 0 for most
-    exact: bool
-
-    @property
-    def method(self) -> str:
-        return "exact" if self.exact else "integrated gradients"
-
-    @property
-    def gap(self) -> float:
-        """How far the terms are from `value`: rounding where exact, else the steps of the integral too."""
-        return abs(self.contributions.sum().item() + self.baseline + self.added - self.value)
-
-    @property
-    def by_part(self) -> Tensor:
-        """(g, m): of the relations of each part and prompt with all classes together."""
-        return self.contributions.sum(dim=-1)
-
-    def strongest(self, count: int) -> list[Strong]:
-        """The relations that move the value most, in either direction."""
-        order = self.contributions.flatten().abs().topk(min(count, self.contributions.numel())).indices
-        prompts, parts, labels = (index.tolist() for index in torch.unravel_index(order, self.contributions.shape))
-        return [Strong(prompt, part, label, self.contributions[prompt, part, label].item())
-                for prompt, part, label in zip(prompts, parts, labels, strict=True)]
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """One image; tensors on the CPU."""
-
-    photo: Image.Image                   # what the tower saw
-    maps: Tensor                         # (m, h, w) weights of the patches or cells, without the class token
-    class_token: Tensor                  # (m,) share of a map's weight that lies on the class token, 0..1
-    dead: Tensor                         # (m,) bool: the map is zero everywhere
-    probabilities: Tensor                # (c,)
-    predicted: str
-    relations: Tensor                    # (g, m, c) as the head has them
-    logit: Attribution                   # of the predicted class
-    pooled: Tensor                       # (d,) the tower's, of unit norm: see inference/nearest.py
-    against: str | None = None
-    margin: Attribution | None = None    # of logit[predicted] - logit[against]
-
-    @property
-    def overlap(self) -> float:
-        return overlap(self.maps).item()
 
 
 def explain(classifier: Classifier, images: Sequence[Photo], against: str | None = None) -> list[Explanation]:
@@ -104,18 +40,26 @@ def explain(classifier: Classifier, images: Sequence[Photo], against: str | None
     Where `against` itself is predicted, the runner-up takes its place: `Explanation.against` names it.
 
     Raises:
-        UserError: the method has no image parts, a file cannot be read, or no class is called `against`.
+        UserError: the method has neither image parts nor words, a file cannot be read, or no class is called `against`.
     """
     return list(explained(classifier, images, against))
 
 
 def explained(classifier: Classifier, images: Iterable[Photo], against: str | None = None) -> Iterator[Explanation]:
     """As `explain`, a few images at a time."""
-    pooling, head = parts_and_relations(classifier.method)
+    check_explainable(classifier.method)
+    words = isinstance(classifier.method, FILIP)
+    explain_some = _explained_words if words else partial(_explained, *parts_and_relations(classifier.method))
     rival = None if against is None else class_index(against, classifier.names)
     left = iter(images)
     while photos := [read_image(image) for image in islice(left, IMAGES_AT_ONCE)]:
-        yield from _explained(classifier, pooling, head, photos, rival)
+        yield from explain_some(classifier, photos, rival)
+
+
+def check_explainable(method: Method) -> None:
+    """UserError for a method that `explain` does not take."""
+    if not isinstance(method, FILIP):
+        parts_and_relations(method)
 
 
 def parts_and_relations(method: Method) -> tuple[ImageParts, RelationHead]:
@@ -123,7 +67,8 @@ def parts_and_relations(method: Method) -> tuple[ImageParts, RelationHead]:
     pooling, head = getattr(method, "pooling", None), getattr(method, "relations", None)
     if not isinstance(pooling, ImageParts) or not isinstance(head, RelationHead):
         raise UserError(f"{method.label} has no image parts to explain; explain takes runs of methods with part "
-                        f"pooling and a relation head, such as {option('method', 'xr_vlm_plus')}")
+                        f"pooling and a relation head, such as {option('method', 'xr_vlm_plus')}, and of "
+                        f"{option('method', 'filip')}")
     return pooling, head
 
 
@@ -133,17 +78,6 @@ def class_index(name: str, names: Sequence[str]) -> int:
     if readable(name) not in known:
         raise unknown("class", name, names)
     return known[readable(name)]
-
-
-def overlap(maps: Tensor) -> Tensor:
-    """(...) how much the parts of an image look at the same places: the mean cosine similarity of the maps
-    (..., m, h, w), over all pairs of parts that are not dead. 1 where all are alike, 0 where no two touch, nan where
-    fewer than two live.
-    """
-    rows = F.normalize(maps.float().flatten(-2), dim=-1)                                   # (..., m, h * w)
-    pairs = (rows @ rows.mT).triu(1).sum(dim=(-2, -1))                                     # (...)
-    live = (rows != 0).any(dim=-1).sum(dim=-1)                                             # (...)
-    return torch.where(live > 1, pairs / (live * (live - 1) / 2), torch.nan)
 
 
 def prompt_words(classifier: Classifier, name: str, count: int = 3) -> Words | None:
@@ -164,6 +98,8 @@ def prompt_words(classifier: Classifier, name: str, count: int = 3) -> Words | N
 def prompt_names(classifier: Classifier, explanation: Explanation) -> list[str]:
     """What to call each of the g prompts of `explanation.relations`."""
     prompts = len(explanation.relations)
+    if explanation.words:
+        return list(WORD_TERMS)
     if classifier.method.prompts == "none":
         return ["no text"]
     if isinstance(parts_and_relations(classifier.method)[1], LinearRelations):
@@ -173,9 +109,11 @@ def prompt_names(classifier: Classifier, explanation: Explanation) -> list[str]:
     return _prompt_names(classifier, prompts)
 
 
-def part_names(classifier: Classifier, parts: int) -> list[str]:
-    """What to call each of the m parts."""
-    return list(islice(parts_and_relations(classifier.method)[0].names(), parts))
+def part_names(classifier: Classifier, explanation: Explanation) -> list[str]:
+    """What to call each of the m parts, or words."""
+    if explanation.words:
+        return list(explanation.words)
+    return list(islice(parts_and_relations(classifier.method)[0].names(), len(explanation.maps)))
 
 
 def _prompt_names(classifier: Classifier, prompts: int) -> list[str]:
@@ -186,35 +124,88 @@ def _prompt_names(classifier: Classifier, prompts: int) -> list[str]:
     return [f"prompt {prompt + 1}" for prompt in range(prompts)]
 
 
-def _explained(classifier: Classifier, pooling: ImageParts, head: RelationHead, photos: list[Image.Image],
+def _explained(pooling: ImageParts, head: RelationHead, classifier: Classifier, photos: list[Image.Image],
                rival: int | None) -> Iterator[Explanation]:
-    clip, method, class_features = classifier.clip, classifier.method, classifier.class_features
-    views = torch.stack([evaluation_view(photo, clip.transform) for photo in photos])      # (b, 3, s, s)
+    method, class_features = classifier.method, classifier.class_features
+    seen, x = _encoded(classifier, photos)
     with torch.no_grad():
-        x = clip.encode_image(views.to(clip.device), method.needs)
         maps = pooling.part_maps(x)                                                        # (b, m, p)
         relations = head.relate(pooling.of(x), class_features)                             # (b, g, m, c)
         logits = method.logits(x, class_features)                                          # (b, c)
         probabilities = classifier.from_features(x)                                        # (b, c)
         added = logits - head.score(relations)                                             # (b, c)
-    if not all(values.isfinite().all() for values in (maps, relations, logits, added)):
-        raise UserError(f"{method.label} gives numbers that are not finite: adapt again with {option('force', True)}")
+    _check_finite(method, maps, relations, logits, added)
     for i, values in enumerate(logits):                                                    # (c,)
-        best, against = int(values.argmax()), rival
-        if rival == best:                # why not the runner-up
-            against = int(values.index_fill(0, values.argmax(), -torch.inf).argmax())
+        best, against = _compared(values, rival)
         towards = F.one_hot(values.argmax(), len(values)).to(values.dtype)                 # (c,)
         margin = None
         if against is not None:
             away = F.one_hot(torch.tensor(against, device=values.device), len(values)).to(values.dtype)
             margin = attribute(head, relations[i], towards - away, values, added[i])
-        weight, on_grid = maps[i].sum(dim=-1), grid(maps[i])                               # (m,), (m, h, w)
         yield Explanation(
-            photo=_seen(views[i], clip.transform), maps=on_grid.cpu(), dead=(weight == 0).cpu(),
-            class_token=(1 - on_grid.sum(dim=(1, 2)) / weight.clamp(min=1e-12)).mul(weight > 0).clamp(0, 1).cpu(),
-            probabilities=probabilities[i], predicted=classifier.names[best], relations=relations[i].cpu(),
+            photo=seen[i], **_laid(maps[i]), probabilities=probabilities[i], predicted=classifier.names[best],
+            relations=relations[i].cpu(),
             logit=attribute(head, relations[i], towards, values, added[i]), pooled=x.pooled[i].cpu(),
             against=None if against is None else classifier.names[against], margin=margin)
+
+
+def _explained_words(classifier: Classifier, photos: list[Image.Image], rival: int | None) -> Iterator[Explanation]:
+    method, class_features, names = classifier.method, classifier.class_features, classifier.names
+    assert isinstance(method, FILIP)
+    seen, x = _encoded(classifier, photos)
+    with torch.no_grad():
+        logits, added = method.logits(x, class_features), method.zero_shot.logits(x, class_features)    # (b, c)
+        probabilities = classifier.from_features(x)                                        # (b, c)
+        _check_finite(method, logits, added)
+        for i, values in enumerate(logits):                                                # (c,)
+            best, against = _compared(values, rival)
+            labels = [best] if against is None else [best, against]
+            found = [method.terms(x.map(lambda value, i=i: value[i:i + 1]), label) for label in labels]
+            cosines = torch.cat([cosine for cosine, _ in found], dim=1).T                  # (m, p)
+            own, relations, first = len(found[0][1][0]), values.new_zeros(2, len(cosines), len(names)), 0
+            for label, (_, terms) in zip(labels, found, strict=True):
+                relations[:, first:first + terms.shape[1], label] = terms
+                first += terms.shape[1]
+            relations = relations.cpu()                                                    # (2, m, c)
+            logit = Attribution(relations * (torch.arange(len(cosines)) < own)[:, None], values[best].item(), 0.0,
+                                added[i, best].item(), exact=True)
+            explanation = Explanation(
+                photo=seen[i], **_laid(cosines - cosines.amin(dim=1, keepdim=True)), probabilities=probabilities[i],
+                predicted=names[best], relations=relations, logit=logit, pooled=x.pooled[i].cpu(),
+                words=tuple(word for label in labels
+                            for word in class_words(classifier.clip, method.classes, label).spelt[0]))
+            if against is not None:
+                signs = 1 - 2 * F.one_hot(torch.tensor(against), len(names))               # (c,)
+                margin = Attribution(relations * signs, (values[best] - values[against]).item(), 0.0,
+                                     (added[i, best] - added[i, against]).item(), exact=True)
+                explanation = replace(explanation, against=names[against], margin=margin)
+            yield explanation
+
+
+def _encoded(classifier: Classifier, photos: list[Image.Image]) -> tuple[list[Image.Image], Features]:
+    """The photos as the tower saw them, and what it made of them."""
+    transform = classifier.clip.transform
+    views = torch.stack([evaluation_view(photo, transform) for photo in photos])           # (b, 3, s, s)
+    x = classifier.clip.encode_image(views.to(classifier.clip.device), classifier.method.needs)
+    return [_seen(view, transform) for view in views], x
+
+
+def _check_finite(method: Method, *tensors: Tensor) -> None:
+    if not all(values.isfinite().all() for values in tensors):
+        raise UserError(f"{method.label} gives numbers that are not finite: adapt again with {option('force', True)}")
+
+
+def _compared(logits: Tensor, rival: int | None) -> tuple[int, int | None]:
+    """The class that `logits` (c,) predict, and the one to hold it against: where that is predicted, the runner-up."""
+    best = int(logits.argmax())
+    return best, int(logits.index_fill(0, logits.argmax(), -torch.inf).argmax()) if rival == best else rival
+
+
+def _laid(maps: Tensor) -> dict[str, Tensor]:
+    """What an `Explanation` says of the maps (m, p)."""
+    weight, on_grid = maps.sum(dim=-1), grid(maps)                                         # (m,), (m, h, w)
+    share = (1 - on_grid.sum(dim=(1, 2)) / weight.clamp(min=1e-12)).mul(weight > 0).clamp(0, 1)
+    return {"maps": on_grid.cpu(), "dead": (weight == 0).cpu(), "class_token": share.cpu()}
 
 
 def attribute(head: RelationHead, relations: Tensor, direction: Tensor, logits: Tensor, added: Tensor, *,

@@ -11,7 +11,7 @@ from xrvlm.methods.base import TRAINING_FREE, ClassFeatures, Recipe
 from xrvlm.methods.zero_shot import OnZeroShot
 from xrvlm.text.class_text import ClassText
 
-RECIPE = Recipe("filip", epochs=30, batch_size=32, optimizer="adamw", learning_rate=1e-3, weight_decay=0.01,
+RECIPE = Recipe("filip", epochs=30, batch_size=32, optimizer="adamw", learning_rate=0.01, weight_decay=0.01,
                 warmup_epochs=1, by_step=True)
 CELLS = 2**25                            # cosines at once, of images, positions and words
 
@@ -86,6 +86,19 @@ class FILIP(OnZeroShot):
         """(b, p, d) what is compared with the words, of unit norm."""
         assert x.tokens is not None
         return F.normalize(x.tokens + x.tokens @ self.map, dim=-1)
+
+    def terms(self, x: Features, label: int) -> tuple[Tensor, Tensor]:
+        """What the words of a class, t of them, add to its logit for one photo, beside zero-shot.
+
+        Returns:
+            (p, t) cosines of positions and words, and (2, t) terms that add to `weight * logit_scale * score`: of each
+            word at its own best position, and as the best word of positions.
+        """
+        cosines = self.positions(x)[0] @ self.words[label, self.there[label]].T            # (p, t)
+        best, chosen = cosines.max(dim=1)                                                  # (p,), (p,)
+        as_best = torch.zeros_like(cosines[0]).index_add(0, chosen, best) / len(cosines)   # (t,)
+        terms = torch.stack([cosines.amax(dim=0) / cosines.shape[1], as_best]) / 2         # (2, t)
+        return cosines, self.weight * self.logit_scale * terms
 
     def _score(self, positions: Tensor) -> Tensor:
         cosines = torch.einsum("bpd,ctd->bpct", positions, self.words)                     # (b, p, c, t)

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
 from xrvlm.data.dataset import Dataset
 from xrvlm.distributed import Bar
@@ -20,23 +18,22 @@ from xrvlm.files import user_path, write_json
 from xrvlm.inference.classifier import Classifier
 from xrvlm.inference.explain import (
     STEPS,
-    Attribution,
-    Explanation,
     Photo,
     Words,
+    check_explainable,
     explained,
     part_names,
-    parts_and_relations,
     prompt_names,
     prompt_words,
 )
+from xrvlm.inference.explanation import Attribution, Explanation
 from xrvlm.inference.nearest import TrainingImages
-from xrvlm.reporting.plots import explain as plots_explain
 from xrvlm.reporting.plots import figures as plots
+from xrvlm.reporting.plots.explained import Names, named, overlap_in_words, picture, verdict
 from xrvlm.text.class_text import readable
 from xrvlm.views import decode
 
-BARS, LISTED = 8, 20                     # strongest relations in a picture, and in explanations.json
+LISTED = 20                              # strongest relations in explanations.json
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ def explain(run: str | Path, images: str | Path | Sequence[str | Path] | None = 
     """Explain what the run in the folder `run` predicts of `images`: where the parts look, which relations decide.
 
     Args:
-        run: the folder of a run of a method with image parts (xr_vlm, xr_vlm_plus), or "latest".
+        run: the folder of a run of a method with image parts (xr_vlm, xr_vlm_plus) or words (filip), or "latest".
         images: files, and folders with all images below them; None: the test images of the run.
         against: see `explain_images`, as `echo`.
         out: the folder of explanations.json and the pictures; None: the folder `explain` in that of the run.
@@ -101,7 +98,7 @@ def explain(run: str | Path, images: str | Path | Sequence[str | Path] | None = 
     check_writable(folder)
     classifier = saved.classifier(clip, device=device, precision=precision)
     photos = Photos.test_set(saved.dataset()) if images is None else Photos.below(images)
-    parts_and_relations(classifier.method)           # raises before images are read
+    check_explainable(classifier.method)             # raises before images are read
     training = saved.training_images(classifier.clip) if nearest else None
     return explain_images(classifier, photos, folder, against=against, pictures=pictures, echo=echo,
                           training=training, nearest=nearest)
@@ -128,8 +125,8 @@ def explain_images(classifier: Classifier, photos: Photos, out: Path, *, against
     rows, words = [], {}
     found = Bar(explained(classifier, photos.images, against), total=len(names), desc="explain", unit="image")
     for name, file, true, explanation in zip(names, files, photos.classes or [None] * len(names), found, strict=True):
-        called = _Names(part_names(classifier, len(explanation.maps)), prompt_names(classifier, explanation),
-                        classifier.names)
+        called = Names(part_names(classifier, explanation), prompt_names(classifier, explanation), classifier.names,
+                       "word" if explanation.words else "part")
         near = training.nearest(explanation.pooled[None], nearest)[0] if training else []
         rows.append({"image": name} | ({"true": true} if true else {}) | _row(explanation, called)
                     | ({"nearest": [each.row for each in near]} if training else {}))
@@ -137,7 +134,7 @@ def explain_images(classifier: Classifier, photos: Photos, out: Path, *, against
             words[explanation.predicted] = prompt_words(classifier, explanation.predicted)
         if pictures:
             shown = [(each.photo(), f"{each.label}\n{each.similarity:.2f}") for each in near]
-            plots.save(_picture(explanation, called, name, true, shown), out / file)
+            plots.save(picture(explanation, called, name, true, shown), out / file)
         lines.add(f"{name}: {_line(explanation, called, true, against)}")
     summary = _summary(rows)
     write_json(out / "explanations.json", {
@@ -161,16 +158,7 @@ class _Lines:
                 self.echo(line)
 
 
-@dataclass(frozen=True)
-class _Names:
-    """The names of the m parts, the g prompts and the c classes."""
-
-    parts: Sequence[str]
-    prompts: Sequence[str]
-    classes: Sequence[str]
-
-
-def _row(explanation: Explanation, called: _Names) -> dict[str, Any]:
+def _row(explanation: Explanation, called: Names) -> dict[str, Any]:
     """The numbers of an image, as in explanations.json."""
     row = {
         "prediction": explanation.predicted, "probability": _rounded(explanation.probabilities.max().item()),
@@ -178,12 +166,14 @@ def _row(explanation: Explanation, called: _Names) -> dict[str, Any]:
         "dead": explanation.dead.tolist(), "class_token": [_rounded(share) for share in
                                                            explanation.class_token.tolist()],
         "attribution": explanation.logit.method, "logit": _terms(explanation.logit, called)}
+    if explanation.words:
+        row["words"] = list(explanation.words)
     if explanation.margin is not None:
         row |= {"against": explanation.against, "margin": _terms(explanation.margin, called)}
     return row
 
 
-def _terms(attribution: Attribution, called: _Names) -> dict[str, Any]:
+def _terms(attribution: Attribution, called: Names) -> dict[str, Any]:
     strongest = [{"part": called.parts[strong.part], "prompt": called.prompts[strong.prompt],
                   "class": called.classes[strong.label], "contribution": _rounded(strong.contribution)}
                  for strong in attribution.strongest(LISTED)]
@@ -194,64 +184,26 @@ def _terms(attribution: Attribution, called: _Names) -> dict[str, Any]:
             "strongest": strongest}
 
 
-def _line(explanation: Explanation, called: _Names, true: str | None, asked: str | None) -> str:
-    name, value = _named(explanation.margin or explanation.logit, called, 1)[0]
+def _line(explanation: Explanation, called: Names, true: str | None, asked: str | None) -> str:
+    name, value = named(explanation.margin or explanation.logit, called, 1)[0]
     rival = ""
     if explanation.against is not None:
         instead = readable(explanation.predicted) == readable(asked or "")
         rival = f" against {explanation.against}{', the runner-up, since this is the class asked for' * instead}"
-    overlap = _overlap_in_words(explanation.overlap)
-    return (f"{_verdict(explanation, called, true)}{rival}; strongest: {name} "
-            f"{value:+.2f}; overlap {overlap}, dead parts {int(explanation.dead.sum())} of {len(explanation.dead)}")
-
-
-def _verdict(explanation: Explanation, called: _Names, true: str | None) -> str:
-    """`wren 80.1%, then jay 12.0% (true: jay)`."""
-    count = min(2, len(called.classes))
-    first = zip(*(each.tolist() for each in explanation.probabilities.topk(count)), strict=True)
-    best = ", then ".join(f"{called.classes[label]} {share:.1%}" for share, label in first)
-    return best + (f" (true: {true})" if true else "")
-
-
-def _overlap_in_words(overlap: float | None) -> str:
-    return "undefined" if overlap is None or math.isnan(overlap) else f"{overlap:.2f}"
+    overlap = overlap_in_words(explanation.overlap)
+    return (f"{verdict(explanation, called, true)}{rival}; strongest: {name} "
+            f"{value:+.2f}; overlap {overlap}, dead {called.what}s {int(explanation.dead.sum())} of "
+            f"{len(explanation.dead)}")
 
 
 def _summary_line(summary: dict[str, Any]) -> str:
+    if "words" in summary:
+        return (f"{summary['images']} image{'s' * (summary['images'] != 1)}: mean overlap of the word maps "
+                f"{overlap_in_words(summary['overlap'])}, dead words {summary['dead_words']} of {summary['words']}")
     images = "1 image" if summary["images"] == 1 else f"{summary['images']} images"
-    return (f"{images}: mean overlap of the part maps {_overlap_in_words(summary['overlap'])}, dead "
+    return (f"{images}: mean overlap of the part maps {overlap_in_words(summary['overlap'])}, dead "
             f"parts {summary['dead_parts']} of {summary['parts']}, {summary['dead_everywhere']} of them parts that are "
             "dead in every image")
-
-
-def _picture(explanation: Explanation, called: _Names, name: str, true: str | None,
-             nearest: Sequence[tuple[Image.Image, str]]) -> Any:
-    parts = [f"{part} (dead)" if dead else part
-             for part, dead in zip(called.parts, explanation.dead.tolist(), strict=True)]
-    panels = [_panel(explanation.logit, called, f"for {explanation.predicted}", explanation.predicted, "others")]
-    if explanation.margin is not None and explanation.against is not None:
-        panels.append(_panel(explanation.margin, called, f"{explanation.predicted} against {explanation.against}",
-                             explanation.predicted, explanation.against))
-    overlap = _overlap_in_words(explanation.overlap)
-    how = ("the terms of the logit, exact" if explanation.logit.exact else
-           f"integrated gradients from the mean relations of training, {STEPS} steps")
-    return plots_explain.explanation(
-        explanation.photo, explanation.maps, panels, parts=parts, prompts=called.prompts, nearest=nearest,
-        title=f"{name if len(name) <= 40 else '…' + name[-39:]}: {_verdict(explanation, called, true)}",
-        note=f"contributions: {how}  ·  overlap of the part maps {overlap}  ·  each map stretched to its own range")
-
-
-def _panel(attribution: Attribution, called: _Names, what: str, more: str, less: str) -> plots_explain.Panel:
-    added = f"  +  prior {attribution.added:+.2f}" if attribution.added else ""
-    title = (f"{what}: {attribution.value:+.2f}  =  relations {attribution.contributions.sum().item():+.2f}  +  "
-             f"baseline {attribution.baseline:+.2f}{added}")
-    return plots_explain.Panel(title, attribution.by_part, _named(attribution, called, BARS),
-                               attribution.contributions.numel(), more, less)
-
-
-def _named(attribution: Attribution, called: _Names, count: int) -> list[tuple[str, float]]:
-    return [(f"{called.parts[strong.part]} x {called.prompts[strong.prompt]}, {called.classes[strong.label]}",
-             strong.contribution) for strong in attribution.strongest(count)]
 
 
 def _word_lines(words: Words | None) -> Iterator[str]:
@@ -263,15 +215,20 @@ def _word_lines(words: Words | None) -> Iterator[str]:
 
 def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     overlaps = [row["overlap"] for row in rows if row["overlap"] is not None]
+    whole = {"images": len(rows), "overlap": _rounded(sum(overlaps) / len(overlaps)) if overlaps else None}
+    if "words" in rows[0]:               # another class has other words: there is no sum over images
+        return whole | {"words": sum(len(row["words"]) for row in rows),
+                        "dead_words": sum(sum(row["dead"]) for row in rows),
+                        "largest_gap": max(row["logit"]["gap"] for row in rows)}
     by_part = list(zip(*(row["dead"] for row in rows), strict=True))
     dead = sum(map(sum, by_part))
-    return {"images": len(rows), "overlap": _rounded(sum(overlaps) / len(overlaps)) if overlaps else None,
-            "parts": len(rows) * len(by_part), "dead_parts": dead, "dead_everywhere": sum(map(all, by_part)),
-            "class_token": [_rounded(sum(shares) / len(rows)) for shares in
-                            zip(*(row["class_token"] for row in rows), strict=True)],
-            "logit_by_part": _shares([zip(*row["logit"]["contributions"], strict=True) for row in rows]),
-            "logit_by_prompt": _shares([row["logit"]["contributions"] for row in rows]),
-            "largest_gap": max(row["logit"]["gap"] for row in rows)}
+    return whole | {
+        "parts": len(rows) * len(by_part), "dead_parts": dead, "dead_everywhere": sum(map(all, by_part)),
+        "class_token": [_rounded(sum(shares) / len(rows)) for shares in
+                        zip(*(row["class_token"] for row in rows), strict=True)],
+        "logit_by_part": _shares([zip(*row["logit"]["contributions"], strict=True) for row in rows]),
+        "logit_by_prompt": _shares([row["logit"]["contributions"] for row in rows]),
+        "largest_gap": max(row["logit"]["gap"] for row in rows)}
 
 
 def _shares(images: Sequence[Iterable[Sequence[float]]]) -> list[float]:

@@ -32,6 +32,7 @@ class Panel:
     relations: int                       # how many there are
     more: str                            # the class that a positive contribution favours
     less: str                            # the class that a negative one favours
+    words: bool = False                  # the m are words, not parts, and each class has its own
 
 
 def explanation(photo: Image.Image, maps: Tensor, panels: Sequence[Panel], *, parts: Sequence[str],
@@ -101,12 +102,14 @@ def _panel(band: SubFigure, panel: Panel, parts: Sequence[str], prompts: Sequenc
     band.suptitle(shortened(panel.title, 110), fontsize=10)
     left, right = band.subplots(1, 2, width_ratios=(4, 5))
     _heat_map(left, panel.by_part.numpy(), parts, prompts)
+    left.set_title("what each word adds" if panel.words else "parts x prompts, all classes summed", fontsize=9)
     names, values = [name for name, _ in panel.strongest], [value for _, value in panel.strongest]
     right.barh(range(len(values)), values, color=[FOR if value >= 0 else AGAINST for value in values])
     right.set_yticks(range(len(names)), [shortened(name, 60) for name in names], fontsize=8)
     right.invert_yaxis()
     right.axvline(0, color="black", linewidth=0.8)
-    right.set_title(f"the {len(values)} strongest of {panel.relations} single relations", fontsize=9)
+    terms = "terms" if panel.words else "single relations"
+    right.set_title(f"the {len(values)} strongest of {panel.relations} {terms}", fontsize=9)
     right.set_xlabel(f"{shortened(panel.less, 36)} ← contribution → {shortened(panel.more, 36)}", fontsize=8)
     right.tick_params(axis="x", labelsize=8)
     right.margins(x=0.12)
@@ -119,7 +122,6 @@ def _heat_map(axes: Axes, values: np.ndarray, parts: Sequence[str], prompts: Seq
     axes.set_xticks(range(len(parts)), [shortened(part, 14) for part in parts], fontsize=8,
                     rotation=30 if len(parts) > UPRIGHT else 0, ha="right" if len(parts) > UPRIGHT else "center")
     axes.set_yticks(range(len(prompts)), [shortened(prompt, 24) for prompt in prompts], fontsize=8)
-    axes.set_title("parts x prompts, all classes summed", fontsize=9)
     if values.size <= COUNTED_CELLS:
         for (row, column), value in np.ndenumerate(values):
             if abs(value) < 0.005:       # it would read as zero

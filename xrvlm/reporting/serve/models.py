@@ -17,7 +17,8 @@ from xrvlm.experiments.saved import SavedRun
 from xrvlm.files import digest
 from xrvlm.inference.answers import Answering, Answers, Asked
 from xrvlm.inference.classifier import Classifier
-from xrvlm.inference.explain import Explanation, explain, part_names, parts_and_relations, prompt_names
+from xrvlm.inference.explain import check_explainable, explain, part_names, prompt_names
+from xrvlm.inference.explanation import Explanation
 from xrvlm.inference.nearest import Neighbour, TrainingImages
 from xrvlm.reporting.plots.figures import overlaid, stretched
 from xrvlm.views import evaluation_view
@@ -91,9 +92,9 @@ class Model:
 
     @property
     def explains(self) -> bool:
-        """Whether the method has parts to show."""
+        """Whether the method has parts or words to show."""
         try:
-            parts_and_relations(self.classifier.method)
+            check_explainable(self.classifier.method)
         except UserError:
             return False
         return True
@@ -136,7 +137,7 @@ class Model:
     def _parts(self, explanation: Explanation) -> list[Part]:
         by_part: Tensor = explanation.logit.by_part                                            # (g, m)
         moved = by_part.abs().sum(dim=0).masked_fill(explanation.dead, -1.0)                   # (m,)
-        prompts, names = prompt_names(self.classifier, explanation), part_names(self.classifier, len(moved))
+        prompts, names = prompt_names(self.classifier, explanation), part_names(self.classifier, explanation)
         heats, found = stretched(explanation.maps), []
         for index in moved.argsort(descending=True, stable=True)[:SHOWN_PARTS].tolist():
             if moved[index] > 0:
