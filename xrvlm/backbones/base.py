@@ -139,6 +139,10 @@ class FrozenCLIP(nn.Module, ABC):
     def encode_image(self, images: Tensor, needs: Collection[Need] = ("pooled",)) -> Features:
         """Features of `images` (b, 3, h, w), which are normalised by `transform`. float32, no gradients."""
 
+    def windows(self, images: Tensor) -> Tensor | None:
+        """(b, k, 4) left, top, right and bottom of where a tower looks again, as shares of a side; None: nowhere."""
+        return None
+
     @abstractmethod
     def image_projection(self) -> tuple[Tensor, Tensor]:
         """(f, d) weight and (d,) bias of the image tower's last linear map, as float32 copies; a missing bias is 0.

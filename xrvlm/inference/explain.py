@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -143,7 +144,7 @@ def _explained(pooling: ImageParts, head: RelationHead, classifier: Classifier, 
             away = F.one_hot(torch.tensor(against, device=values.device), len(values)).to(values.dtype)
             margin = attribute(head, relations[i], towards - away, values, added[i])
         yield Explanation(
-            photo=seen[i], **_laid(maps[i]), probabilities=probabilities[i], predicted=classifier.names[best],
+            **seen[i], **_laid(maps[i]), probabilities=probabilities[i], predicted=classifier.names[best],
             relations=relations[i].cpu(),
             logit=attribute(head, relations[i], towards, values, added[i]), pooled=x.pooled[i].cpu(),
             against=None if against is None else classifier.names[against], margin=margin)
@@ -170,7 +171,7 @@ def _explained_words(classifier: Classifier, photos: list[Image.Image], rival: i
             logit = Attribution(relations * (torch.arange(len(cosines)) < own)[:, None], values[best].item(), 0.0,
                                 added[i, best].item(), exact=True)
             explanation = Explanation(
-                photo=seen[i], **_laid(cosines - cosines.amin(dim=1, keepdim=True)), probabilities=probabilities[i],
+                **seen[i], **_laid(cosines - cosines.amin(dim=1, keepdim=True)), probabilities=probabilities[i],
                 predicted=names[best], relations=relations, logit=logit, pooled=x.pooled[i].cpu(),
                 words=tuple(word for label in labels
                             for word in class_words(classifier.clip, method.classes, label).spelt[0]))
@@ -182,12 +183,14 @@ def _explained_words(classifier: Classifier, photos: list[Image.Image], rival: i
             yield explanation
 
 
-def _encoded(classifier: Classifier, photos: list[Image.Image]) -> tuple[list[Image.Image], Features]:
-    """The photos as the tower saw them, and what it made of them."""
+def _encoded(classifier: Classifier, photos: list[Image.Image]) -> tuple[list[dict[str, Any]], Features]:
+    """The photos as the tower saw them, with the windows that it looked at again, and what it made of them."""
     transform = classifier.clip.transform
     views = torch.stack([evaluation_view(photo, transform) for photo in photos])           # (b, 3, s, s)
     x = classifier.clip.encode_image(views.to(classifier.clip.device), classifier.method.needs)
-    return [_seen(view, transform) for view in views], x
+    windows = classifier.clip.windows(views)
+    return [{"photo": _seen(view, transform), "windows": None if windows is None else windows[i].cpu()}
+            for i, view in enumerate(views)], x
 
 
 def _check_finite(method: Method, *tensors: Tensor) -> None:
@@ -201,7 +204,7 @@ def _compared(logits: Tensor, rival: int | None) -> tuple[int, int | None]:
     return best, int(logits.index_fill(0, logits.argmax(), -torch.inf).argmax()) if rival == best else rival
 
 
-def _laid(maps: Tensor) -> dict[str, Tensor]:
+def _laid(maps: Tensor) -> dict[str, Any]:
     """What an `Explanation` says of the maps (m, p)."""
     weight, on_grid = maps.sum(dim=-1), grid(maps)                                         # (m,), (m, h, w)
     share = (1 - on_grid.sum(dim=(1, 2)) / weight.clamp(min=1e-12)).mul(weight > 0).clamp(0, 1)

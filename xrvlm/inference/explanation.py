@@ -72,6 +72,7 @@ class Explanation:
     pooled: Tensor                       # (d,) the tower's, of unit norm: see inference/nearest.py
     against: str | None = None
     margin: Attribution | None = None    # of logit[predicted] - logit[against]
+    windows: Tensor | None = None        # (k, 4) of a second look: left, top, right, bottom, as shares of a side
     words: tuple[str, ...] = ()          # the m of a method that compares words: those of the predicted class, then
                                          # those of `against`
 

@@ -67,6 +67,9 @@ class PairedTower(OnTower):
         found = self.second.encode_image(self.shown_second(images), {"pooled", self.second_need})
         return replace(x, second=vars(found)[self.second_need])
 
+    def windows(self, images: Tensor) -> Tensor | None:
+        return self.clip.windows(self.shown(images.to(self.device)))
+
 
 def load_pair(first: Mapping[str, Any], second: Mapping[str, Any], *, device: DeviceName = "auto",
               precision: PrecisionName = "auto") -> PairedTower:

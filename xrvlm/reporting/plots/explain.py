@@ -8,12 +8,14 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
 from xrvlm.reporting.plots.figures import COLOURS, draw_photos, shortened, stretched
 
 FOR, AGAINST = COLOURS[:2]               # blue and vermilion
+FRAME = "#f0e442"                        # yellow, of a second look
 SIGNED = LinearSegmentedColormap.from_list("signed", [AGAINST, "white", FOR])
 PHOTOS_A_ROW = 6
 UPRIGHT = 4                              # names of more columns are turned
@@ -37,12 +39,13 @@ class Panel:
 
 def explanation(photo: Image.Image, maps: Tensor, panels: Sequence[Panel], *, parts: Sequence[str],
                 prompts: Sequence[str], title: str, note: str,
-                nearest: Sequence[tuple[Image.Image, str]] = ()) -> Figure:
+                nearest: Sequence[tuple[Image.Image, str]] = (), windows: Sequence[Sequence[float]] = ()) -> Figure:
     """The photo, each part's map (m, h, w) over it, and for each panel a heat map of parts and prompts beside bars.
 
     Of more than `SHOWN_PARTS` parts, those with the largest contributions are shown, and the others in one column. Each
     map is stretched to its own range. `note`, below the title, says how the numbers were computed. `nearest`: training
-    photos with a caption each, in a band of their own at the end.
+    photos with a caption each, in a band of their own at the end. `windows`: left, top, right and bottom, as shares of
+    a side, of what the tower looked at again; they are framed on the photo, in the order of the looks.
     """
     chosen = _decisive(panels, len(parts))
     if others := len(parts) - len(chosen):
@@ -55,7 +58,7 @@ def explanation(photo: Image.Image, maps: Tensor, panels: Sequence[Panel], *, pa
     figure.suptitle(f"{shortened(title, 90)}\n", fontsize=12)
     figure.text(0.5, 1 - 0.36 / figure.get_figheight(), note, ha="center", va="center", fontsize=8, color="0.35")
     bands = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    _maps(bands[0], photo, maps, parts[:len(maps)])
+    _maps(bands[0], photo, maps, parts[:len(maps)], windows)
     for band, panel in zip(bands[1:], panels, strict=False):
         _panel(band, panel, parts, prompts)
     if nearest:
@@ -78,12 +81,21 @@ def _gathered(panel: Panel, chosen: list[int]) -> Panel:
     return replace(panel, by_part=torch.cat([kept, others], dim=1))
 
 
-def _maps(band: SubFigure, photo: Image.Image, maps: Tensor, parts: Sequence[str]) -> None:
+def _maps(band: SubFigure, photo: Image.Image, maps: Tensor, parts: Sequence[str],
+          windows: Sequence[Sequence[float]]) -> None:
     heats = stretched(maps)
     rows = -(-(len(heats) + 1) // PHOTOS_A_ROW)
     axes = list(band.subplots(rows, min(PHOTOS_A_ROW, len(heats) + 1), squeeze=False).flatten())
     shown = photo.resize((PHOTO_PIXELS, PHOTO_PIXELS), Image.Resampling.BICUBIC)
     draw_photos(axes, shown, heats, ("photo", *parts))
+    for number, edges in enumerate(windows, start=1):
+        left, right, bottom, top = axes[0].images[0].get_extent()
+        wide, high = right - left, bottom - top
+        corner = left + edges[0] * wide, top + edges[1] * high
+        axes[0].add_patch(Rectangle(corner, (edges[2] - edges[0]) * wide, (edges[3] - edges[1]) * high, fill=False,
+                                    edgecolor=FRAME, linewidth=1.5))
+        axes[0].text(corner[0] + 0.02 * wide, corner[1] + 0.02 * high, str(number), va="top", fontsize=7, color="black",
+                     bbox={"facecolor": FRAME, "edgecolor": "none", "pad": 1})
     for empty in axes[len(heats) + 1:]:
         empty.axis("off")
 

@@ -37,6 +37,7 @@ def picture(explanation: Explanation, called: Names, name: str, true: str | None
            f"integrated gradients from the mean relations of training, {STEPS} steps")
     return plots_explain.explanation(
         explanation.photo, explanation.maps, panels, parts=parts, prompts=called.prompts, nearest=nearest,
+        windows=[] if explanation.windows is None else explanation.windows.tolist(),
         title=f"{name if len(name) <= 40 else '…' + name[-39:]}: {verdict(explanation, called, true)}",
         note=f"contributions: {how}  ·  overlap of the {called.what} maps {overlap}  ·  "
              "each map stretched to its own range")
