@@ -1,6 +1,6 @@
 """Many data sets as one: their classes side by side in one label space, each set a domain above its classes.
 
-One model for many fine-grained sets is the setting of Pro-NeXt (Wang et al., 2023, arXiv:2303.16870).
+One model for many fine-grained sets is the setting of Pro-NeXt.
 """
 
 import logging

@@ -166,6 +166,8 @@ def _row(explanation: Explanation, called: Names) -> dict[str, Any]:
         "dead": explanation.dead.tolist(), "class_token": [_rounded(share) for share in
                                                            explanation.class_token.tolist()],
         "attribution": explanation.logit.method, "logit": _terms(explanation.logit, called)}
+    if explanation.windows is not None:
+        row["windows"] = [[_rounded(edge) for edge in window] for window in explanation.windows.tolist()]
     if explanation.words:
         row["words"] = list(explanation.words)
     if explanation.margin is not None:

@@ -1,6 +1,6 @@
 """A second look: the parts of a photo that agree most with the whole are shown to the tower again, larger.
 
-After GLSim (Rios et al., WACV 2025, arXiv:2407.12891), which crops what agrees most with the class token, and the
+After GLSim (Rios et al., preprint 2024, arXiv:2407.12891), which crops what agrees most with the class token, and the
 non-maximum suppression of "saccadic vision". There a transformer of its own joins the looks; here the tower is frozen,
 and the looks are averaged or handed to the method.
 """
