@@ -9,7 +9,8 @@ B2N := $(BIN)/xrvlm adapt -m experiment=base_to_new seed=1,2,3
 FIXED := method=xr_vlm method.part_prompts=descriptions method.image_parts=6
 METHODS := $(BIN)/xrvlm adapt -m experiment=results runs=runs/methods seed=1,2,3
 FEW := $(METHODS) data.world=2 shots=1,2,4,8,16
-HEADS := tip_adapter,tip_adapter_f,residual_probe,task_res,clip_adapter,clap,lp_plus_plus,gda,prolip,trans_clip
+HEADS := tip_adapter,tip_adapter_f,residual_probe,task_res,clip_adapter,clap,lp_plus_plus,gda,prolip,trans_clip,proker,ss_text,rla,dmn,filip
+LABELFREE := trans_clip_zero_shot,stat_a,tda,filip_zero_shot
 ONE_VIEW := features.views=0 method=tip_adapter_f,residual_probe,task_res,clip_adapter,clap,prolip
 CLOSED := zero_shot,linear_probe,xr_vlm_plus,gda,tip_adapter,lp_plus_plus,clap,clip_adapter,task_res,tip_adapter_f,residual_probe,prolip
 PHOTOS ?=
@@ -19,7 +20,7 @@ SUITE ?= cub
 DRY ?=
 ARGS ?=
 
-.PHONY: demo test slow-test fuzz lint docs results methods photos trust paper bench ablation base_to_new setup clean
+.PHONY: demo test slow-test fuzz lint docs results methods photos second joint trust paper bench ablation base_to_new setup clean
 
 demo: $(READY)          ## the main job on the embedded default, offline, in a few minutes
 	$(BIN)/xrvlm demo
@@ -57,9 +58,9 @@ results: $(READY)       ## the tables of docs/results/index.md and plus.md: 3 se
 
 # with PHOTOS="DIR1 DIR2", folders of photos with a split.csv (path, class, split), these too, at 16 shots
 methods: $(READY)       ## docs/results/methods.md: all methods, 1 to 16 shots, 3 seeds; two hours
-	$(METHODS) data.world=2 method=zero_shot,trans_clip_zero_shot
+	$(METHODS) data.world=2 method=zero_shot,$(LABELFREE)
 	$(METHODS) data.world=2 method=zero_shot text.templates=ensemble
-	$(METHODS) data.world=2 method=zero_shot,dclip,trans_clip_zero_shot text.descriptions=descriptions.json
+	$(METHODS) data.world=2 method=zero_shot,dclip,$(LABELFREE) text.descriptions=descriptions.json
 	$(FEW) method=zpe text.templates=ensemble
 	$(FEW) method=linear_probe,xr_vlm_plus,$(HEADS),coop,xr_vlm
 	$(METHODS) data.world=2 shots=16 method=cocoop,plot,gallop
@@ -71,7 +72,7 @@ methods: $(READY)       ## docs/results/methods.md: all methods, 1 to 16 shots, 
 	$(FEW) $(ONE_VIEW) text.descriptions=descriptions.json
 	for place in $(PHOTOS); do \
 		photos="$(METHODS) data=table data.file=split.csv data.root=$$place"; \
-		$$photos method=zero_shot,trans_clip_zero_shot && $$photos method=zero_shot text.templates=ensemble && \
+		$$photos method=zero_shot,$(LABELFREE) && $$photos method=zero_shot text.templates=ensemble && \
 		$$photos shots=16 method=zpe text.templates=ensemble && $$photos shots=16 $(ONE_VIEW) && \
 		$$photos shots=16 method=xr_vlm recipe=fast && \
 		$$photos shots=16 method=linear_probe,xr_vlm_plus,$(HEADS),coop,xr_vlm,cocoop,plot || exit 1; \
@@ -83,7 +84,7 @@ photos: $(READY)        ## docs/results/photos.md: all methods, and XR-VLM's abl
 	for place in $(PHOTOS); do \
 		photos="$(BIN)/xrvlm adapt -m data=table data.file=split.csv data.root=$$place backbone=photo features.views=0"; \
 		all="$$photos runs=runs/photos seed=1,2,3"; cut="$$photos runs=runs/photos_ablation seed=1,2,3 shots=4,16"; \
-		$$all method=zero_shot,trans_clip_zero_shot && \
+		$$all method=zero_shot,$(LABELFREE) && \
 		$$all shots=1,4,16 method=zpe text.templates=ensemble && \
 		$$all shots=1,2,4,8,16 method=linear_probe,xr_vlm_plus,lp_plus_plus,gda && \
 		$$all shots=1,2,4,8,16 method=xr_vlm_plus method.pairs=0 && \
@@ -102,6 +103,15 @@ photos: $(READY)        ## docs/results/photos.md: all methods, and XR-VLM's abl
 		$$cut method=xr_vlm && \
 		$$all shots=1,4,16 method=coop && $$all shots=16 method=cocoop,plot,gallop || exit 1; \
 	done
+
+second: $(READY)        ## docs/results/second.md: a second tower and a second look beside their controls; two hours
+	for what in second look; do \
+		$(BIN)/python benchmarks/second.py --what $$what --photos $(PHOTOS) && \
+		$(BIN)/python benchmarks/second.py --what $$what --world 2 || exit 1; \
+	done
+
+joint: $(READY)         ## docs/results/joint.md: one model for PHOTOS and drawn birds beside a model for each
+	$(BIN)/python benchmarks/joint.py --photos "$(subst $() ,$(COMMA),$(PHOTOS))" --worlds 2
 
 # DATA=DIR: CUB_200_2011, or with SUITE=eleven the folder of CoOp's data sets; DRY=1 tells the cost and stops;
 # ARGS="--shots 1,2,4,8,16,all": see .venv/bin/python benchmarks/paper.py --help
