@@ -205,3 +205,13 @@ def test_the_controls_of_a_look(clip):
 def test_bad_options_of_a_look_name_the_fix(options, message):
     with pytest.raises(UserError, match=message):
         LookOptions(**options)
+
+
+def test_the_loaders_of_the_towers_inside_are_known():
+    from xrvlm.backbones.registry import with_inner
+
+    photo, folder = {"name": "photo", "options": {"trunk": "lite0"}}, {"name": "hf", "options": {"model": "/a/b"}}
+    pair = {"name": "pair", "options": {"first": {"name": "look", "options": {"tower": photo, "look": {"where": "x"}}},
+                                        "second": folder}}
+    assert [each["name"] for each in with_inner(pair)] == ["pair", "look", "photo", "hf"]
+    assert list(with_inner(None)) == []

@@ -1,6 +1,6 @@
 """Loaders of towers by name: a saved model names the loader of its tower, never a dotted path."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from xrvlm.backbones.base import FrozenCLIP
@@ -22,6 +22,16 @@ FORMER_PATHS = {
     "xrvlm.backbones.load_hf": "hf",
     "xrvlm.demo.load_tiny_clip": "tiny",
 }
+
+
+def with_inner(loader: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+    """`loader`, and the loaders of the towers that it is made of; nothing of None."""
+    if loader is None:
+        return
+    yield loader
+    for value in (loader.get("options") or loader.get("arguments") or {}).values():
+        if isinstance(value, Mapping) and "name" in value:
+            yield from with_inner(value)
 
 
 def load_tower(loader: Mapping[str, Any], **options: Any) -> FrozenCLIP:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 
+from xrvlm.backbones.registry import with_inner
 from xrvlm.errors import CONTROL
 from xrvlm.evaluation.text_tables import escape, markdown
 from xrvlm.experiments.record import RunRecord
@@ -40,7 +41,8 @@ def card(repo: str, header: ModelHeader, record: RunRecord, folder: Path, *, lic
         protocol=PROTOCOLS.get(record.protocol, _plain(record.protocol)), local=local_tower(header),
         selection={"val": ", the epoch chosen on validation images", "last": ", the last epoch"}.get(
             record.selection or "", "") if record.recipe != "none" else "",
-        package="'xrvlm[photo]'" if (header.backbone.loader or {}).get("name") == "photo" else "xrvlm",
+        package="'xrvlm[photo]'" if any(each.get("name") == "photo" for each in with_inner(header.backbone.loader))
+        else "xrvlm",
         versions=", ".join(f"{name} {version}" for name, version in record.versions.items()),
         figures=_figures(record, outcomes), intervals=_intervals(outcomes), calibration=_calibration(header, record),
         limits=_limits(header, record, outcomes))
@@ -51,10 +53,10 @@ def local_tower(header: ModelHeader) -> str | None:
     loader = header.backbone.loader
     if loader is None:
         return "made in memory"
-    for value in (loader.get("options") or loader.get("arguments") or {}).values():
-        if isinstance(value, str) and (Path(value).is_absolute() or (set(value) & {"/", "."} and Path(value).exists())):
-            return Path(value).name
-    return None
+    values = [value for each in with_inner(loader)
+              for value in (each.get("options") or each.get("arguments") or {}).values() if isinstance(value, str)]
+    return next((Path(value).name for value in values if Path(value).is_absolute()
+                 or (set(value) & {"/", "."} and Path(value).exists())), None)
 
 
 def _plain(text: object) -> str:
