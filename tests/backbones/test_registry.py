@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from xrvlm.backbones import hf, openclip_load, registry
+from xrvlm.backbones.composed import look, pair, trunk
 from xrvlm.backbones.registry import load_tower
 from xrvlm.demo import tiny_clip
 from xrvlm.errors import UserError
@@ -24,7 +25,8 @@ def calls(monkeypatch):
     """The options of each call of a loader; nothing is loaded."""
     found = {}
     for module, function in ((openclip_load, "load_openclip"), (hf, "load_hf"), (tiny_clip, "load_tiny_clip"),
-                             (photo_tower, "load_photo")):
+                             (photo_tower, "load_photo"), (trunk, "load_timm_trunk"), (trunk, "load_hf_trunk"),
+                             (pair, "load_pair"), (look, "load_look")):
         monkeypatch.setattr(module, function, lambda name=function, **options: found.setdefault(name, options))
     return found
 
@@ -34,7 +36,10 @@ def test_every_name_is_that_of_a_loader(calls):
         load_tower({"name": name, "options": {"text": name}}, device="cpu")
     assert calls == {"load_openclip": {"text": "openclip", "device": "cpu"}, "load_hf": {"text": "hf", "device": "cpu"},
                      "load_tiny_clip": {"text": "tiny", "device": "cpu"},
-                     "load_photo": {"text": "photo", "device": "cpu"}}
+                     "load_photo": {"text": "photo", "device": "cpu"},
+                     "load_timm_trunk": {"text": "timm_trunk", "device": "cpu"},
+                     "load_hf_trunk": {"text": "hf_trunk", "device": "cpu"},
+                     "load_pair": {"text": "pair", "device": "cpu"}, "load_look": {"text": "look", "device": "cpu"}}
 
 
 def test_files_with_a_dotted_path_are_still_read(calls):
@@ -56,5 +61,5 @@ def test_nothing_else_is_imported_or_called(loader):
 
 
 def test_every_shipped_backbone_has_a_loader_with_a_name():
-    targets = {shipped_options("backbone", name)["_target_"] for name in shipped("backbone")}
-    assert targets == set(registry.LOADERS.values())
+    targets = {shipped_options(group, name)["_target_"] for group in ("backbone", "second") for name in shipped(group)}
+    assert targets == {path for name, path in registry.LOADERS.items() if name not in ("pair", "look")}

@@ -166,10 +166,11 @@ class XRVLM(Method):
     def _make_head(self, clip: FrozenCLIP, image_parts: int, classes: int, hidden: int) -> RelationHead:
         width, text_parts, diagonal = clip.embed_dim, self.class_prompts.text_parts, self.head in PAIRED
         if diagonal and image_parts != text_parts:
-            second = ", the second tower's among them," if clip.second_width else ""
+            own = image_parts - bool(clip.second_width)
             raise UserError(f"head {self.head} pairs image part i with text part i and needs as many of one as of the "
-                            f"other, found {image_parts} image parts{second} and {text_parts} text parts: set "
-                            f"{option('method.image_parts')} and {option('method.text_parts')}")
+                            f"other, found {option('method.image_parts', own)} "
+                            f"{'with one of the second tower ' if clip.second_width else ''}and "
+                            f"{option('method.text_parts', text_parts)}")
         if self.head == "alignment":
             return Alignment(clip.logit_scale)
         if self.head == "visual":
