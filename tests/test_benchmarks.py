@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from slow import slow
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SHARED = ("common", "paper_cost", "paper_page")      # modules of others
+LONG = ("cold_start", "paper", "trust", "words")
 BENCHMARKS = sorted(path for path in FOLDER.glob("*.py") if path.stem not in SHARED)
 
 
-@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in BENCHMARKS if path.stem not in LONG]
+                         + slow(*(path for path in BENCHMARKS if path.stem in LONG)), ids=lambda path: path.stem)
 def test_a_benchmark_runs(path, at_home, monkeypatch, capsys):
     monkeypatch.syspath_prepend(FOLDER)
     monkeypatch.setattr(sys, "argv", [str(path), "--tiny", "--threads", "1"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from photos import photo_folder
+from slow import SLOW
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -41,6 +42,7 @@ def test_a_method_of_ones_own_by_its_yaml(photos, tmp_path, monkeypatch):
     assert "prototypes: top-1" in said
 
 
+@SLOW
 def test_the_notebook(photos, tmp_path, monkeypatch):
     nbformat = pytest.importorskip("nbformat", reason="needs the packages of xrvlm[dev]")
     nbclient = pytest.importorskip("nbclient", reason="needs the packages of xrvlm[dev]")

@@ -47,14 +47,14 @@ def run(clip, place):
 
 def test_figures_within_a_domain_and_among_all():
     chances = torch.tensor([[.4, .1, .5, 0], [.1, .2, .3, .4], [.1, .6, .2, .1], [.4, .3, .2, .1]])
-    found = by_domain(chances, torch.tensor([0, 0, 1, 2]), "abcd", PARENTS, joint=True)
+    found = by_domain(chances, torch.tensor([0, 0, 1, 2]), "abcd", PARENTS)
     assert found == {"domains": {"one": {"top1": pytest.approx(1 / 3), "top1_within": pytest.approx(2 / 3),
                                          "images": 3, "classes": 2},
                                  "two": {"top1": 0, "top1_within": 1, "images": 1, "classes": 2}}}
     assert in_words(found["domains"])[1] == ("  two: top-1 0.0% among all classes, 100.0% among its own 2 "
                                              "(1 test images)")
-    assert list(by_domain(chances[:1], torch.tensor([0]), "abcd", PARENTS, joint=True)["domains"]) == ["one"]
-    assert by_domain(chances, torch.tensor([0, 0, 1, 2]), "abcd", PARENTS, joint=False) == {}
+    assert list(by_domain(chances[:1], torch.tensor([0]), "abcd", PARENTS)["domains"]) == ["one"]
+    assert by_domain(chances, torch.tensor([0, 0, 1, 2]), "abcd", None) == {}
 
 
 def test_the_figures_are_in_the_record_and_in_metrics(run):

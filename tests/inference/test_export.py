@@ -16,6 +16,7 @@ import torch
 from command_line import TINY, told
 from onnxruntime import InferenceSession
 from photos import CLASSES, odd_photos, photo_folder
+from slow import slow
 from torch import Tensor, nn
 from towers import IMAGE_KINDS, VIT, images, openclip
 from zoo import CASES, METHODS, NAMES, classes, factory
@@ -40,6 +41,10 @@ KINDS = {(method.logits, method.needs): name for name in sorted(METHODS, reverse
          for method in (factory(name).func,)}
 EXPORTED = sorted({*KINDS.values(), "linear_probe pooled+mid", "xr_vlm alignment",
                    "xr_vlm per_class shared text prior"} - {"cocoop", "plot"})    # these two have tests of their own
+
+
+# theirs are products, exponentials and sums, as of the others
+ALIKE = sorted({"dmn", "proker", "rla", "ss_text", "stat_a", "tda"} & set(EXPORTED))
 
 
 class Patches(ViT):
@@ -112,7 +117,7 @@ def check(model: Classifier, path: Path) -> None:
         torch.testing.assert_close(logits.softmax(dim=1), expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("case", EXPORTED)
+@pytest.mark.parametrize("case", [case for case in EXPORTED if case not in ALIKE] + slow(*ALIKE))
 def test_methods(tmp_path, clip, case):
     model = classifier(clip, case)
     check(model, export_onnx(model, tmp_path / "model.onnx"))

@@ -7,10 +7,11 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
+from slow import slow
 from towers import IMAGE_KINDS, tiny_vit
 from zoo import SHORT, classes
 
-from xrvlm.backbones.base import Features, check_second_is_read
+from xrvlm.backbones.base import Features
 from xrvlm.backbones.composed.look import second_look
 from xrvlm.backbones.composed.pair import paired
 from xrvlm.distributed import seeded
@@ -22,6 +23,7 @@ from xrvlm.inference.export import export_onnx
 from xrvlm.methods import registry
 from xrvlm.methods.amu_tuning import AMUTuning
 from xrvlm.methods.inputs import ImageInputs
+from xrvlm.methods.registry import check_second_is_read
 from xrvlm.training.fit import fit
 
 READERS = {
@@ -77,7 +79,7 @@ def test_what_it_says_depends_on_the_second_tower_and_is_saved_whole(name, pair,
     assert torch.equal(again.from_features(x), said)
 
 
-@pytest.mark.parametrize("name", ["amu_tuning", "xr_vlm_plus"])
+@pytest.mark.parametrize("name", ["xr_vlm_plus", *slow("amu_tuning")])
 def test_a_graph_holds_both_towers(name, pair, bank, tmp_path):
     model = made(name, pair, bank)
     path = export_onnx(model, tmp_path / "model.onnx")
@@ -87,7 +89,7 @@ def test_a_graph_holds_both_towers(name, pair, bank, tmp_path):
     np.testing.assert_allclose(said[0], model.probabilities(batch).detach().numpy(), atol=1e-4)
 
 
-@pytest.mark.parametrize("use", ["average", "parts"])
+@pytest.mark.parametrize("use", ["parts", *slow("average")])
 def test_a_graph_looks_again(use, tmp_path):
     clip = second_look(tiny_vit(), 2, use=use)
     bank = encoded(clip)

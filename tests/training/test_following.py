@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from command_line import told
 from photos import photo_folder
+from slow import SLOW
 from small_fit import Probe, Source, Tower
 
 from xrvlm.cli.main import main
@@ -192,6 +193,7 @@ print(json.dumps(runs))
 """
 
 
+@SLOW
 def test_trackio_is_read_back(tmp_path, monkeypatch):
     pytest.importorskip("trackio")
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))        # read when trackio is imported

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from xrvlm.errors import UserError, check_fields, option
+from xrvlm.errors import UserError, check_fields
 
 Need = Literal["pooled", "tokens", "mid_tokens", "unprojected", "second"]
 Interpolation = Literal["bicubic", "bilinear"]
@@ -73,20 +73,6 @@ class ImageTransform:
         """The same part of a photo in `image_size` pixels."""
         resize_to = self.resize_to and round(self.resize_to * image_size / self.image_size)
         return replace(self, image_size=image_size, resize_to=resize_to)
-
-
-def adjusted(own: ImageTransform, resize_to: int | None, interpolation: Interpolation | None,
-             ) -> tuple[ImageTransform, str]:
-    """The checkpoint's `own` transform with the user's changes (None keeps it), and these changes as text."""
-    if resize_to is not None and resize_to < own.image_size:
-        raise UserError(f"{option('backbone.resize_to', resize_to)} is less than the {own.image_size} pixels of the "
-                        f"centre crop: use {own.image_size} or more")
-    changed, words = own, []
-    if resize_to is not None and (own.resize, own.resize_to or own.image_size) != ("shortest", resize_to):
-        changed, words = replace(own, resize="shortest", resize_to=resize_to), [f"resize {resize_to}"]
-    if interpolation is not None and interpolation != own.interpolation:
-        changed, words = replace(changed, interpolation=interpolation), [*words, interpolation]
-    return changed, ", ".join(words)
 
 
 @dataclass(frozen=True)
@@ -199,11 +185,3 @@ class FrozenCLIP(nn.Module, ABC):
 
         Euclidean, nearest first, without special tokens. CoOp interprets its learned prompts like this.
         """
-
-
-def check_second_is_read(clip: FrozenCLIP, needs: Collection[Need], name: str) -> None:
-    """UserError where the tower has a second one and the method `name` reads none of it."""
-    if clip.second_width and "second" not in needs:
-        raise UserError(f"{name} reads nothing of a second tower or of a second look as parts: use "
-                        f"{option('method', 'amu_tuning')}, linear_probe or xr_vlm_plus, or one of the methods that "
-                        f"take {option('method.inputs', 'pooled+second')}; or leave the second out")

@@ -18,11 +18,10 @@ from xrvlm.backbones.base import (
     ImageTransform,
     Interpolation,
     PrecisionName,
-    adjusted,
 )
 from xrvlm.backbones.library_text_encoder import LibraryTextEncoder
 from xrvlm.backbones.text_encoder import TextPath, Tokens
-from xrvlm.backbones.tower import Components, ImageEncoder, Reading, Tower, at_each_position, captured
+from xrvlm.backbones.tower import Components, ImageEncoder, Reading, Tower, adjusted, at_each_position, captured
 from xrvlm.errors import UserError, check_has, fits, option, typed
 
 log = logging.getLogger(__name__)

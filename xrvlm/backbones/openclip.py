@@ -16,17 +16,17 @@ from open_clip.transform import PreprocessCfg
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from xrvlm.backbones.base import DeviceName, FrozenCLIP, ImageTransform, Interpolation, PrecisionName, adjusted
+from xrvlm.backbones.base import DeviceName, FrozenCLIP, ImageTransform, Interpolation, PrecisionName
 from xrvlm.backbones.causal_text_encoder import CausalTextEncoder, projected
 from xrvlm.backbones.library_text_encoder import LibraryTextEncoder
 from xrvlm.backbones.text_encoder import TextEncoder, TextPath, Tokens
-from xrvlm.backbones.timm_image import Encode, timm_encoder, without_batch_norms
+from xrvlm.backbones.timm_image import Encode, WithoutPositions, timm_encoder, without_batch_norms
 from xrvlm.backbones.tower import (
     Components,
     ImageEncoder,
     Reading,
     Tower,
-    WithoutPositions,
+    adjusted,
     at_each_position,
     captured,
 )

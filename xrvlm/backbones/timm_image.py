@@ -17,11 +17,31 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from xrvlm.backbones.tower import ImageEncoder, Reading, WithoutPositions, at_each_position, captured
+from xrvlm.backbones.tower import ImageEncoder, Reading, at_each_position, captured
+from xrvlm.errors import UserError
 
 Encode = Callable[[Tensor], Tensor]      # (b, 3, h, w) -> (b, d), open_clip's method
 # of glibc's mallopt: its numbers, and the bytes from which a block, and free memory in all, goes back to the system
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = (-3, 2 ** 30), (-1, 2 ** 31 - 1)
+
+
+class WithoutPositions(ImageEncoder):
+    """A tower that gives only one feature per image."""
+
+    width = 0
+
+    def __init__(self, encode: Callable[[Tensor], Tensor], kind: str):
+        self.encode, self.kind = encode, kind
+
+    def pooled(self, images: Tensor) -> Tensor:
+        return self.encode(images)
+
+    def read(self, images: Tensor) -> Reading:
+        raise UserError(f"the image tower {self.kind} has no positions to attend to; methods on pooled features "
+                        "(zero_shot, linear_probe, coop ...) work with it, xr_vlm needs another backbone")
+
+    def project(self, states: Tensor) -> Tensor:
+        raise NotImplementedError
 
 
 def timm_encoder(encode: Encode, visual: TimmModel) -> ImageEncoder:

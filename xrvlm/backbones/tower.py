@@ -4,7 +4,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from threading import get_ident
 from typing import Any, Literal, Self
@@ -19,6 +19,7 @@ from xrvlm.backbones.base import (
     Features,
     FrozenCLIP,
     ImageTransform,
+    Interpolation,
     NamePosition,
     Need,
     Precision,
@@ -78,25 +79,6 @@ class ImageEncoder(ABC):
         assert linear is not None
         with captured(linear, "input") as entered:
             return run(images), entered[0]
-
-
-class WithoutPositions(ImageEncoder):
-    """A tower that gives only one feature per image."""
-
-    width = 0
-
-    def __init__(self, encode: Callable[[Tensor], Tensor], kind: str):
-        self.encode, self.kind = encode, kind
-
-    def pooled(self, images: Tensor) -> Tensor:
-        return self.encode(images)
-
-    def read(self, images: Tensor) -> Reading:
-        raise UserError(f"the image tower {self.kind} has no positions to attend to; methods on pooled features "
-                        "(zero_shot, linear_probe, coop ...) work with it, xr_vlm needs another backbone")
-
-    def project(self, states: Tensor) -> Tensor:
-        raise NotImplementedError
 
 
 @contextmanager
@@ -277,6 +259,20 @@ def hash_state(module: nn.Module, also: str = "") -> str:
         digest.update(f"{name} {tuple(values.shape)}".encode())
         digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def adjusted(own: ImageTransform, resize_to: int | None, interpolation: Interpolation | None,
+             ) -> tuple[ImageTransform, str]:
+    """The checkpoint's `own` transform with the user's changes (None keeps it), and these changes as text."""
+    if resize_to is not None and resize_to < own.image_size:
+        raise UserError(f"{option('backbone.resize_to', resize_to)} is less than the {own.image_size} pixels of the "
+                        f"centre crop: use {own.image_size} or more")
+    changed, words = own, []
+    if resize_to is not None and (own.resize, own.resize_to or own.image_size) != ("shortest", resize_to):
+        changed, words = replace(own, resize="shortest", resize_to=resize_to), [f"resize {resize_to}"]
+    if interpolation is not None and interpolation != own.interpolation:
+        changed, words = replace(changed, interpolation=interpolation), [*words, interpolation]
+    return changed, ", ".join(words)
 
 
 def choose_device(wanted: DeviceName) -> torch.device:

@@ -71,14 +71,16 @@ def predict(config: DictConfig) -> None:
 
 
 def _show(run: Any) -> None:
-    from xrvlm.evaluation.domains import in_words
-
     if processes().first:
         protocol = {"base_to_new": ", base to new", "open_set": ", open set"}.get(run.record.protocol, "")
         figures = _figures(run.record.metrics, run.record.images, run.record.classes)
         val = run.record.metrics.get("val_top1")
         chosen = "" if val is None else f"; validation images: top-1 {val:.1%}"
-        lines = [f"{run.record.label}{protocol}: {figures}{chosen}", *in_words(run.record.domains), str(run.folder)]
+        lines = [f"{run.record.label}{protocol}: {figures}{chosen}", str(run.folder)]
+        if run.record.domains:
+            from xrvlm.evaluation.domains import in_words
+
+            lines[1:1] = in_words(run.record.domains)
         print("\n".join(lines))
 
 

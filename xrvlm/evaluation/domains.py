@@ -17,14 +17,14 @@ def domains_of(classes: Sequence[str], parents: Mapping[str, str]) -> dict[str, 
     return {name: tree.path(name)[-1] for name in classes}
 
 
-def by_domain(chances: Tensor, labels: Tensor, classes: Sequence[str], parents: Mapping[str, str] | None,
-              joint: bool) -> dict[str, Figures]:
-    """{"domains": {domain: its figures}} of probabilities (n, c) for images of the classes `labels` (n,).
+def by_domain(chances: Tensor, labels: Tensor, classes: Sequence[str],
+              parents: Mapping[str, str] | None) -> dict[str, Figures]:
+    """{"domains": {domain: its figures}} of a joint model's probabilities (n, c) for images of the classes `labels`.
 
     `top1`: among all classes; `top1_within`: the classes of the other domains masked; `images`, `classes`: how many. A
-    domain without an image is left out. Empty where the model is not `joint`.
+    domain without an image is left out. Empty where the model has no tree.
     """
-    if not joint or parents is None:
+    if parents is None:
         return {}
     chances, labels = chances.cpu(), labels.cpu()
     domain_of, found = domains_of(classes, parents), {}

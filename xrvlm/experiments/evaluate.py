@@ -128,7 +128,7 @@ def score(classifier: Classifier, dataset: Dataset, items: Sequence[Item], folde
         return summarise(found, source.labels, names, classifier.header.hierarchy)
     header = classifier.header
     return write_scores(folder, source.ids, source.labels, found, names, hierarchy=header.hierarchy,
-                        more=by_domain(found, source.labels, names, header.hierarchy, header.joint))
+                        more=by_domain(found, source.labels, names, header.hierarchy) if header.joint else {})
 
 
 def _class_order(wanted: Sequence[str], known: Sequence[str]) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from xrvlm.backbones.base import FrozenCLIP, Need, check_second_is_read
+from xrvlm.backbones.base import FrozenCLIP, Need
 from xrvlm.data.dataset import Dataset, Item, Split, hash_images, label_budget, with_test_set, write_split
 from xrvlm.data.images import is_extra
 from xrvlm.distributed import processes, seeded
@@ -28,6 +28,7 @@ from xrvlm.files import as_file_name, digest, user_path, write_json, write_text
 from xrvlm.inference.calibration import Calibration
 from xrvlm.inference.classifier import Classifier, MethodFactory, MethodHeader, ModelHeader
 from xrvlm.methods.base import Method, Recipe, probabilities
+from xrvlm.methods.registry import check_second_is_read
 from xrvlm.text.class_text import ClassText, class_text, few, saved_text, text_maker
 from xrvlm.training.fit import Progress, check_selection, fitting_recipe, learn
 from xrvlm.training.following import Follower, following
@@ -263,7 +264,7 @@ class _Setup:
                   progress: Progress, calibration: Calibration | None) -> Run:
         folder, (test, *more) = self.folder.path, tests
         chances, classes, tree = probabilities(self.method, self.clip, test), self.split.classes, self.header.hierarchy
-        domains = by_domain(chances, test.labels, classes, tree, self.header.joint)
+        domains = by_domain(chances, test.labels, classes, tree) if self.header.joint else {}
         summary = write_scores(folder, test.ids, test.labels, chances, classes, hierarchy=tree, more=domains)
         summary |= self.new.score(self.method, self.clip, test, more[0], folder, summary["top1"]) if self.new else {}
         write_nearest(folder, test, train, classes)

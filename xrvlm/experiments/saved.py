@@ -144,6 +144,11 @@ class SavedRun:
 
         name, options = self._loader()
         options |= {key: value for key, value in {"class_names": None, **changes}.items() if key in options}
+        try:
+            digest(options)
+        except (TypeError, ValueError) as error:     # YAML knows sets and dates
+            raise UserError(f"{self.folder / 'config.yaml'} has options of the data that are none ({error}): name the "
+                            f"images with {option('data.root')}") from error
         return _loaded(load_dataset, name, Frozen(options))
 
     def _loader(self) -> tuple[str, dict[str, Any]]:

@@ -41,7 +41,6 @@ class AMUTuning(OnZeroShot):
     recipe = Recipe("amu_tuning", epochs=30, batch_size=64, optimizer="adamw", learning_rate=1e-3, weight_decay=0.01,
                     warmup_epochs=0, by_step=True)
     label = "AMU-Tuning"
-    splits_batches = True
 
     def __init__(self, clip: FrozenCLIP, classes: ClassText, *, alpha: float = 1.0, power: float = 0.5,
                  alone: float = 1.0, fit_prior: bool = True):

@@ -1,4 +1,4 @@
-"""FILIP's late interaction (Yao et al., ICLR 2022, arXiv:2111.07783) as a head: positions of a photo against words."""
+"""FILIP head (Yao et al., ICLR 2022, arXiv:2111.07783): late interaction of a photo's positions with words."""
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,7 @@ class FILIP(OnZeroShot):
     """
 
     label = "FILIP head"
-    recipe, needs, open_classes, splits_batches = RECIPE, frozenset({"pooled", "tokens"}), True, True
+    recipe, needs, open_classes = RECIPE, frozenset({"pooled", "tokens"}), True
     words: Tensor                        # (c, t, d) of all sentences of a class; 0 where a class has fewer
     there: Tensor                        # (c, t) bool
 

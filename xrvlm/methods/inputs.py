@@ -56,7 +56,7 @@ class ImageInputs(nn.Module):
         if "second" in chosen and not clip.second_width:
             raise UserError(f"{option('method.inputs', inputs)} reads a second tower, and there is none: add one "
                             f"({option('second', 'photo')}, xrvlm.paired), or a second look as parts")
-        self.chosen, self.scaling = chosen, scaling
+        self.inputs, self.chosen, self.scaling = "+".join(chosen), chosen, scaling
         self.needs: frozenset[Need] = frozenset({"pooled", *(NEED[name] for name in chosen)})
         widths = {"pooled": clip.embed_dim, "unprojected": clip.unprojected_width, "mid": clip.image_width,
                   "second": clip.second_width}

@@ -3,13 +3,14 @@
 Other packages register theirs as entry points of the group `xrvlm.methods`: `name = package.module:Class`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from functools import cache, partial
 from importlib.metadata import entry_points
 from typing import Any
 
-from xrvlm.errors import UserError, check_options, either, imported, unknown
+from xrvlm.backbones.base import FrozenCLIP, Need
+from xrvlm.errors import UserError, check_options, either, imported, option, unknown
 from xrvlm.files import shipped, shipped_options
 
 GROUP, TARGET = "method", "_target_"
@@ -128,3 +129,11 @@ def open_methods() -> list[str]:
     always = [name for name, method in named.items() if method.open_classes]
     return always + [f"{name} with {method.opens_with}" for name, method in named.items()
                      if method.opens_with and not method.open_classes]
+
+
+def check_second_is_read(clip: FrozenCLIP, needs: Collection[Need], name: str) -> None:
+    """UserError where the tower has a second one and the method `name` reads none of it."""
+    if clip.second_width and "second" not in needs:
+        raise UserError(f"{name} reads nothing of a second tower or of a second look as parts: use "
+                        f"{option('method', 'amu_tuning')}, linear_probe or xr_vlm_plus, or one of the methods that "
+                        f"take {option('method.inputs', 'pooled+second')}; or leave the second out")

@@ -67,8 +67,8 @@ class FoundParts(ImageParts):
         self.second = ImageInputs(clip, "second", scaling) if clip.second_width else None
         self.widths = (self.inputs.width, *[clip.embed_dim] * image_parts, *[2 * pairs ** 2] * (pairs > 0),
                        *[clip.second_width] * (self.second is not None))
-        # of parts: the whole image, clusters, pairs, second tower
-        self.groups = (1, image_parts, int(pairs > 0), int(self.second is not None))
+        # of parts: the whole image, clusters, pairs; and a second tower, if there is one
+        self.groups = (1, image_parts, int(pairs > 0), *[1] * (self.second is not None))
         positions: frozenset[Need] = frozenset({"tokens", "mid_tokens"} if pairs else {"tokens"})
         self.needs = self.inputs.needs | positions | (self.second.needs if self.second else frozenset())
         for name, value in (("mean", torch.zeros(clip.embed_dim)), ("deviation", torch.ones(clip.embed_dim)),
@@ -82,7 +82,7 @@ class FoundParts(ImageParts):
         yield "whole image"
         yield from (f"part {part + 1}" for part in range(len(self.centres)))
         yield from ["pairs of channels"] * self.groups[2]
-        yield from ["second tower"] * self.groups[3]
+        yield from ["second tower"] * len(self.groups[3:])
 
     @torch.no_grad()
     def fit(self, support: FeatureSource, device: torch.device) -> Tensor:
@@ -108,7 +108,9 @@ class FoundParts(ImageParts):
         return rows
 
     def blocks(self) -> list[slice]:
-        """The columns of the whole image, the clusters, the pairs and the second tower; empty where there are none."""
+        """The columns of the whole image, the clusters and the pairs, empty where there are none; then those of the
+        second tower, if there is one.
+        """
         widths = iter(self.widths)
         ends = [0]
         for count in self.groups:
@@ -116,7 +118,7 @@ class FoundParts(ImageParts):
         return [slice(*ends[index:index + 2]) for index in range(len(self.groups))]
 
     def weigh(self, weights: tuple[float, ...]) -> Tensor:
-        """Multiply the mean squared lengths of the four blocks by `weights`; returns each column's factor (f,)."""
+        """Multiply the mean squared lengths of the blocks by `weights`; returns each column's factor (f,)."""
         factor = torch.ones_like(self.scale)
         for some, weight in zip(self.blocks(), weights, strict=True):
             factor[some] = weight ** 0.5
@@ -139,7 +141,7 @@ class FoundParts(ImageParts):
             assert x.mid_tokens is not None
             energy = on_grid * (x.mid_tokens @ self.directions).square().sum(dim=2)[:, None]
             found.append(energy / energy.sum(dim=2, keepdim=True).clamp(min=TINY))
-        return torch.cat([*found, *[uniform] * self.groups[3]], dim=1)
+        return torch.cat([*found, *[uniform] * len(self.groups[3:])], dim=1)
 
     def of(self, x: Features) -> Tensor:
         """(b, f)"""

@@ -158,7 +158,7 @@ class XRVLMPlus(Method):
         given, fit = _splits(train, val)
         if fit is None:
             right = (train.prior.argmax(dim=1) == train.labels).float().mean() >= 0.5 and bool(train.prior.any())
-            whole = (1.0, 0.0, 0.0, float(self.pooling.groups[3]))
+            whole = (1.0, 0.0, 0.0, *[1.0] * len(self.pooling.groups[3:]))
             return bool(right), whole, LONE_STRENGTHS[0] if right else LONE_STRENGTHS[1]
         grams = [given.rows[:, some] @ given.rows[:, some].T for some in self.pooling.blocks()]
         held_out = ~fit.all(dim=0)
@@ -169,7 +169,7 @@ class XRVLMPlus(Method):
             span, _ = _span(gram.sum(dim=0), int(fit.any(dim=0).sum()))
             return _best_strength(given, span, codes, fit)
 
-        whole: Weights = (1.0, 0.0, 0.0, 0.0)
+        whole: Weights = (1.0, *[0.0] * len(self.pooling.groups[1:]))
         both = tried(whole, codes := self._codes(class_features, True))
         with_text = True
         found: dict[Weights, tuple[float, float]] = {whole: both}
@@ -177,7 +177,7 @@ class XRVLMPlus(Method):
             alone = tried(whole, own := self._codes(class_features, False))
             if alone[1] < TEXT_FROM * both[1]:
                 with_text, codes, found[whole] = False, own, alone
-        there = zip((CLUSTERS, PAIRS, SECOND), self.pooling.groups[1:], strict=True)
+        there = zip((CLUSTERS, PAIRS, SECOND), self.pooling.groups[1:], strict=False)
         for weights in product((1.0,), *((0.0, weight)[:1 + bool(count)] for weight, count in there)):
             strength, loss = found.get(weights) or tried(weights, codes)
             if loss < lowest:
