@@ -37,7 +37,6 @@ from xrvlm.features.source import FeatureSettings
 from xrvlm.methods import (
     CLAP,
     PLOT,
-    RLA,
     XRVLM,
     ClipAdapter,
     CoCoOp,
@@ -76,7 +75,6 @@ METHODS = {
     "clap": CLAP,
     "clip_adapter": ClipAdapter,
     "prolip": ProLIP,
-    "rla": RLA,
     "tip_adapter_f": partial(TipAdapter, trainable=True),
 }
 # 13 images in batches of 7 and 6: shares of 4 and 3; five classes: shares of 3 and 2. Smaller batches normalise by so

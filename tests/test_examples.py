@@ -31,6 +31,7 @@ def test_the_quick_start(photos, tmp_path):
     assert (tmp_path / "model.safetensors").exists()
 
 
+@SLOW
 def test_a_method_of_ones_own_from_python(photos, tmp_path):
     assert output([EXAMPLES / "own_method.py", photos], tmp_path).count("weight") == 2
 

@@ -7,7 +7,7 @@ from fuzz.fuzz import KINDS, PREPARED, main, sample, tried
 from PIL import Image
 
 SEED = 1
-SHARES = {"images": 0.05, "tables": 0.08, "headers": 0.08, "configurations": 0.05, "cache": 0.12, "kills": 0.12}
+SHARES = {"images": 0.04, "tables": 0.05, "headers": 0.05, "configurations": 0.04, "cache": 0.08, "kills": 0.08}
 
 
 @pytest.fixture(scope="module")

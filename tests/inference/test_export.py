@@ -143,7 +143,7 @@ def test_class_features_of_every_image_are_refused(tmp_path, clip):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("kind", ["resnet", "timm map", "hf clip"])
+@pytest.mark.parametrize("kind", ["timm map", *slow("resnet", "hf clip")])
 def test_towers(tmp_path, kind):
     model = classifier(IMAGE_KINDS[kind]().clip, "xr_vlm")
     check(model, export_onnx(model, tmp_path / "model.onnx"))

@@ -12,7 +12,7 @@ import torch
 from command_line import TINY, told
 from onnxruntime import InferenceSession
 from photos import photo_folder
-from slow import slow
+from slow import SLOW, slow
 from towers import IMAGE_KINDS, images
 from zoo import classes, factory
 
@@ -88,6 +88,7 @@ def test_typed_it_writes_a_file_whose_figures_are_true(made, capsys):
     assert 0 < np.abs(after - before).max() < 0.2 * np.abs(before).max(), "another graph, of nearly the same numbers"
 
 
+@SLOW
 def test_all_that_the_float_file_says_of_itself_stays(made):
     path = xrvlm.export(made.folder, made.folder / "other.onnx", int8=True, max_drop=50.0)
     after, before = stored(path), stored(made.before)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from photos import CLASSES, photo_folder, write_photo
 from PIL import Image
+from slow import SLOW
 
 import xrvlm
 from xrvlm.cli.main import main
@@ -185,6 +186,7 @@ def test_nobody_passes_the_queue_by(server, runs):
             assert reply.status_code != 200, path
 
 
+@SLOW
 def test_a_server_that_is_told_to_end_deletes_the_uploads(place, runs):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GRADIO_TEMP_DIR": str(place / "others")}
     process = subprocess.Popen([sys.executable, "-m", "xrvlm", "serve", str(runs[1]), "port=0", "device=cpu"],

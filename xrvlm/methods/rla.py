@@ -29,6 +29,7 @@ class RLA(HeldMap):
     recipe = Recipe("rla", epochs=300, batch_size=100_000, optimizer="adamw", learning_rate=1e-3, weight_decay=0.0,
                     warmup_epochs=0)
     label = "RLA"
+    splits_batches = False
 
     def __init__(self, clip: FrozenCLIP, classes: ClassText, *, strength: float = 1.0):
         super().__init__(clip, classes, torch.eye(clip.embed_dim), strength=strength)
