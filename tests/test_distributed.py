@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from banks import bank_of
 from photos import photo_folder
+from slow import SLOW
 from torch import nn
 from towers import tiny_vit
 
@@ -384,6 +385,7 @@ def fails_in_the_second(arguments):
     sys.exit(main(arguments))
 
 
+@SLOW
 def test_a_mistake_in_one_process_ends_all_with_one_line(tmp_path):
     photo_folder(tmp_path / "photos")
     _, err, codes = finish(start(f"fails_in_the_second({command_in(tmp_path, 'two')!r})"))

@@ -107,6 +107,7 @@ def spoiled(file: Path, to: Path, _calibration: Any) -> int:
     return 0
 
 
+@SLOW
 def test_a_drop_is_refused_and_the_file_before_stays(made, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(quantise, "_quantise", spoiled)
     path = tmp_path / "birds.onnx"

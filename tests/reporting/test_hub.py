@@ -16,6 +16,7 @@ import huggingface_hub
 import pytest
 import yaml
 from photos import photo_folder
+from slow import SLOW
 
 import xrvlm
 from xrvlm.cli.main import main
@@ -179,6 +180,7 @@ def here(monkeypatch, tmp_path, capsys, hub):
     return call
 
 
+@SLOW
 def test_other_commands_take_a_model_of_the_hub(hub, run, tmp_path, here):
     _, handler = hub
     assert here("push", run, "someone/birds", "private=false")[0] == 0
