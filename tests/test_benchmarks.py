@@ -10,7 +10,7 @@ from slow import slow
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SHARED = ("common", "paper_cost", "paper_page")      # modules of others
-LONG = ("cold_start", "paper", "trust", "words")
+LONG = ("cold_start", "paper", "photo_trunks", "start_up", "trust", "words")
 BENCHMARKS = sorted(path for path in FOLDER.glob("*.py") if path.stem not in SHARED)
 
 

@@ -237,6 +237,7 @@ def test_every_method_that_splits_batches_is_tried():
     assert made == {getattr(methods, name) for name in registry.classes() if getattr(methods, name).splits_batches}
 
 
+@SLOW
 @pytest.mark.parametrize("name", METHODS)
 def test_two_processes_end_where_one_does(ends, name):
     folder, alone, _ = ends
@@ -245,6 +246,7 @@ def test_two_processes_end_where_one_does(ends, name):
         assert_close(alone[name], torch.load(folder / f"{name}-{rank}.pt"))
 
 
+@SLOW
 @pytest.mark.parametrize("name", AVERAGED)
 def test_two_processes_average_and_share_a_text_pass_as_one_does(ends, name):
     place, alone, _ = ends
@@ -253,6 +255,7 @@ def test_two_processes_average_and_share_a_text_pass_as_one_does(ends, name):
         assert_close(alone[f"{name} mean"], torch.load(place / f"{name}-{rank}-mean.pt"))
 
 
+@SLOW
 @pytest.mark.parametrize("name", FOR_THREE)
 def test_a_process_without_a_row_takes_part(ends, name):
     place, alone, _ = ends
@@ -260,6 +263,7 @@ def test_a_process_without_a_row_takes_part(ends, name):
         assert_close(alone[f"{name} of 8"], torch.load(place / f"{name}-{rank}-of-three.pt"))
 
 
+@SLOW
 def test_a_stopped_run_is_resumed_by_another_number_of_processes(ends):
     place, alone, resumed = ends
     assert_close(alone["cross"], resumed)
@@ -285,6 +289,7 @@ def rows_of(path, columns):
         return torch.tensor([[float(row[column]) for column in columns] for row in csv.DictReader(file)])
 
 
+@SLOW
 def test_torchrun_adapts_as_one_process_does(tmp_path, capfd):
     photo_folder(tmp_path / "photos")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "xrvlm"]

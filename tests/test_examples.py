@@ -36,6 +36,7 @@ def test_a_method_of_ones_own_from_python(photos, tmp_path):
     assert output([EXAMPLES / "own_method.py", photos], tmp_path).count("weight") == 2
 
 
+@SLOW
 def test_a_method_of_ones_own_by_its_yaml(photos, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")]))
     said = output(["-m", "xrvlm", "adapt", "--config-dir", EXAMPLES / "conf", "method=prototypes", "backbone=tiny",

@@ -16,7 +16,7 @@ import torch
 from command_line import TINY, told
 from onnxruntime import InferenceSession
 from photos import CLASSES, odd_photos, photo_folder
-from slow import slow
+from slow import SLOW, slow
 from torch import Tensor, nn
 from towers import IMAGE_KINDS, VIT, images, openclip
 from zoo import CASES, METHODS, NAMES, classes, factory
@@ -254,6 +254,7 @@ def test_limits_and_packages_are_told(clip, tmp_path, monkeypatch):
         export_onnx(model, tmp_path / "model.onnx")
 
 
+@SLOW
 def test_typed_or_called_it_writes_one_file(at_home, tmp_path, capsys):
     photos = photo_folder(tmp_path / "photos", images=4)
     assert main(["adapt", f"data.root={photos}", *TINY, "method=linear_probe", "shots=2"]) == 0

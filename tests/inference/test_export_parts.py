@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from command_line import TINY, told
 from onnxruntime import InferenceSession
 from photos import CLASSES, photo_folder
-from slow import slow
+from slow import SLOW, slow
 from torch import Tensor
 from towers import IMAGE_KINDS, TEXT_KINDS, images
 from zoo import classes, factory
@@ -64,6 +64,7 @@ def test_both_sides_say_what_their_library_says(tmp_path, kind):
         assert stored(path)["logit_scale"] == pytest.approx(tiny.clip.logit_scale.item())
 
 
+@SLOW
 def test_a_side_holds_its_own_weights_alone(tmp_path):
     clip = IMAGE_KINDS["vit"]().clip
     image, text = export_parts(classifier(clip), tmp_path / "a.onnx")
@@ -85,6 +86,7 @@ def test_a_side_that_says_something_else_is_refused_and_nothing_is_left(tmp_path
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.image.onnx", "before")]
 
 
+@SLOW
 def test_typed_or_called_new_classes_need_no_xrvlm(at_home, tmp_path, capsys, monkeypatch):
     photos = photo_folder(tmp_path / "photos", images=4)
     assert main(["adapt", f"data.root={photos}", *TINY, "method=linear_probe", "shots=2"]) == 0
