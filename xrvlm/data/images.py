@@ -1,12 +1,14 @@
 """Images by their ids: which set of a joint data set each is of, which are extra ones, and which are there twice."""
 
 import logging
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from xrvlm.errors import UserError, option
 from xrvlm.text.class_text import few
+from xrvlm.views import ImageSource
 
 log = logging.getLogger(__name__)
 # what an id begins with that is no path of the data set itself; no path begins so
@@ -14,6 +16,21 @@ JOINT = "joint:"                         # then the name of the set, "/" and the
 EXTRA = "extra:"                         # then a path in the folder of extra images
 
 Entries = Iterable[Mapping[str, str]]    # {"path", "class", "sha256"} of images, as in split.json
+
+
+class ManySources(ABC):
+    """An ImageSource of images that lie in several: `_of` says in which, and what each is called there."""
+
+    @abstractmethod
+    def _of(self, item_id: str) -> tuple[ImageSource, str]: ...
+
+    def read(self, item_id: str, /) -> bytes:
+        source, name = self._of(item_id)
+        return source.read(name)
+
+    def sha256(self, item_id: str, /) -> str:
+        source, name = self._of(item_id)
+        return source.sha256(name)
 
 
 def joint_id(name: str, item_id: str) -> str:

@@ -14,7 +14,7 @@ import yaml
 
 from xrvlm.data.dataset import SUBSETS, Dataset, Item, Split, registered, with_test_set
 from xrvlm.data.hierarchy import with_parents
-from xrvlm.data.images import JOINT, joint_id, own_id
+from xrvlm.data.images import JOINT, ManySources, joint_id, own_id
 from xrvlm.data.registry import load_dataset
 from xrvlm.errors import UserError, check_types, odd_sign, option, plain_text
 from xrvlm.evaluation.hierarchy import ROOT, Hierarchy
@@ -29,21 +29,13 @@ Sets = str | Path | Sequence[Dataset | Mapping[str, Any] | str | Path]
 
 
 @dataclass(frozen=True)
-class Sources:
+class Sources(ManySources):
     """The images of many sets, by the names of the sets."""
 
     sets: Mapping[str, ImageSource]
 
     def _of(self, item_id: str) -> tuple[ImageSource, str]:
         return self.sets[item_id.removeprefix(JOINT).partition("/")[0]], own_id(item_id)
-
-    def read(self, item_id: str, /) -> bytes:
-        source, name = self._of(item_id)
-        return source.read(name)
-
-    def sha256(self, item_id: str, /) -> str:
-        source, name = self._of(item_id)
-        return source.sha256(name)
 
 
 @registered("joint")

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from xrvlm.data.dataset import SUBSETS, Dataset
+from xrvlm.data.images import ManySources
 from xrvlm.errors import UserError, option
 from xrvlm.files import FileSource, files_below, user_path
 from xrvlm.text.class_text import few
@@ -13,7 +14,7 @@ PREFIX = "unknown:"                      # of the id of a stranger; no path of a
 
 
 @dataclass(frozen=True)
-class Joined:
+class Joined(ManySources):
     """The images of a data set, and those of a folder under ids that begin with `prefix`."""
 
     own: ImageSource
@@ -27,14 +28,6 @@ class Joined:
     def _of(self, item_id: str) -> tuple[ImageSource, str]:
         strange = item_id.startswith(self.prefix)
         return (FileSource(self.folder), item_id.removeprefix(self.prefix)) if strange else (self.own, item_id)
-
-    def read(self, item_id: str, /) -> bytes:
-        source, name = self._of(item_id)
-        return source.read(name)
-
-    def sha256(self, item_id: str, /) -> str:
-        source, name = self._of(item_id)
-        return source.sha256(name)
 
 
 def with_strangers(dataset: Dataset, folder: str | Path) -> tuple[Dataset, list[tuple[str, str]]]:
