@@ -21,8 +21,7 @@ from paired import pooled, told
 
 import xrvlm
 from xrvlm.backbones.base import FrozenCLIP
-from xrvlm.data.dataset import Dataset, Split, with_test_set
-from xrvlm.data.images import own_id
+from xrvlm.data.dataset import Dataset, Split, own_id, with_test_set
 from xrvlm.evaluation.metrics import PREDICTIONS
 from xrvlm.experiments.evaluate import score
 from xrvlm.experiments.run import Run

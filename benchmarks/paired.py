@@ -21,8 +21,9 @@ from common import options, parse
 
 import xrvlm
 from xrvlm.errors import UserError
-from xrvlm.experiments.record import RunRecord, read_records
+from xrvlm.experiments.record import RunRecord
 from xrvlm.reporting.paired import read_hits
+from xrvlm.reporting.results import read_records
 
 Key = tuple[str, int | str]              # data set, shots
 RESAMPLES = 2_000

@@ -30,7 +30,7 @@ from xrvlm.cli.main import main
 from xrvlm.data.folder import image_folder
 from xrvlm.distributed import Group, PeerFailedError, active_group, generator, joined, processes, seed_of, seeded
 from xrvlm.errors import UserError
-from xrvlm.experiments.record import RunOptions, read_records
+from xrvlm.experiments.record import RunOptions
 from xrvlm.experiments.run import adapt
 from xrvlm.features import bank
 from xrvlm.features import source as features
@@ -51,6 +51,7 @@ from xrvlm.methods import (
     registry,
 )
 from xrvlm.methods.base import Recipe
+from xrvlm.reporting.results import read_records
 from xrvlm.text.class_text import class_text
 from xrvlm.training.fit import fit
 from xrvlm.training.following import Follower

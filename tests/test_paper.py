@@ -20,7 +20,7 @@ from results import record, table_rows
 from slow import SLOW
 
 from xrvlm.cli.main import main
-from xrvlm.experiments.record import read_records
+from xrvlm.reporting.results import read_records
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 REHEARSED = ("--rehearsal", "--backbone", "tiny", "--device", "cpu", "--workers", "0", "--threads", "1", "--shots", "2",

@@ -14,7 +14,7 @@ from slow import SLOW
 
 from xrvlm.cli.main import main, quote
 from xrvlm.cli.search import prepared
-from xrvlm.experiments.record import read_records
+from xrvlm.reporting.results import read_records
 
 PROGRAM = "import sys, torch; torch.set_num_threads(1); from xrvlm.cli.main import main; sys.exit(main(sys.argv[1:]))"
 TINY = ("backbone=tiny", "device=cpu", "workers=0", "shots=2", "data.root=birds", "runs=runs")

@@ -11,7 +11,7 @@ import pytest
 from photos import photo_folder
 
 from xrvlm.cli.main import main
-from xrvlm.experiments.record import read_records
+from xrvlm.reporting.results import read_records
 from xrvlm.reporting.tables import terminal_table
 
 PROGRAM = "import sys, torch; torch.set_num_threads(1); from xrvlm.cli.main import main; sys.exit(main(sys.argv[1:]))"

@@ -17,12 +17,12 @@ from xrvlm.data.dataset import (
     Dataset,
     Item,
     Split,
-    drop_damaged,
     label_budget,
     sample_shots,
     with_test_set,
     write_split,
 )
+from xrvlm.data.images import drop_damaged
 from xrvlm.errors import UserError
 from xrvlm.experiments.saved import read_split
 from xrvlm.files import read_json, sha256

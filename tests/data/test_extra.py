@@ -5,10 +5,9 @@ from dataclasses import replace
 import pytest
 from photos import photo_folder, write_photo
 
-from xrvlm.data.dataset import Item, hash_images, label_budget, sample_shots, with_test_set
+from xrvlm.data.dataset import Item, hash_images, is_extra, label_budget, sample_shots, with_test_set
 from xrvlm.data.extra import with_extra
 from xrvlm.data.folder import image_folder
-from xrvlm.data.images import is_extra
 from xrvlm.data.registry import load_dataset
 from xrvlm.errors import UserError
 from xrvlm.experiments.protocols import base_half

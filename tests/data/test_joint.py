@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 from photos import photo_folder, write_photo
 
-from xrvlm.data.dataset import Item, Split, sample_shots, with_test_set
+from xrvlm.data.dataset import Item, Split, own_id, sample_shots, with_test_set
 from xrvlm.data.folder import image_folder
-from xrvlm.data.images import own_id
 from xrvlm.data.joint import joint
 from xrvlm.data.registry import load_dataset
 from xrvlm.errors import UserError

@@ -12,13 +12,14 @@ from photos import photo_folder
 from xrvlm.data.folder import image_folder
 from xrvlm.errors import UserError
 from xrvlm.experiments import record as record_module
-from xrvlm.experiments.record import RunOptions, not_at_default, read_records
+from xrvlm.experiments.record import RunOptions, not_at_default
 from xrvlm.experiments.run import adapt
 from xrvlm.features import bank as bank_module
 from xrvlm.features.source import FeatureSettings
 from xrvlm.methods.base import Recipe
 from xrvlm.methods.residual_probe import ResidualProbe
 from xrvlm.methods.tip_adapter import TipAdapter
+from xrvlm.reporting.results import read_records
 from xrvlm.reporting.tables import tables
 from xrvlm.training import fit as fit_module
 

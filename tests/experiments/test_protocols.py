@@ -15,13 +15,14 @@ from xrvlm.errors import UserError
 from xrvlm.evaluation.metrics import harmonic_mean
 from xrvlm.experiments.evaluate import score
 from xrvlm.experiments.protocols import base_half
-from xrvlm.experiments.record import RunOptions, read_records
+from xrvlm.experiments.record import RunOptions
 from xrvlm.experiments.run import adapt
 from xrvlm.experiments.saved import read_split
 from xrvlm.features.source import FeatureSettings
 from xrvlm.inference.classifier import Classifier
 from xrvlm.methods import XRVLM, CoOp, LinearProbe, ZeroShot
 from xrvlm.methods.base import Method
+from xrvlm.reporting.results import read_records
 from xrvlm.text.class_text import class_text
 
 BIRDS = ("auk", "emu", "jay", "kite", "wren")

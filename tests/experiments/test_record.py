@@ -5,9 +5,10 @@ from functools import partial
 import pytest
 
 from xrvlm.errors import UserError
-from xrvlm.experiments.record import RESULTS, RunRecord, append_record, read_records
+from xrvlm.experiments.record import RESULTS, RunRecord, append_record
 from xrvlm.inference.classifier import MethodHeader
 from xrvlm.methods import XRVLM, TipAdapter, XRVLMPlus, ZeroShot
+from xrvlm.reporting.results import read_records
 
 METRICS = {"top1": 0.5, "top5": 0.9, "mean_per_class": 0.5, "macro_f1": 0.4, "ece": 0.1}
 

@@ -26,12 +26,13 @@ from xrvlm.distributed import Group
 from xrvlm.errors import UserError
 from xrvlm.experiments.evaluate import evaluate, score
 from xrvlm.experiments.predict import predict
-from xrvlm.experiments.record import RunOptions, read_records
+from xrvlm.experiments.record import RunOptions
 from xrvlm.experiments.run import adapt, zero_shot
 from xrvlm.features.source import FeatureSettings
 from xrvlm.inference.classifier import Classifier
 from xrvlm.methods import XRVLM, CoOp, LinearProbe, ZeroShot
 from xrvlm.methods.base import TRAINING_FREE
+from xrvlm.reporting.results import read_records
 from xrvlm.text.class_text import class_text
 
 SMALL = partial(XRVLM, image_parts=2, text_parts=2, context_length=3, hidden=8)

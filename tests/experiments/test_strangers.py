@@ -20,13 +20,13 @@ from xrvlm.cli.main import main
 from xrvlm.data.dataset import Split
 from xrvlm.errors import UserError
 from xrvlm.evaluation.metrics import as_cell, from_cell, write_predictions
-from xrvlm.experiments.record import RunOptions, RunRecord, append_record, read_record, read_records
+from xrvlm.experiments.record import RunOptions, RunRecord, append_record, read_record
 from xrvlm.experiments.saved import SavedRun, read_split, recorded_hashes
 from xrvlm.files import as_file_name, leads_out, parsed
 from xrvlm.inference.classifier import Classifier, ModelHeader
 from xrvlm.reporting.paired import read_outcomes
 from xrvlm.reporting.published import published
-from xrvlm.reporting.results import rows_of
+from xrvlm.reporting.results import read_records, rows_of
 from xrvlm.reporting.tables import tables, terminal_table
 
 

@@ -13,8 +13,7 @@ from photos import photo_folder
 from xrvlm.cli.main import main
 from xrvlm.errors import UserError
 from xrvlm.experiments.evaluate import evaluate
-from xrvlm.experiments.record import read_records
-from xrvlm.reporting.results import rows_of
+from xrvlm.reporting.results import read_records, rows_of
 
 pytestmark = pytest.mark.usefixtures("at_home")
 BIRDS = ("blue tit", "jay", "kite", "wren")

@@ -13,9 +13,9 @@ import xrvlm
 from fuzz.bench import METHODS, Bench
 from fuzz.oracle import REFUSED, USED, answer, command_line, plain, require, watched
 from fuzz.values import as_file_text, broken_bytes, broken_json, broken_text
-from xrvlm.experiments.record import read_records
 from xrvlm.experiments.saved import read_split
 from xrvlm.files import leads_out
+from xrvlm.reporting.results import read_records
 
 FILES = ("model.safetensors", "model.safetensors", "split.json", "record.json", "results.jsonl", "metrics.json")
 FIELDS = ("backbone", "method", "classes", "metrics", "split", "precision", "format")

@@ -157,7 +157,7 @@ def test_a_second_tower_that_is_not_there_or_not_read_is_told(pair):
         registry.find("amu_tuning")(tiny_vit(), classes())
     for name, reads in (("zero_shot", False), ("tip_adapter", False), ("xr_vlm_plus", True)):
         method = registry.find(name)(pair, classes())
-        check = partial(check_second_is_read, pair, method.needs, name)
+        check = partial(check_second_is_read, method.needs, name)
         if reads:
             check()
         else:

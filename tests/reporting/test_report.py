@@ -20,9 +20,10 @@ from xrvlm import files
 from xrvlm.errors import UserError
 from xrvlm.evaluation import metrics
 from xrvlm.experiments import record as records
-from xrvlm.experiments.record import RunRecord, append_record, read_records
+from xrvlm.experiments.record import RunRecord, append_record
 from xrvlm.reporting.plots import figures as plots
 from xrvlm.reporting.report import report, write_report
+from xrvlm.reporting.results import read_records
 from xrvlm.reporting.tables import terminal_table
 
 ROOT = Path(__file__).parents[2]

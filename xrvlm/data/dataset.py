@@ -15,18 +15,19 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ParamSpec
 
-from xrvlm.data.images import check_extra, duplicates, is_extra, own_id, warn_of_two_classes
 from xrvlm.distributed import seed_of
 from xrvlm.errors import UserError, check_fields, check_has, check_types, either, option, typed
 from xrvlm.files import digest, user_path, write_json
 from xrvlm.text.class_names import is_list, name_classes, names_of_sorted
 from xrvlm.text.class_text import check_numbers, check_words, few
-from xrvlm.views import ImageSource, unreadable_images
+from xrvlm.views import ImageSource
 
 log = logging.getLogger(__name__)
 
 SUBSETS = ("train", "val", "test")
 MOST_VALIDATION_SHOTS = 4    # a class; as CoOp and most work after it
+# ids that begin so are no paths in the data set: then comes the set and the id in it, or a path in extra images
+JOINT, EXTRA = "joint:", "extra:"
 P = ParamSpec("P")
 
 
@@ -141,6 +142,16 @@ def with_test_set(split: Split) -> Split:
     return replace(split, train=_only(split.train, test, there=False), test=_only(split.train, test))
 
 
+def own_id(item_id: str) -> str:
+    """The id of an image in its own set: what is drawn by it is drawn alike in a joint data set."""
+    return item_id.partition("/")[2] if item_id.startswith(JOINT) else item_id
+
+
+def is_extra(item_id: str) -> bool:
+    """Whether the image is for training alone, beside those that are drawn."""
+    return own_id(item_id).startswith(EXTRA)
+
+
 def sample_shots(split: Split, shots: int | None, seed: int, val: bool = False) -> Split:
     """Sample `shots` training images of each class (None: all) and, with `val`, validation images.
 
@@ -177,7 +188,9 @@ def label_budget(split: Split) -> int:
 def hash_images(split: Split, source: ImageSource) -> dict[str, str]:
     """{id: sha256 of the image file's bytes} of all subsets. UserError where an extra image is also a test image."""
     hashes = {item.id: source.sha256(item.id) for subset in SUBSETS for item in getattr(split, subset)}
-    check_extra(hashes, (item.id for item in split.test))
+    if split.extra:
+        from xrvlm.data.images import check_extra
+        check_extra(hashes, (item.id for item in split.test))
     return hashes
 
 
@@ -191,28 +204,14 @@ def write_split(path: Path, split: Split, source: ImageSource, *, seed: int, sho
     hashes = hashes or hash_images(split, source)
     subsets = {subset: [{"path": item.id, "class": split.classes[item.label], "sha256": hashes[item.id]}
                     for item in getattr(split, subset)] for subset in SUBSETS}
-    copies = duplicates([*subsets["train"], *subsets["val"]], subsets["test"])
-    warn_of_two_classes([entry for entries in subsets.values() for entry in entries])
-    if copies:
-        log.warning("%d test images are also training images (byte-identical): %s; the test score counts them",
-                    sum(len(pair["test"]) for pair in copies),
-                    few(f"{pair['train'][0]} = {pair['test'][0]}" for pair in copies))
+    copies: list[dict[str, Any]] = []
+    if len({entry["sha256"] for entries in subsets.values() for entry in entries}) < sum(map(len, subsets.values())):
+        from xrvlm.data.images import copies_in
+        copies = copies_in(subsets)
     record = {"classes": list(split.classes), "seed": seed, "shots": shots, "fingerprint": split.fingerprint,
               **subsets, "duplicates": copies}
     write_json(path, record)
     return record
-
-
-def drop_damaged(dataset: Dataset, workers: int) -> Dataset:
-    """The data set without the images that cannot be decoded; a warning names them. Decodes every image once."""
-    items = [item for subset in SUBSETS for item in getattr(dataset.split, subset)]
-    unreadable = unreadable_images([item.id for item in items], dataset.source, workers)
-    if not (damaged := {item for item in items if item.id in unreadable}):
-        return dataset
-    log.warning("skipped %d of %d images, which cannot be read: %s", len(damaged), len(items),
-                few(sorted(item.id for item in damaged), 20))
-    kept = {subset: _only(getattr(dataset.split, subset), damaged, there=False) for subset in SUBSETS}
-    return replace(dataset, split=replace(dataset.split, **kept))
 
 
 def assemble(name: str, source: ImageSource, found: Mapping[str, Sequence[tuple[str, str]]], *,
@@ -243,7 +242,10 @@ def assemble(name: str, source: ImageSource, found: Mapping[str, Sequence[tuple[
     subsets = {subset: tuple(Item(item_id, labels[key]) for item_id, key in sorted(found.get(subset, ())))
                for subset in SUBSETS}
     dataset = Dataset(name, source, Split(names, **subsets))
-    return drop_damaged(dataset, workers=min(8, os.cpu_count() or 1)) if skip_damaged else dataset
+    if not skip_damaged:
+        return dataset
+    from xrvlm.data.images import drop_damaged
+    return drop_damaged(dataset, workers=min(8, os.cpu_count() or 1))
 
 
 def _remembered(name: str, options: Mapping[str, Any]) -> dict[str, Any] | None:

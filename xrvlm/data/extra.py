@@ -6,8 +6,7 @@ Photos of a generator were added to few shots by DataDream (Kim et al., ECCV 202
 from dataclasses import replace
 from pathlib import Path
 
-from xrvlm.data.dataset import Dataset, Item
-from xrvlm.data.images import EXTRA
+from xrvlm.data.dataset import EXTRA, Dataset, Item
 from xrvlm.data.strangers import Joined
 from xrvlm.errors import UserError, option, unknown
 from xrvlm.files import files_below, user_path

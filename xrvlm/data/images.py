@@ -3,17 +3,16 @@
 import logging
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from xrvlm.data.dataset import EXTRA, JOINT, SUBSETS, Dataset, is_extra, own_id
 from xrvlm.errors import UserError, option
 from xrvlm.text.class_text import few
-from xrvlm.views import ImageSource
+from xrvlm.views import ImageSource, unreadable_images
 
 log = logging.getLogger(__name__)
-# what an id begins with that is no path of the data set itself; no path begins so
-JOINT = "joint:"                         # then the name of the set, "/" and the id in the set
-EXTRA = "extra:"                         # then a path in the folder of extra images
 
 Entries = Iterable[Mapping[str, str]]    # {"path", "class", "sha256"} of images, as in split.json
 
@@ -38,16 +37,6 @@ def joint_id(name: str, item_id: str) -> str:
     return f"{JOINT}{name}/{item_id}"
 
 
-def own_id(item_id: str) -> str:
-    """The id of an image in its own set: what is drawn by it is drawn alike in a joint data set."""
-    return item_id.partition("/")[2] if item_id.startswith(JOINT) else item_id
-
-
-def is_extra(item_id: str) -> bool:
-    """Whether the image is for training alone, beside those that are drawn."""
-    return own_id(item_id).startswith(EXTRA)
-
-
 def duplicates(training: Entries, test: Entries) -> list[dict[str, Any]]:
     """{sha256, train: ids, test: ids} of the bytes that are in both."""
     seen: dict[str, dict[str, list[str]]] = defaultdict(lambda: {"train": [], "test": []})
@@ -65,6 +54,17 @@ def warn_of_two_classes(entries: Entries) -> None:
                     few(f"{one['path']} ({one['class']}) = {two['path']} ({two['class']})" for one, two in twice))
 
 
+def copies_in(subsets: Mapping[str, Sequence[Mapping[str, str]]]) -> list[dict[str, Any]]:
+    """`duplicates` of the training and validation images and the test images; warns of them, and of two classes."""
+    copies = duplicates([*subsets["train"], *subsets["val"]], subsets["test"])
+    warn_of_two_classes([entry for entries in subsets.values() for entry in entries])
+    if copies:
+        log.warning("%d test images are also training images (byte-identical): %s; the test score counts them",
+                    sum(len(pair["test"]) for pair in copies),
+                    few(f"{pair['train'][0]} = {pair['test'][0]}" for pair in copies))
+    return copies
+
+
 def check_extra(hashes: Mapping[str, str], test: Iterable[str]) -> None:
     """UserError where an extra image is byte for byte one of the images `test`; `hashes` are of all ids."""
     tested = {hashes[image]: image for image in test}
@@ -73,3 +73,15 @@ def check_extra(hashes: Mapping[str, str], test: Iterable[str]) -> None:
         raise UserError(f"{len(same)} of {len(extra)} extra images are test images: "
                         f"{few(f'{own_id(image).removeprefix(EXTRA)} is {other}' for image, other in same)}; remove "
                         f"them from {option('data.extra')}")
+
+
+def drop_damaged(dataset: Dataset, workers: int) -> Dataset:
+    """The data set without the images that cannot be decoded; a warning names them. Decodes every image once."""
+    items = [item for subset in SUBSETS for item in getattr(dataset.split, subset)]
+    unreadable = unreadable_images([item.id for item in items], dataset.source, workers)
+    if not (damaged := {item for item in items if item.id in unreadable}):
+        return dataset
+    log.warning("skipped %d of %d images, which cannot be read: %s", len(damaged), len(items),
+                few(sorted(item.id for item in damaged), 20))
+    kept = {subset: tuple(item for item in getattr(dataset.split, subset) if item not in damaged) for subset in SUBSETS}
+    return replace(dataset, split=replace(dataset.split, **kept))

@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from xrvlm.data.dataset import SUBSETS, Dataset, Item, Split, registered, with_test_set
+from xrvlm.data.dataset import JOINT, SUBSETS, Dataset, Item, Split, own_id, registered, with_test_set
 from xrvlm.data.hierarchy import with_parents
-from xrvlm.data.images import JOINT, ManySources, joint_id, own_id
+from xrvlm.data.images import ManySources, joint_id
 from xrvlm.data.registry import load_dataset
 from xrvlm.errors import UserError, check_types, odd_sign, option, plain_text
 from xrvlm.evaluation.hierarchy import ROOT, Hierarchy

@@ -16,14 +16,13 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from xrvlm.backbones.base import FrozenCLIP, Need
-from xrvlm.data.dataset import SUBSETS, Dataset, Item, Split, sample_shots, with_test_set
+from xrvlm.data.dataset import SUBSETS, Dataset, Item, Split, with_test_set
 from xrvlm.data.strangers import with_strangers
 from xrvlm.errors import UserError, option
 from xrvlm.evaluation.calibration import Scaling
 from xrvlm.evaluation.metrics import harmonic_mean, predicted, write_scores
 from xrvlm.evaluation.unknown import Score, figures
-from xrvlm.experiments.calibrate import check_calibration
-from xrvlm.experiments.record import RunOptions, append_record, read_record
+from xrvlm.experiments.record import append_record, read_record
 from xrvlm.features.source import FeatureSource
 from xrvlm.files import digest, write_json
 from xrvlm.inference.calibration import HeldOut, check_positions, held_out_of, local_of
@@ -159,26 +158,6 @@ def beside(protocol: Protocol, whole: Split, split: Split, text: Callable[[Seque
                     None if unknown is None else str(unknown))
     if not found.test:
         raise UserError("the unknown classes have no image: give a class at least two, or a test set")
-    return found
-
-
-def drawn(dataset: Dataset, split: Split, method: Method, clip: FrozenCLIP, shots: int | None, seed: int, val: bool,
-          options: RunOptions) -> Split:
-    """What the run reads the labels of (nothing, where it neither learns nor calibrates) and what it is tested on."""
-    if not split.test:
-        raise UserError(f"{dataset.name} has no image left to test on: give a class two images, or a test set")
-    if not method.learns and options.calibrate == "none":
-        return replace(split, train=(), val=())
-    found = sample_shots(split, shots, seed, val or "val" in (options.selection, options.calibrate))
-    if options.selection == "val" and not found.val:
-        raise UserError(f"{option('selection', 'val')} needs validation images, and the shots take all: use fewer "
-                        f"{option('shots')}, or {option('selection', 'last')}")
-    if not method.learns:
-        found = replace(found, **{"val" if options.calibrate == "folds" else "train": ()})
-    else:
-        found = replace(found, train=(*found.train, *split.extra))
-    if options.calibrate != "none":
-        check_calibration(options, method, clip, found)
     return found
 
 

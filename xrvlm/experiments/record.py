@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from xrvlm import files
+from xrvlm.data.dataset import Dataset, Split, sample_shots
 from xrvlm.errors import UserError, check_fields, fits, option, plain_text
 from xrvlm.evaluation.domains import Figures
 from xrvlm.evaluation.metrics import METRICS, SHOWN, write_rows
@@ -60,6 +60,22 @@ class RunOptions:
     def calibration(self) -> dict[str, str]:     # of a calibrated run alone: for its identity and for config.yaml
         return {} if self.calibrate == "none" else {
             name: getattr(self, name) for name in ("calibrate", "scaling", "known_by")}
+
+
+def labelled(dataset: Dataset, split: Split, method: Method, shots: int | None, seed: int, val: bool,
+             options: RunOptions) -> Split:
+    """What the run reads the labels of (nothing, where it neither learns nor calibrates) and what it is tested on."""
+    if not split.test:
+        raise UserError(f"{dataset.name} has no image left to test on: give a class two images, or a test set")
+    if not method.learns and options.calibrate == "none":
+        return replace(split, train=(), val=())
+    found = sample_shots(split, shots, seed, val or "val" in (options.selection, options.calibrate))
+    if options.selection == "val" and not found.val:
+        raise UserError(f"{option('selection', 'val')} needs validation images, and the shots take all: use fewer "
+                        f"{option('shots')}, or {option('selection', 'last')}")
+    if method.learns:
+        return replace(found, train=(*found.train, *split.extra))
+    return replace(found, **{"val" if options.calibrate == "folds" else "train": ()})
 
 
 @dataclass(frozen=True)
@@ -248,41 +264,6 @@ def read_record(path: Path) -> RunRecord:
         return RunRecord(**saved)
     except (TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); {fix}") from error
-
-
-def read_records(path: Path) -> list[RunRecord]:
-    """The records of a .jsonl file, or of every results.jsonl below a folder; each run once, the last line wins.
-
-    Their `run` is relative to the folder `path`, or to the folder of the file. Keys of a newer version are ignored.
-    """
-    root, sources = (path, sorted(path.rglob(RESULTS))) if path.is_dir() else (path.parent, [path])
-    found: dict[Path, RunRecord] = {}
-    if missing := [source for source in sources if not source.is_file()]:
-        raise UserError(f"there is no {missing[0]}; pass a folder of runs or a {RESULTS}")
-    for source in sources:
-        for number, line in enumerate(source.read_bytes().split(b"\n"), start=1):
-            if line.strip():
-                record = _parse(line, f"{source}, line {number}")
-                folder = source.parent / record.run
-                found[folder.resolve()] = replace(record, run=Path(os.path.relpath(folder, root)).as_posix())
-    if not found:
-        raise UserError(f"{path} holds no results yet; run `xrvlm adapt` first, or pass the folder that it wrote to")
-    return list(found.values())
-
-
-def _parse(line: bytes, where: str) -> RunRecord:
-    try:
-        value = files.parsed(line.decode("utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError("not a JSON object")
-        # a field with a default is missing in older lines; one without must be there
-        known: dict[str, Any] = {
-            each.name: value.get(each.name) for each in fields(RunRecord)
-            if value.get(each.name) is not None or (each.default is MISSING and each.default_factory is MISSING)}
-        return RunRecord(**known)
-    except ValueError as error:
-        raise UserError(f"{where} is damaged ({error}); delete that line, then give the `xrvlm adapt` command of its "
-                        "run again (a finished run is not trained twice, it only writes its line again)") from error
 
 
 def _run_of(line: str, path: Path) -> str | None:

@@ -13,15 +13,14 @@ from typing import Any
 import yaml
 
 from xrvlm.backbones.base import FrozenCLIP, Need
-from xrvlm.data.dataset import Dataset, Item, Split, hash_images, label_budget, with_test_set, write_split
-from xrvlm.data.images import is_extra
+from xrvlm.data.dataset import Dataset, Item, Split, hash_images, is_extra, label_budget, with_test_set, write_split
 from xrvlm.distributed import processes, seeded
 from xrvlm.errors import UserError, option, typed
 from xrvlm.evaluation.domains import by_domain
 from xrvlm.evaluation.metrics import top1, write_nearest, write_scores
-from xrvlm.experiments.calibrate import calibrate, check_unread, write_figures
-from xrvlm.experiments.protocols import NewClasses, OpenSet, Protocol, beside, drawn, in_parts
-from xrvlm.experiments.record import Identity, RunFolder, RunOptions, RunRecord, append_record, write_losses
+from xrvlm.experiments.calibrate import calibrate, check_calibration, check_unread, write_figures
+from xrvlm.experiments.protocols import NewClasses, OpenSet, Protocol, beside, in_parts
+from xrvlm.experiments.record import Identity, RunFolder, RunOptions, RunRecord, append_record, labelled, write_losses
 from xrvlm.features.bank import FeatureBank
 from xrvlm.features.source import FeatureSource, feature_source
 from xrvlm.files import as_file_name, digest, user_path, write_json, write_text
@@ -84,7 +83,7 @@ def adapt(clip: FrozenCLIP, dataset: Dataset, method: MethodFactory | str = "xr_
     classes = text(split.classes)
     with seeded(seed, "initial weights"):
         adapted = factory(clip, classes).to(clip.device)
-    split = drawn(dataset, split, adapted, clip, shots, seed, val, options)
+    split = labelled(dataset, split, adapted, shots, seed, val, options)
     new = None if protocol == "few_shot" else beside(
         protocol, whole, split, text, adapted, clip, options.known_by, unknown)
     chosen = fitting_recipe(recipe, adapted)
@@ -181,7 +180,10 @@ class _Setup:
     def run(self) -> Run:
         """The run as it was finished before, or done now. In a distributed run, rank 0 writes and the others read."""
         group, folder, run = processes(), self.folder, None
-        check_second_is_read(self.clip, self.method.needs, self.header.method.name)
+        if self.clip.second_width:
+            check_second_is_read(self.method.needs, self.header.method.name)
+        if self.options.calibrate != "none":
+            check_calibration(self.options, self.method, self.clip, self.split)
         group.check_same(self.identity.key, "images or options")
         if group.from_first(self._must_run):
             with group.alone(folder.path / ".lock", BUSY):

@@ -9,7 +9,7 @@ from functools import cache, partial
 from importlib.metadata import entry_points
 from typing import Any
 
-from xrvlm.backbones.base import FrozenCLIP, Need
+from xrvlm.backbones.base import Need
 from xrvlm.errors import UserError, check_options, either, imported, option, unknown
 from xrvlm.files import shipped, shipped_options
 
@@ -131,9 +131,9 @@ def open_methods() -> list[str]:
                      if method.opens_with and not method.open_classes]
 
 
-def check_second_is_read(clip: FrozenCLIP, needs: Collection[Need], name: str) -> None:
-    """UserError where the tower has a second one and the method `name` reads none of it."""
-    if clip.second_width and "second" not in needs:
+def check_second_is_read(needs: Collection[Need], name: str) -> None:
+    """UserError where the method `name` reads nothing of a second tower."""
+    if "second" not in needs:
         raise UserError(f"{name} reads nothing of a second tower or of a second look as parts: use "
                         f"{option('method', 'amu_tuning')}, linear_probe or xr_vlm_plus, or one of the methods that "
                         f"take {option('method.inputs', 'pooled+second')}; or leave the second out")

@@ -13,13 +13,12 @@ from xrvlm import files
 from xrvlm.distributed import Bar
 from xrvlm.errors import typed, unknown
 from xrvlm.evaluation.text_tables import escape, markdown, markdown_table
-from xrvlm.experiments.record import read_records
 from xrvlm.experiments.saved import check_writable, inside
 from xrvlm.experiments.saved import source_of as source_of_run
 from xrvlm.reporting.across import across_data
 from xrvlm.reporting.benchmark import Benchmark, Contents, read_benchmark, shots_in_words
 from xrvlm.reporting.page import html_page
-from xrvlm.reporting.results import with_distinguishing_options
+from xrvlm.reporting.results import read_records, with_distinguishing_options
 from xrvlm.reporting.sections import Album, Picture, Section, read_section
 from xrvlm.reporting.tables import latex_tables, tables, terminal_table
 from xrvlm.views import ImageSource

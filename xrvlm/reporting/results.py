@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import statistics
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
-from xrvlm.files import file_text
+from xrvlm.errors import UserError
+from xrvlm.files import file_text, parsed
 
 if TYPE_CHECKING:                        # it imports torch, which a table does not need
     from xrvlm.experiments.record import RunRecord
@@ -255,3 +257,42 @@ def _short(key: str, value: Any) -> Any:
     if isinstance(value, str) and "/" in value:
         return "/".join(Path(value).parts[-2 if key == "data.root" else -1:])
     return value
+
+
+def read_records(path: Path) -> list[RunRecord]:
+    """The records of a .jsonl file, or of every results.jsonl below a folder; each run once, the last line wins.
+
+    Their `run` is relative to the folder `path`, or to the folder of the file. Keys of a newer version are ignored.
+    """
+    from xrvlm.experiments.record import RESULTS
+
+    root, sources = (path, sorted(path.rglob(RESULTS))) if path.is_dir() else (path.parent, [path])
+    found: dict[Path, RunRecord] = {}
+    if missing := [source for source in sources if not source.is_file()]:
+        raise UserError(f"there is no {missing[0]}; pass a folder of runs or a {RESULTS}")
+    for source in sources:
+        for number, line in enumerate(source.read_bytes().split(b"\n"), start=1):
+            if line.strip():
+                record = _parse(line, f"{source}, line {number}")
+                folder = source.parent / record.run
+                found[folder.resolve()] = replace(record, run=Path(os.path.relpath(folder, root)).as_posix())
+    if not found:
+        raise UserError(f"{path} holds no results yet; run `xrvlm adapt` first, or pass the folder that it wrote to")
+    return list(found.values())
+
+
+def _parse(line: bytes, where: str) -> RunRecord:
+    from xrvlm.experiments.record import RunRecord
+
+    try:
+        value = parsed(line.decode("utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("not a JSON object")
+        # a field with a default is missing in older lines; one without must be there
+        known: dict[str, Any] = {
+            each.name: value.get(each.name) for each in fields(RunRecord)
+            if value.get(each.name) is not None or (each.default is MISSING and each.default_factory is MISSING)}
+        return RunRecord(**known)
+    except ValueError as error:
+        raise UserError(f"{where} is damaged ({error}); delete that line, then give the `xrvlm adapt` command of its "
+                        "run again (a finished run is not trained twice, it only writes its line again)") from error

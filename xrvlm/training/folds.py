@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from xrvlm.backbones.base import FrozenCLIP
-from xrvlm.data.dataset import Item
-from xrvlm.data.images import is_extra
+from xrvlm.data.dataset import Item, is_extra
 from xrvlm.distributed import seed_of
 from xrvlm.errors import UserError, option
 from xrvlm.features.bank import FeatureBank
