@@ -134,6 +134,9 @@ def test_dinov2_loads_from_a_folder_of_transformers(tmp_path):
     expected = F.normalize(model(images).last_hidden_state[:, 0], dim=1)
     torch.testing.assert_close(tower.encode_image(images).pooled, expected)
     assert load_tower(tower.loader, device="cpu").fingerprint == tower.fingerprint
+    BitImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 28, "width": 28}, do_normalize=False,
+                         ).save_pretrained(tmp_path)
+    assert load_hf_trunk(tmp_path, device="cpu").transform == ImageTransform(28, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     with pytest.raises(UserError, match="as a second tower"):
         load_hf_trunk(tmp_path / "nothing")
 

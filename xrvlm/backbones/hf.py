@@ -193,12 +193,12 @@ def _transform(name: str, processor: Any) -> ImageTransform:
         raise UserError(f"{name} prepares images with size={size}, crop={crop}, resample={processor.resample}"
                         f"{''.join(f', {flag}={value}' for flag, value in unread.items())}, which "
                         "is not supported; load it yourself and pass a `transform` to xrvlm.backbones.wrap_hf")
-    mean, std = _mean_and_std(name, processor)
+    mean, std = mean_and_std(name, processor)
     return ImageTransform(crop["height"], mean, std, interpolation=INTERPOLATION[processor.resample],
                           resize="shortest" if crops else "squash", resize_to=size["shortest_edge"] if crops else None)
 
 
-def _mean_and_std(name: str, processor: Any) -> tuple[Any, Any]:
+def mean_and_std(name: str, processor: Any) -> tuple[Any, Any]:
     """For pixels in 0..1, whatever the processor multiplies those in 0..255 with; UserError for what are no numbers."""
     given = {"rescale_factor": (processor.rescale_factor, float)} if processor.do_rescale else {}
     if processor.do_normalize:

@@ -56,7 +56,7 @@ class ImageInputs(nn.Module):
         if "second" in chosen and not clip.second_width:
             raise UserError(f"{option('method.inputs', inputs)} reads a second tower, and there is none: add one "
                             f"({option('second', 'photo')}, xrvlm.paired), or a second look as parts")
-        self.inputs, self.chosen, self.scaling = "+".join(chosen), chosen, scaling
+        self.inputs, self.scaling = "+".join(chosen), scaling
         self.needs: frozenset[Need] = frozenset({"pooled", *(NEED[name] for name in chosen)})
         widths = {"pooled": clip.embed_dim, "unprojected": clip.unprojected_width, "mid": clip.image_width,
                   "second": clip.second_width}
@@ -69,6 +69,11 @@ class ImageInputs(nn.Module):
         if scaling == "standard":
             self.register_buffer("mean", torch.zeros(self.width))
             self.register_buffer("deviation", torch.ones(self.width))
+
+    @property
+    def chosen(self) -> list[str]:
+        """The names of the features, one after the other."""
+        return self.inputs.split("+")
 
     def fit(self, support: FeatureSource) -> tuple[Tensor, Tensor]:
         """Take from the training images what the scaling needs; returns `of(support)`."""

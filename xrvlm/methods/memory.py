@@ -35,6 +35,6 @@ def most_certain(logits: Tensor, capacity: int, among: Tensor | None = None) -> 
     return rows, there
 
 
-def nearness(cosines: Tensor, sharpness: float) -> Tensor:
+def nearness(cosines: Tensor, sharpness: Tensor | float) -> Tensor:
     """`exp(-sharpness * (1 - cosine))`, 1 for the image itself."""
     return torch.exp(-sharpness * (1 - cosines))

@@ -12,6 +12,7 @@ from xrvlm.errors import UserError, option
 from xrvlm.features.source import FeatureSource
 from xrvlm.methods.base import TRAINING_FREE
 from xrvlm.methods.inputs import ImageInputs, Inputs, Scaling
+from xrvlm.methods.memory import nearness
 from xrvlm.methods.zero_shot import OnZeroShot, zero_shot_logits
 from xrvlm.text.class_text import ClassText
 
@@ -108,7 +109,7 @@ class ProKeR(OnZeroShot):
 
 def gaussian_kernel(x: Tensor, y: Tensor, beta: Tensor | float) -> Tensor:
     """(b, n) `exp(-beta / 2 |x - y|^2)` of features (b, f) and (n, f) of unit length."""
-    return torch.exp(-beta * (1 - x @ y.T))
+    return nearness(x @ y.T, beta)
 
 
 def ridge_duals(kernel: Tensor, errors: Tensor, ridge: float) -> Tensor:

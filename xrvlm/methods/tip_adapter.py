@@ -9,6 +9,7 @@ from xrvlm.errors import UserError, option
 from xrvlm.features.source import FeatureSource
 from xrvlm.methods.base import TRAINING_FREE, Recipe
 from xrvlm.methods.inputs import ImageInputs, Inputs, Scaling
+from xrvlm.methods.memory import nearness
 from xrvlm.methods.zero_shot import OnZeroShot
 from xrvlm.text.class_text import ClassText
 
@@ -68,7 +69,7 @@ class TipAdapter(OnZeroShot):
 
     def logits(self, x: Features, class_features: Tensor) -> Tensor:
         affinity = self.inputs(x) @ self.keys.T                                            # (b, n)
-        vote = torch.exp(-self.beta * (1 - affinity)) @ self.votes                         # (b, c)
+        vote = nearness(affinity, self.beta) @ self.votes                                  # (b, c)
         return self.prior(x, class_features) + self.alpha * vote
 
 

@@ -90,7 +90,7 @@ class LookingTower(OnTower):
         self.transform = own.scaled(side)
         self.shown = Shown(side, own, own).to(clip.device)
         blank = torch.zeros(1, 3, size, size, device=clip.device)
-        self.cells = round(_grid(clip.encode_image(blank, {"tokens"})).shape[-1])          # of a side
+        self.cells = _grid(clip.encode_image(blank, {"tokens"})).shape[-1]                 # of a side
         self.covered = min(self.cells - 1, max(1, round(options.share * self.cells)))      # of a side of a window
         starts = self.cells - self.covered + 1                                             # along a side
         edges = [round(cell * side / self.cells) for cell in range(self.cells + 1)]
@@ -105,6 +105,7 @@ class LookingTower(OnTower):
         apart = (self.covered - (at[:, None] - at[None]).abs()).clamp(min=0).prod(dim=-1).float()      # intersections
         clear = (apart / (2 * self.covered ** 2 - apart) <= options.overlap) & (apart < self.covered ** 2)
         self.register_buffer("clear", clear, persistent=False)
+        self.chosen_by: set[Need] = {"tokens"} if options.where == "agreement" else set()
         self.second_need: Need = "unprojected" if clip.unprojected_width else "pooled"
         if options.use == "parts":
             self.second_width = clip.unprojected_width or clip.embed_dim
@@ -123,8 +124,10 @@ class LookingTower(OnTower):
         own: set[Need] = {need for need in needs if need != "second"}
         if self.options.use == "parts" and "second" not in needs:
             return self.clip.encode_image(self.shown(images), own)
-        first = self.clip.encode_image(self.shown(images), {*own, "tokens"})
-        looked = self._look(images, self._windows(first, images), {*own, self.second_need})
+        reads = self.options.use == "parts" or "unprojected" in needs        # else the pooled feature is enough
+        first = self.clip.encode_image(self.shown(images), {*own, *self.chosen_by})
+        read_again: set[Need] = {"pooled", self.second_need} if reads else {"pooled"}
+        looked = self._look(images, self._windows(first, images), read_again)
         if self.options.use == "parts":
             read = vars(looked)[self.second_need]                                          # (b * k, q)
             more: dict[str, Any] = {"second": read.unflatten(0, (-1, self.options.looks)).mean(dim=1)}
@@ -137,7 +140,7 @@ class LookingTower(OnTower):
     def windows(self, images: Tensor) -> Tensor:
         """(b, k, 4) left, top, right and bottom of the windows of `images` (b, 3, s, s), as shares of a side."""
         with torch.no_grad():
-            first = self.clip.encode_image(self.shown(images.to(self.device)), {"tokens"})
+            first = self.clip.encode_image(self.shown(images.to(self.device)), {"pooled", *self.chosen_by})
         top_left = self.at[self._windows(first, images.to(self.device))].flip(-1).float()              # (b, k, 2)
         return torch.cat([top_left, top_left + self.covered], dim=-1) / self.cells
 

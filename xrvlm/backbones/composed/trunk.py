@@ -106,6 +106,8 @@ def load_hf_trunk(model: str | Path, *, image_size: int | None = None, device: D
     """
     from transformers import AutoImageProcessor, AutoModel
 
+    from xrvlm.backbones.hf import mean_and_std
+
     model = str(model)
     source = str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else model
     try:
@@ -113,9 +115,11 @@ def load_hf_trunk(model: str | Path, *, image_size: int | None = None, device: D
         processor: Any = AutoImageProcessor.from_pretrained(source)
         size = dict(getattr(processor, "crop_size", None) or processor.size)
         side = image_size or size.get("height") or size["shortest_edge"]
-        transform = ImageTransform(side, tuple(processor.image_mean), tuple(processor.image_std))
+        transform = ImageTransform(side, *mean_and_std(model, processor))
         return ImageTower(network, name=model, transform=transform, read=_pooled, device=device, precision=precision,
                           loader={"name": "hf_trunk", "options": {"model": model, "image_size": image_size}})
+    except UserError:
+        raise
     except Exception as error:               # of the hub, JSON, safetensors, a model that takes no images
         raise _unusable(model, "transformers", error, "a vision model of the hub or a folder of one, and the "
                         "network") from error

@@ -79,7 +79,7 @@ class PartPooling(ImageParts):
     def names(self) -> Iterator[str]:
         parts = self.attend.out_features - 1
         yield from islice(super().names(), parts)
-        yield "second tower"
+        yield from ["second tower"] * (self.second is not None)
 
     def part_maps(self, x: Features) -> Tensor:
         """(b, m, p) the maps without the background's; that of a second tower is uniform."""
