@@ -31,7 +31,7 @@ Load = Callable[[], FrozenCLIP]
 SECOND_READERS = {"linear_probe": ("linear_probe", {}), "xr_vlm_plus": ("xr_vlm_plus", {}),
                   "amu_tuning": ("amu_tuning", {}),
                   "tip_adapter_f": ("tip_adapter_f", {"inputs": "auto", "scaling": "auto", "fit_prior": True})}
-READERS = {name: SECOND_READERS[name] for name in ("linear_probe", "xr_vlm_plus")}
+READERS = ("linear_probe", "xr_vlm_plus")
 VIEWS = xrvlm.FeatureSettings(views=0)
 
 
@@ -79,7 +79,7 @@ def row(words: Sequence[str], of: dict[Key, dict[int, np.ndarray]],
 
 def show(dataset: xrvlm.Dataset, given: Namespace) -> None:
     base = "tiny" if given.world is not None else "photo"
-    readers = SECOND_READERS if given.what == "second" else READERS
+    readers = given.methods or (SECOND_READERS if given.what == "second" else READERS)
     print(f"\n| {dataset.name} | tower | {' | '.join(f'{shots} shots' for shots in given.shots)} | less alone |")
     print(f"|---|---|{'--:|' * (len(given.shots) + 1)}", flush=True)
     alone: dict[str, dict[Key, dict[int, np.ndarray]]] = {}
@@ -104,6 +104,7 @@ def main() -> None:
     parser.add_argument("--world", type=int, help="of drawn birds, with the tiny tower as the first")
     parser.add_argument("--what", choices=("second", "look"), default="second")
     parser.add_argument("--only", nargs="*", help="these towers alone, as the table names them")
+    parser.add_argument("--methods", nargs="*", choices=SECOND_READERS, help="these alone")
     parser.add_argument("--shots", type=int, nargs="*", default=[1, 4, 16])
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3])
     parser.add_argument("--runs", type=Path, default=Path("runs/second"))
@@ -113,6 +114,7 @@ def main() -> None:
             given.runs, given.world = Path(folder, "runs"), 0
             given.only = ["tiny", "3 looks, average, agreement"] if given.what == "look" else [
                 "tiny", "tiny + tiny, the same"]
+            given.methods = ["linear_probe", "amu_tuning"]
             show(xrvlm.load_world(root=f"{folder}/birds", train_images=2, test_images=1), given)
         return
     if given.world is not None:

@@ -36,13 +36,13 @@ def search(*arguments) -> subprocess.CompletedProcess:
 
 
 @needs_optuna
-def test_three_trials_go_by_the_validation_images_and_are_not_done_twice(tmp_path):
+def test_trials_go_by_the_validation_images_and_are_not_done_twice(tmp_path):
     words = ("selection=val", "method=tip_adapter", "method.beta=interval(1,10)", "method.alpha=choice(0.5,1,2)",
-             "hydra.sweeper.n_trials=3")
+             "hydra.sweeper.n_trials=2")
     done = search(*words)
     assert done.returncode == 0, done.stderr
     records = read_records(tmp_path / "runs")
-    assert len(records) == 3
+    assert len(records) == 2
     assert {record.selection for record in records} == {"val"}
     found = yaml.safe_load((tmp_path / "runs" / "optimization_results.yaml").read_text())
     assert found["best_value"] == max(record.metrics["val_top1"] for record in records)
@@ -51,7 +51,7 @@ def test_three_trials_go_by_the_validation_images_and_are_not_done_twice(tmp_pat
 
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/model.safetensors")}
     again = search(*words)                   # the same trials, each of which is finished
-    assert again.stderr.count("already finished: ") == 3
+    assert again.stderr.count("already finished: ") == 2
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     assert yaml.safe_load((tmp_path / "runs" / "optimization_results.yaml").read_text()) == found
 

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from photos import photo_folder
+from slow import SLOW
 
 from xrvlm.cli.main import main
 from xrvlm.reporting.results import read_records
@@ -114,6 +115,7 @@ def test_the_lock_of_a_process_that_was_killed_while_it_encoded_does_not_block(p
     assert main(arguments) == 0
 
 
+@SLOW
 @needs_launcher
 def test_joblib_does_jobs_side_by_side_and_tells_a_mistake_of_one_in_one_line(photos, tmp_path, straight):
     # with processes that decode images, as is the default

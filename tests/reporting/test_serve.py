@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from photos import CLASSES, photo_folder, write_photo
 from PIL import Image
-from slow import SLOW
+from slow import SLOW, slow
 
 import xrvlm
 from xrvlm.cli.main import main
@@ -29,7 +29,7 @@ from xrvlm.views import read_image
 pytest.importorskip("gradio")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 TINY = ("backbone=tiny", "device=cpu", "workers=0", "shots=3", "features.views=0")
-CLIENTS, REQUESTS = 8, 200
+CLIENTS = 8
 
 
 @pytest.fixture(scope="module")
@@ -226,12 +226,13 @@ def resident(process: int) -> float:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of a process from /proc")
-def test_many_clients_get_their_own_answers(server, place, runs):
+@pytest.mark.parametrize("requests", [60, *slow(200)])
+def test_many_clients_get_their_own_answers(server, place, runs, requests):
     address, process = server
     photos = [place / "birds" / name / f"{key}.png" for name in CLASSES for key in range(6)]
     expected = {(run.name, photo): dict(zip([each.image for each in found], found, strict=True))
                 for run in runs for photo in photos for found in [xrvlm.predict(run, photo)]}
-    asked = [(runs[turn % 2].name, photos[turn * 7 % len(photos)]) for turn in range(REQUESTS)]
+    asked = [(runs[turn % 2].name, photos[turn * 7 % len(photos)]) for turn in range(requests)]
     sizes, done, lock = [], 0, threading.Lock()
 
     def ask(one: tuple[str, Path]) -> tuple[str, Path, list[dict]]:
@@ -239,13 +240,13 @@ def test_many_clients_get_their_own_answers(server, place, runs):
         found = answered(address, *one)
         with lock:
             done += 1
-            if done in (REQUESTS // 4, REQUESTS):
+            if done in (requests // 4, requests):
                 sizes.append(resident(process))
         return (*one, found)
 
     with ThreadPoolExecutor(CLIENTS) as pool:
         replies = list(pool.map(ask, asked))
-    assert len(replies) == REQUESTS
+    assert len(replies) == requests
     for model, photo, (found,) in replies:
         (right,) = expected[model, photo].values()
         assert found["photo"] == photo.name
