@@ -4,9 +4,9 @@
         --baselines linear_probe,lp_plus_plus,tip_adapter_f:fit_prior=true,zero_shot,xr_vlm:recipe=fast
 
 It reads what finished runs left. A method is `NAME` or `NAME:OPTION=VALUE...`, all options that differ from their
-defaults; `recipe`, by its name, may be among them. Each data set and number of shots has equal weight. In each of the
-resamples the seeds and the test images of a data set are drawn with replacement, the same images for all its shots.
-Printed: the mean difference of top-1 in points, and its 95 % interval.
+defaults; `recipe` and `prompts`, by their names in results.jsonl, may be among them. Each data set and number of shots
+has equal weight. In each of the resamples the seeds and the test images of a data set are drawn with replacement, the
+same images for all its shots. Printed: the mean difference of top-1 in points, and its 95 % interval.
 """
 
 import sys
@@ -33,13 +33,15 @@ def hits_of(folders: Sequence[Path], method: str) -> dict[Key, dict[int, np.ndar
     """{(data set, shots): {seed: whether each test image was right}} of the runs of `method`."""
     name, *given = method.split(":")
     wanted = dict(option.split("=", 1) for option in given)
-    recipe = wanted.pop("recipe", None)
+    recipe, prompts = wanted.pop("recipe", None), wanted.pop("prompts", None)
     found: dict[Key, dict[int, np.ndarray]] = defaultdict(dict)
     for folder in folders:
         for record in read_records(folder):
-            if record.method == name and recipe in (None, record.recipe) and _options(record) == wanted:
+            if (record.method == name and recipe in (None, record.recipe) and prompts in (None, record.prompts)
+                    and _options(record) == wanted):
                 if record.seed in found[record.data, record.shots]:
-                    raise UserError(f"{method} stands for two runs on {record.data}; name its options and its recipe")
+                    raise UserError(f"{method} stands for two runs on {record.data}; name its options, its recipe and "
+                                    "its prompts")
                 found[record.data, record.shots][record.seed] = read_hits(folder / record.run / "predictions.csv")[1]
     if not found:
         raise UserError(f"no run of {method} in {', '.join(map(str, folders))}")

@@ -238,7 +238,7 @@ def test_mistakes_are_told_in_one_line(photos, capsys, given, message):
 
 def test_the_candidates_of_the_configuration_are_all_registered():
     scored = [Candidate.parse(words) for words in default_candidates()]
-    assert [candidate.words for candidate in scored][:2] == ["zero_shot", "tip_adapter"]
+    assert [candidate.words for candidate in scored][:2] == ["zero_shot", "ss_text"]
     assert all(torch.nn.Module in candidate.method.func.__mro__ for candidate in scored)
     assert [candidate.recipe for candidate in scored if candidate.words == "xr_vlm recipe=fast"] == [{"name": "fast"}]
 
