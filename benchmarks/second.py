@@ -78,7 +78,7 @@ def row(words: Sequence[str], of: dict[Key, dict[int, np.ndarray]],
 
 
 def show(dataset: xrvlm.Dataset, given: Namespace) -> None:
-    base = "tiny" if given.world is not None else "photo"
+    base = given.first or ("tiny" if given.world is not None else "photo")
     readers = given.methods or (SECOND_READERS if given.what == "second" else READERS)
     print(f"\n| {dataset.name} | tower | {' | '.join(f'{shots} shots' for shots in given.shots)} | less alone |")
     print(f"|---|---|{'--:|' * (len(given.shots) + 1)}", flush=True)
@@ -101,7 +101,8 @@ def show(dataset: xrvlm.Dataset, given: Namespace) -> None:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--photos", nargs="*", type=Path, default=[])
-    parser.add_argument("--world", type=int, help="of drawn birds, with the tiny tower as the first")
+    parser.add_argument("--world", type=int, help="of drawn birds")
+    parser.add_argument("--first", choices=("photo", "tiny"), help="the tower that stands alone; else photo for photos")
     parser.add_argument("--what", choices=("second", "look"), default="second")
     parser.add_argument("--only", nargs="*", help="these towers alone, as the table names them")
     parser.add_argument("--methods", nargs="*", choices=SECOND_READERS, help="these alone")
