@@ -1,6 +1,7 @@
 """Methods on a tower with a second one: AMU-Tuning by hand, and what every method that reads it must keep."""
 
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import onnxruntime
@@ -113,6 +114,13 @@ def test_the_second_tower_is_a_part_of_the_explanation(name, pair, bank):
     assert found.maps[-1].min() == found.maps[-1].max() > 0, "it has no place in the photo"
     assert found.logit.contributions.shape[1] == parts
     assert found.logit.gap < 0.05 * max(1, abs(found.logit.value))
+
+
+@pytest.mark.parametrize("name", ["xr_vlm", "xr_vlm_plus"])
+def test_a_second_look_is_called_so(name):
+    clip = second_look(tiny_vit(), 2, use="parts")
+    pooling = made(name, clip, encoded(clip)).method.pooling
+    assert "second look" in islice(pooling.names(), 6) and "second tower" not in islice(pooling.names(), 6)
 
 
 def test_amu_tuning_by_hand(pair):

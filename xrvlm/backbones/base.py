@@ -102,6 +102,7 @@ class FrozenCLIP(nn.Module, ABC):
     image_width: int                     # e; 0 for a tower without positions
     unprojected_width: int = 0           # f; 0 for a tower that ends in no linear projection
     second_width: int = 0                # q; 0 for a tower without a second one (xrvlm.backbones.composed)
+    second_name: str = "second tower"    # for people: what the second feature is of
     text_width: int                      # w
     context_length: int                  # positions of the text window
     transform: ImageTransform            # the checkpoint's evaluation transform, or what the user set instead

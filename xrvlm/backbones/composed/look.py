@@ -108,7 +108,7 @@ class LookingTower(OnTower):
         self.chosen_by: set[Need] = {"tokens"} if options.where == "agreement" else set()
         self.second_need: Need = "unprojected" if clip.unprojected_width else "pooled"
         if options.use == "parts":
-            self.second_width = clip.unprojected_width or clip.embed_dim
+            self.second_width, self.second_name = clip.unprojected_width or clip.embed_dim, "second look"
         changed = {name: value for name, value in vars(options).items() if value != vars(LookOptions())[name]}
         others = " ".join(str(value) if name in ("where", "use") else f"{name} {value:g}"
                           for name, value in changed.items() if name != "looks")

@@ -19,7 +19,7 @@ class OnTower(FrozenCLIP):
         self.clip = clip
         self.embed_dim, self.image_width, self.unprojected_width = clip.embed_dim, clip.image_width, \
             clip.unprojected_width
-        self.second_width = clip.second_width
+        self.second_width, self.second_name = clip.second_width, clip.second_name
         self.text_width, self.context_length = clip.text_width, clip.context_length
         self.transform, self.precision, self.text_path = clip.transform, clip.precision, clip.text_path
         self.logit_scale, self.logit_bias = clip.logit_scale, clip.logit_bias

@@ -65,6 +65,7 @@ class FoundParts(ImageParts):
         super().__init__()
         self.inputs, pairs = ImageInputs(clip, inputs, scaling, second=False), min(pairs, clip.image_width)
         self.second = ImageInputs(clip, "second", scaling) if clip.second_width else None
+        self.second_name = clip.second_name
         self.widths = (self.inputs.width, *[clip.embed_dim] * image_parts, *[2 * pairs ** 2] * (pairs > 0),
                        *[clip.second_width] * (self.second is not None))
         # of parts: the whole image, clusters, pairs; and a second tower, if there is one
@@ -82,7 +83,7 @@ class FoundParts(ImageParts):
         yield "whole image"
         yield from (f"part {part + 1}" for part in range(len(self.centres)))
         yield from ["pairs of channels"] * self.groups[2]
-        yield from ["second tower"] * len(self.groups[3:])
+        yield from [self.second_name] * len(self.groups[3:])
 
     @torch.no_grad()
     def fit(self, support: FeatureSource, device: torch.device) -> Tensor:

@@ -55,6 +55,7 @@ class PartPooling(ImageParts):
         super().__init__()
         self.second = None if second is None else nn.Sequential(
             BatchNorm(second.second_width), nn.Linear(second.second_width, second.embed_dim, bias=False))
+        self.second_name = second.second_name if second else ""
         self.attend_norm = BatchNorm(image_width)
         self.attend = nn.Linear(image_width, image_parts + 1, bias=False)
         self.map_norm = None if live else BatchNorm(image_parts + 1)
@@ -79,7 +80,7 @@ class PartPooling(ImageParts):
     def names(self) -> Iterator[str]:
         parts = self.attend.out_features - 1
         yield from islice(super().names(), parts)
-        yield from ["second tower"] * (self.second is not None)
+        yield from [self.second_name] * (self.second is not None)
 
     def part_maps(self, x: Features) -> Tensor:
         """(b, m, p) the maps without the background's; that of a second tower is uniform."""
