@@ -2,7 +2,7 @@
 
     python benchmarks/second.py --photos DIR/flowers17 DIR/dtd10 --what second --runs runs/second
     python benchmarks/second.py --photos DIR/flowers17 DIR/dtd10 --what look --runs runs/second
-    python benchmarks/second.py --world 2 --what second --runs runs/second       # drawn birds, the tiny tower
+    python benchmarks/second.py --world 2 --what second --runs runs/second   # drawn birds; --first photo turns it
 
 Each folder of photos has a split.csv (path, class, split). For each data set, tower and method it prints top-1 in %,
 the mean over the seeds, at each number of shots; then the difference to the tower alone, over all numbers of shots,

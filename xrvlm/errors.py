@@ -1,5 +1,6 @@
 """The one exception for what a user can mend, how its message names an option, and the checks of given values."""
 
+import math
 import os
 import re
 import types
@@ -192,7 +193,7 @@ def check_fields(record: Any, group: str = "", *, but: Sequence[str] = ()) -> No
 
 
 def check_options(target: Callable, given: Mapping[str, Any], group: str, kind: str = "option") -> None:
-    """UserError where `target` has no option of a name in `given`, or one of another type than its annotation.
+    """UserError where `target` has no option of a name in `given`, or one of another type, or that is not finite.
 
     The options of a class are its keyword-only parameters: the library passes the positional ones.
     """
@@ -203,6 +204,9 @@ def check_options(target: Callable, given: Mapping[str, Any], group: str, kind: 
     if strange := _strange(given, parameters):
         raise unknown(kind, option(f"{group}.{strange}"), [option(f"{group}.{known}") for known in parameters])
     check_types(given, _hints(target.__init__ if isinstance(target, type) else target), group)
+    for name, value in given.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{option(f'{group}.{name}')} must be a finite number, found {value}")
 
 
 def _hints(target: Any) -> dict[str, Any]:

@@ -137,8 +137,9 @@ def test_dinov2_loads_from_a_folder_of_transformers(tmp_path):
     BitImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 28, "width": 28}, do_normalize=False,
                          ).save_pretrained(tmp_path)
     assert load_hf_trunk(tmp_path, device="cpu").transform == ImageTransform(28, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="as a second tower"):
-        load_hf_trunk(tmp_path / "nothing")
+        load_hf_trunk(tmp_path / "empty")
 
 
 def test_dinov2_of_timm_loads_at_its_size():
@@ -208,6 +209,24 @@ def test_the_controls_of_a_look(clip):
 def test_bad_options_of_a_look_name_the_fix(options, message):
     with pytest.raises(UserError, match=message):
         LookOptions(**options)
+
+
+def test_a_look_is_not_looked_at_again_and_has_no_other_options(clip):
+    with pytest.raises(UserError, match="looks again already: ask it for more looks"):
+        second_look(second_look(clip, 2), 2)
+    with pytest.raises(UserError, match="unknown option.*shaare.*did you mean '.*share'"):
+        second_look(clip, 2, shaare=0.5)
+
+
+def test_a_trunk_of_convolutions_takes_any_size():
+    tower = load_timm_trunk("resnet10t", pretrained=False, image_size=64, device="cpu")
+    assert (tower.embed_dim, tower.transform.image_size) == (512, 64)
+    for load in (load_timm_trunk, load_hf_trunk):
+        with pytest.raises(UserError, match="image_size must be at least 1 pixel, found -3"):
+            load("resnet10t", image_size=-3)
+    for nowhere in ("/no/such/folder", "", "./nowhere"):
+        with pytest.raises(UserError, match="there is no folder"):
+            load_hf_trunk(nowhere)
 
 
 def test_the_loaders_of_the_towers_inside_are_known():

@@ -8,6 +8,7 @@ from photos import photo_folder, write_photo
 from xrvlm.data.dataset import Item, hash_images, is_extra, label_budget, sample_shots, with_test_set
 from xrvlm.data.extra import with_extra
 from xrvlm.data.folder import image_folder
+from xrvlm.data.images import drop_damaged
 from xrvlm.data.registry import load_dataset
 from xrvlm.errors import UserError
 from xrvlm.experiments.protocols import base_half
@@ -61,14 +62,29 @@ def test_no_fold_holds_them_out():
     assert fold[own].tolist() == folds_of([items[row] for row in own], 4, 0).tolist()
 
 
-def test_one_that_is_a_test_image_is_refused(birds, extra):
+@pytest.mark.parametrize(("subset", "words"), [("test", "test"), ("val", "validation"), ("train", "training")])
+def test_one_that_is_an_image_of_the_data_is_refused(birds, extra, subset, words):
+    """A test image would be tested on; a labelled one would be trained on while a fold holds it out."""
     (extra / "wren" / "same.png").write_bytes((birds / "wren" / "0.png").read_bytes())
     dataset = load_dataset("folder", root=birds, extra=extra)
     split = replace(dataset.split, train=dataset.split.extra)
-    hash_images(split, dataset.source)                       # of a training image it may be a copy
-    tested = replace(split, test=tuple(item for item in dataset.split.train if item.id == "wren/0.png"))
-    with pytest.raises(UserError, match=r"1 of 4 extra images are test images: wren/same\.png is wren/0\.png; remove"):
-        hash_images(tested, dataset.source)
+    hash_images(split, dataset.source)                       # the image itself is in no subset
+    same = tuple(item for item in dataset.split.train if item.id == "wren/0.png")
+    held = replace(split, **{subset: (*getattr(split, subset), *same)})
+    with pytest.raises(UserError, match=rf"1 of 4 extra images are {words} images: wren/same\.png is wren/0\.png; rem"):
+        hash_images(held, dataset.source)
+
+
+def test_damaged_ones_are_left_out_where_that_is_asked(birds, extra):
+    (extra / "wren" / "bad.png").write_bytes(b"no image")
+    kept = drop_damaged(load_dataset("folder", root=birds, extra=extra), 0)
+    assert [item.id for item in kept.split.extra] == ["extra:Blue_Tit/a.png", "extra:wren/b.png",
+                                                      "extra:wren/deeper/c.png"]
+
+
+def test_a_second_folder_does_not_take_the_place_of_the_first(birds, extra):
+    with pytest.raises(UserError, match="birds has extra images already: put all of them below one folder"):
+        with_extra(load_dataset("folder", root=birds, extra=extra), extra)
 
 
 @pytest.mark.parametrize(("path", "message"), [

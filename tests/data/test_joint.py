@@ -111,7 +111,11 @@ def test_validation_sets_of_some_alone_are_left_out(sets, caplog):
     (lambda one, two: [one], "names 1 data set: a joint one has two at least"),
     (lambda one, two: [], "names 0 data sets"),
     (lambda one, two: "none.yaml", r"is a list such as .* or a \.yaml file of one; found none\.yaml"),
-    (lambda one, two: [one, 3], "sets must be .*, found"),
+    (lambda one, two: [one, 3], "3 in sets is no data set"),
+    (lambda one, two: [one, ["a"]], r"\['a'\] in sets is no data set"),
+    (lambda one, two: [one, ""], "'' in sets is no data set"),
+    (lambda one, two: [one, "/no/where"], "/no/where in sets: there is no folder /no/where"),
+    (lambda one, two: [one, replace(two, name="")], "the set '' has no letter in its name"),
     (lambda one, two: [one, {"name": "x"}], "is no data set"),
     (lambda one, two: [one, {"data": 3}], "data must be "),
     (lambda one, two: [one, {"data": "flowers1"}], "flowers1 in sets: unknown data set 'flowers1'"),
@@ -143,5 +147,7 @@ def test_extra_images_of_a_set_and_of_all(folders, tmp_path):
     write_photo(tmp_path / "b" / "rose_(sweets)" / "0.png", 0, 901)
     own = {"root": folders / "flowers", "extra": str(tmp_path / "a")}
     found = joint([own, folders / "sweets"], extra=tmp_path / "b")  # pyright: ignore[reportCallIssue]
-    assert [(item.id, item.label) for item in found.split.extra] == [("extra:rose_(sweets)/0.png", 4)]
+    assert [(item.id, item.label) for item in found.split.extra] == [
+        ("joint:flowers/extra:rose/0.png", 0), ("extra:rose_(sweets)/0.png", 4)]
+    assert found.source.read("joint:flowers/extra:rose/0.png") == (tmp_path / "a/rose/0.png").read_bytes()
     assert found.source.read("extra:rose_(sweets)/0.png") == (tmp_path / "b/rose_(sweets)/0.png").read_bytes()

@@ -186,11 +186,11 @@ def label_budget(split: Split) -> int:
 
 
 def hash_images(split: Split, source: ImageSource) -> dict[str, str]:
-    """{id: sha256 of the image file's bytes} of all subsets. UserError where an extra image is also a test image."""
+    """{id: sha256 of the image file's bytes} of all subsets. UserError where an extra image is one of the others."""
     hashes = {item.id: source.sha256(item.id) for subset in SUBSETS for item in getattr(split, subset)}
     if split.extra:
         from xrvlm.data.images import check_extra
-        check_extra(hashes, (item.id for item in split.test))
+        check_extra(hashes, split)
     return hashes
 
 

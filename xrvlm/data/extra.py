@@ -23,6 +23,8 @@ def with_extra(dataset: Dataset, folder: str | Path) -> Dataset:
     Raises:
         UserError: the folder is not there, holds no image, or one of its folders is called as no class.
     """
+    if any(item.id.startswith(EXTRA) for item in dataset.split.extra):   # those of joined sets have ids of theirs
+        raise UserError(f"{dataset.name} has extra images already: put all of them below one folder")
     root = user_path(folder)
     if not root.is_dir():
         raise UserError(f"there is no folder {root}; check {option('data.extra')}")
@@ -39,7 +41,8 @@ def with_extra(dataset: Dataset, folder: str | Path) -> Dataset:
             raise unknown("class", name, dataset.split.classes,
                           f"rename the folder {root / name}: those of {option('data.extra')} are called as the classes")
     items = tuple(Item(f"{EXTRA}{path.as_posix()}", label[_letters(path.parts[0])]) for path in paths)
-    return replace(dataset, source=Joined(dataset.source, root, EXTRA), split=replace(dataset.split, extra=items),
+    split = replace(dataset.split, extra=(*dataset.split.extra, *items))
+    return replace(dataset, source=Joined(dataset.source, root, EXTRA), split=split,
                    loader=dataset.loader and {**dataset.loader, "options": {**dataset.loader["options"],
                                                                             "extra": str(root)}})
 

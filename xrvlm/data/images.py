@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from xrvlm.data.dataset import EXTRA, JOINT, SUBSETS, Dataset, is_extra, own_id
+from xrvlm.data.dataset import EXTRA, JOINT, SUBSETS, Dataset, Split, is_extra, own_id
 from xrvlm.errors import UserError, option
 from xrvlm.text.class_text import few
 from xrvlm.views import ImageSource, unreadable_images
@@ -65,23 +65,29 @@ def copies_in(subsets: Mapping[str, Sequence[Mapping[str, str]]]) -> list[dict[s
     return copies
 
 
-def check_extra(hashes: Mapping[str, str], test: Iterable[str]) -> None:
-    """UserError where an extra image is byte for byte one of the images `test`; `hashes` are of all ids."""
-    tested = {hashes[image]: image for image in test}
+def check_extra(hashes: Mapping[str, str], split: Split) -> None:
+    """UserError where an extra image is byte for byte an image of the data set; `hashes` are of all ids.
+
+    One that is a test image would be trained on and tested with; one that is a labelled image would be trained on while
+    folds or validation hold it out.
+    """
     extra = [image for image in hashes if is_extra(image)]
-    if same := [(image, tested[hashes[image]]) for image in extra if hashes[image] in tested]:
-        raise UserError(f"{len(same)} of {len(extra)} extra images are test images: "
-                        f"{few(f'{own_id(image).removeprefix(EXTRA)} is {other}' for image, other in same)}; remove "
-                        f"them from {option('data.extra')}")
+    for subset, words in (("test", "test"), ("val", "validation"), ("train", "training")):
+        own = {hashes[item.id]: item.id for item in getattr(split, subset) if not is_extra(item.id)}
+        if same := [(image, own[hashes[image]]) for image in extra if hashes[image] in own]:
+            raise UserError(f"{len(same)} of {len(extra)} extra images are {words} images: "
+                            f"{few(f'{own_id(image).removeprefix(EXTRA)} is {other}' for image, other in same)}; "
+                            f"remove them from {option('data.extra')}")
 
 
 def drop_damaged(dataset: Dataset, workers: int) -> Dataset:
     """The data set without the images that cannot be decoded; a warning names them. Decodes every image once."""
-    items = [item for subset in SUBSETS for item in getattr(dataset.split, subset)]
+    subsets = (*SUBSETS, "extra")
+    items = [item for subset in subsets for item in getattr(dataset.split, subset)]
     unreadable = unreadable_images([item.id for item in items], dataset.source, workers)
     if not (damaged := {item for item in items if item.id in unreadable}):
         return dataset
     log.warning("skipped %d of %d images, which cannot be read: %s", len(damaged), len(items),
                 few(sorted(item.id for item in damaged), 20))
-    kept = {subset: tuple(item for item in getattr(dataset.split, subset) if item not in damaged) for subset in SUBSETS}
+    kept = {subset: tuple(item for item in getattr(dataset.split, subset) if item not in damaged) for subset in subsets}
     return replace(dataset, split=replace(dataset.split, **kept))

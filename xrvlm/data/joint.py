@@ -25,7 +25,7 @@ from xrvlm.views import ImageSource
 log = logging.getLogger(__name__)
 EXAMPLE = "[{name: flowers, root: DIR}, {data: drawn_birds, world: 2}]"
 OF_ALL = {"data": str, "name": str | None, "root": str | Path | None}      # options that are read here
-Sets = str | Path | Sequence[Dataset | Mapping[str, Any] | str | Path]
+Sets = str | Path | Sequence[Any]        # each a data set, a mapping, a registry name or a folder
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _listed(sets: Any) -> list[Any]:
 
 def _spelled(each: Any, beside: Path | None) -> dict[str, Any]:
     """How to load a set, in full: {"data": the name of a loader, ...}. A root may be relative to `beside`."""
-    if isinstance(each, str | Path):
+    if isinstance(each, str | Path) and str(each).strip():
         each = {"data": each} if str(each) in shipped("data") else {"root": str(each)}
     if not isinstance(each, Mapping) or not ("data" in each or "root" in each):
         raise UserError(f"{each!r} in {option('data.sets')} is no data set: write a folder, or data or root with other "
@@ -109,14 +109,14 @@ def _spelled(each: Any, beside: Path | None) -> dict[str, Any]:
 
 def _loaded(given: Mapping[str, Any]) -> Dataset:
     options = {key: value for key, value in given.items() if key not in ("data", "name")}
-    named = given.get("name") or given["data"]
+    named = given.get("name") or given.get("root") or given["data"]
     if given["data"] == "joint":
         raise UserError(f"{named} in {option('data.sets')} is joint itself: list its sets instead")
     try:
         dataset = load_dataset(given["data"], **options)
     except UserError as error:
         raise UserError(f"{named} in {option('data.sets')}: {error}") from error
-    return replace(dataset, name=given.get("name") or dataset.name)
+    return replace(dataset, name=dataset.name if given.get("name") is None else given["name"])
 
 
 def _check(sets: Sequence[Dataset]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from xrvlm.backbones.base import DeviceName, Features, FrozenCLIP, Need, PrecisionName
 from xrvlm.backbones.composed.on_tower import OnTower, Shown, resize_matrix
 from xrvlm.backbones.registry import load_tower
-from xrvlm.errors import UserError, check_fields, option, typed, unknown
+from xrvlm.errors import UserError, check_fields, check_options, option, typed, unknown
 
 Where = Literal["agreement", "random", "fixed"]
 Use = Literal["average", "parts"]
@@ -83,6 +83,8 @@ class LookingTower(OnTower):
         if not clip.image_width:
             raise UserError(f"{clip.name} shows no positions, so it cannot tell where to look again: leave "
                             f"{option('second_look')} out, or take another backbone")
+        if isinstance(clip, LookingTower):
+            raise UserError(f"{clip.name} looks again already: ask it for more looks ({option('second_look', 5)})")
         if clip.second_width:
             raise UserError(f"{clip.name} has a second tower already: let its first tower look again, and pair that")
         self.options, own = options, clip.transform
@@ -192,5 +194,10 @@ def load_look(tower: Mapping[str, Any], look: Mapping[str, Any], *, device: Devi
 
 @typed
 def second_look(clip: FrozenCLIP, looks: int = 3, **options: Any) -> FrozenCLIP:
-    """`clip` that looks again at `looks` windows of each photo; `options` are those of `LookOptions`."""
+    """`clip` that looks again at `looks` windows of each photo; `options` are those of `LookOptions`.
+
+    Raises:
+        UserError: an unknown option, a wrong value, or a tower that cannot look again.
+    """
+    check_options(LookOptions, options, "look")
     return LookingTower(clip, LookOptions(looks, **options))

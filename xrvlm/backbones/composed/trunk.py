@@ -1,6 +1,7 @@
 """Image towers without a text side, as a second tower: any trunk of timm, any vision model of transformers."""
 
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, Self
@@ -74,11 +75,16 @@ def load_timm_trunk(model: str, *, pretrained: bool = True, image_size: int | No
     import timm
     from timm.data.config import resolve_model_data_config
 
+    _check_size(image_size)
     sized: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+    make = partial(timm.create_model, model, pretrained=pretrained, num_classes=0)
     try:
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(0)
-            trunk = timm.create_model(model, pretrained=pretrained, num_classes=0, **sized)
+            try:
+                trunk = make(**sized)
+            except TypeError:                # a trunk of convolutions has no size of its own: it takes any
+                trunk = make()
     except Exception as error:               # of timm, the hub, safetensors
         raise _unusable(model, "timm", error, "a name of timm.list_pretrained(), a size that it can have "
                         f"({option('second.image_size')}), and the network") from error
@@ -108,7 +114,11 @@ def load_hf_trunk(model: str | Path, *, image_size: int | None = None, device: D
 
     from xrvlm.backbones.hf import mean_and_std
 
+    _check_size(image_size)
     model = str(model)
+    if not model.strip() or ((Path(model).is_absolute() or model[0] in "~.") and not Path(model).expanduser().is_dir()):
+        raise UserError(f"there is no folder {model!r}; {option('second.model')} is a folder of a vision model or its "
+                        "name on the hub")
     source = str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else model
     try:
         network = AutoModel.from_pretrained(source, dtype=torch.float32)
@@ -123,6 +133,11 @@ def load_hf_trunk(model: str | Path, *, image_size: int | None = None, device: D
     except Exception as error:               # of the hub, JSON, safetensors, a model that takes no images
         raise _unusable(model, "transformers", error, "a vision model of the hub or a folder of one, and the "
                         "network") from error
+
+
+def _check_size(image_size: int | None) -> None:
+    if image_size is not None and image_size < 1:
+        raise UserError(f"{option('second.image_size')} must be at least 1 pixel, found {image_size}")
 
 
 def _called(model: nn.Module, images: Tensor) -> Tensor:
