@@ -49,6 +49,11 @@ def test_files_with_a_dotted_path_are_still_read(calls):
     assert calls == {target.rpartition(".")[2]: {"text": target, "precision": "fp32"} for target in former}
 
 
+def test_options_of_another_loader_are_those_of_a_changed_file():
+    with pytest.raises(UserError, match="the file's options of the tower 'tiny' are not .*'trunk'.*it was changed"):
+        load_tower({"name": "tiny", "options": {"trunk": "efficientnet_lite0"}})
+
+
 @pytest.mark.parametrize("loader", [
     {"name": "clip", "options": {}}, {"name": "xrvlm.backbones.load_hf", "options": {}},
     {"target": "tiny", "arguments": {}}, {"target": "this.load_nothing", "arguments": {}},

@@ -107,10 +107,11 @@ def test_a_method_comes_from_where_the_user_says(run, tmp_path, monkeypatch):
     lambda header: header | {"metrics": "top1"}, lambda header: header | {"split": 3},
     lambda header: header | {"backbone": header["backbone"] | {"fingerprint": 3}},
     lambda header: header | {"backbone": header["backbone"] | {"loader": {"name": "os.system", "options": {}}}},
+    lambda header: header | {"backbone": header["backbone"] | {"loader": {"name": "photo", "options": {"no such": 1}}}},
     lambda header: header | {"method": header["method"] | {"options": {"no such": 1}}},
 ])
 def test_a_header_that_is_none_is_told(run, change):
-    with pytest.raises(UserError, match=r"model\.safetensors|no loader of xrvlm") as raised:
+    with pytest.raises(UserError, match=r"model\.safetensors|no loader of xrvlm|the file's options") as raised:
         Classifier.load(rewritten(run, change), device="cpu")
     assert "\x1b" not in str(raised.value)
 

@@ -1,6 +1,7 @@
 """Loaders of towers by name: a saved model names the loader of its tower, never a dotted path."""
 
 from collections.abc import Iterator, Mapping
+from inspect import signature
 from typing import Any
 
 from xrvlm.backbones.base import FrozenCLIP
@@ -51,4 +52,10 @@ def load_tower(loader: Mapping[str, Any], **options: Any) -> FrozenCLIP:
     if name not in LOADERS:                  # nothing else may be imported: a file can come from anyone
         raise UserError(f"the file names {named!r} as the loader of its tower, which is no loader of xrvlm's: do not "
                         "use this file, or pass the tower as `clip`")
-    return imported(LOADERS[name], "loader")(**loader["arguments" if former else "options"], **options)
+    load, given = imported(LOADERS[name], "loader"), loader["arguments" if former else "options"]
+    try:
+        signature(load).bind_partial(**given)
+    except TypeError as error:
+        raise UserError(f"the file's options of the tower {name!r} are not those of its loader ({error}): it was "
+                        "changed, or another version wrote it; pass the tower as `clip`") from error
+    return load(**given, **options)
