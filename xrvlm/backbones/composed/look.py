@@ -80,13 +80,7 @@ class LookingTower(OnTower):
 
     def __init__(self, clip: FrozenCLIP, options: LookOptions):
         super().__init__(clip)
-        if not clip.image_width:
-            raise UserError(f"{clip.name} shows no positions, so it cannot tell where to look again: leave "
-                            f"{option('second_look')} out, or take another backbone")
-        if isinstance(clip, LookingTower):
-            raise UserError(f"{clip.name} looks again already: ask it for more looks ({option('second_look', 5)})")
-        if clip.second_width:
-            raise UserError(f"{clip.name} has a second tower already: let its first tower look again, and pair that")
+        _check(clip)
         self.options, own = options, clip.transform
         side, size = round(own.image_size * options.zoom), own.image_size
         self.transform = own.scaled(side)
@@ -184,6 +178,17 @@ def _grid(x: Features) -> Tensor:
     assert x.tokens is not None
     side = int(x.tokens.shape[1] ** 0.5)
     return x.tokens[:, -side * side:].mT.unflatten(2, (side, side))
+
+
+def _check(clip: FrozenCLIP) -> None:
+    """UserError for a tower that cannot look again."""
+    if not clip.image_width:
+        raise UserError(f"{clip.name} shows no positions, so it cannot tell where to look again: leave "
+                        f"{option('second_look')} out, or take another backbone")
+    if isinstance(clip, LookingTower):
+        raise UserError(f"{clip.name} looks again already: ask it for more looks ({option('second_look', 5)})")
+    if clip.second_width:
+        raise UserError(f"{clip.name} has a second tower already: let its first tower look again, and pair that")
 
 
 def load_look(tower: Mapping[str, Any], look: Mapping[str, Any], *, device: DeviceName = "auto",
