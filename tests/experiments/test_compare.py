@@ -16,6 +16,7 @@ from photos import photo_folder
 import xrvlm
 from xrvlm.cli.main import main
 from xrvlm.data.dataset import with_test_set
+from xrvlm.data.extra import with_extra
 from xrvlm.data.folder import image_folder
 from xrvlm.errors import UserError
 from xrvlm.experiments import budget, compare
@@ -63,6 +64,15 @@ def test_every_method_is_scored_on_every_labelled_image_and_on_no_test_image(cli
     assert found.scores[1].accuracy > 0.9            # the classes differ in their colour
     assert found.recommendation.chosen in found.scores
     assert found.left_out == {}
+
+
+def test_extra_images_that_a_fold_would_hold_out_are_refused(clip, photos, terms, tmp_path):
+    dataset = image_folder(photos)
+    photo = photos / dataset.split.train[0].id
+    (tmp_path / "extra" / photo.parent.name).mkdir(parents=True)
+    (tmp_path / "extra" / photo.parent.name / "same.png").write_bytes(photo.read_bytes())
+    with pytest.raises(UserError, match="1 of 1 extra images are training images: .*; remove them from"):
+        compare_methods(clip, with_extra(dataset, tmp_path / "extra"), [CANDIDATES[0], PROBE], options=terms)
 
 
 def test_features_are_extracted_once_for_all_folds_and_methods(clip, photos, terms, monkeypatch):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from xrvlm.data.dataset import EXTRA, JOINT, SUBSETS, Dataset, Split, is_extra, own_id
+from xrvlm.data.dataset import EXTRA, JOINT, SUBSETS, Dataset, Item, Split, hash_images, is_extra, own_id
 from xrvlm.errors import UserError, option
 from xrvlm.text.class_text import few
 from xrvlm.views import ImageSource, unreadable_images
@@ -78,6 +78,13 @@ def check_extra(hashes: Mapping[str, str], split: Split) -> None:
             raise UserError(f"{len(same)} of {len(extra)} extra images are {words} images: "
                             f"{few(f'{own_id(image).removeprefix(EXTRA)} is {other}' for image, other in same)}; "
                             f"remove them from {option('data.extra')}")
+
+
+def learned_from(split: Split, source: ImageSource) -> tuple[Item, ...]:
+    """The training images and the extra ones. UserError where they share an image; the test images are not read."""
+    if split.extra:
+        hash_images(replace(split, train=(*split.train, *split.extra), test=()), source)
+    return *split.train, *split.extra
 
 
 def drop_damaged(dataset: Dataset, workers: int) -> Dataset:

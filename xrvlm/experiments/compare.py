@@ -16,6 +16,7 @@ from torch import Tensor
 
 from xrvlm.backbones.base import FrozenCLIP
 from xrvlm.data.dataset import Dataset, is_extra, sample_shots, with_test_set
+from xrvlm.data.images import learned_from
 from xrvlm.distributed import Bar, seeded
 from xrvlm.errors import UserError, check_fields, either, option, typed
 from xrvlm.evaluation.metrics import predicted
@@ -150,7 +151,8 @@ def compare(clip: FrozenCLIP, dataset: Dataset, candidates: Sequence[Candidate |
         raise UserError(f"nothing to compare: name some, such as {option('candidates', ['zero_shot', 'coop'])}")
     split = sample_shots(with_test_set(dataset.split), options.shots, options.seed)
     classes = text_maker(text, [getattr(dataset.source, "root", None)])(split.classes)
-    banks = SharedBanks(clip, dataset, (*split.train, *split.extra), options.features, options.seed, options.workers)
+    items = learned_from(split, dataset.source)
+    banks = SharedBanks(clip, dataset, items, options.features, options.seed, options.workers)
     work = _Work(banks, classes, options, time.monotonic() + budget_seconds(options.budget))
     with alone(work.folder / ".lock", BUSY):
         comparison = work.done(found, command or partial(adapt_call, options, text))
@@ -282,9 +284,7 @@ class _Work:
             return candidate.method(self.banks.clip, self.classes).to(self.banks.clip.device)
 
     def _too_long(self, plan: _Plan, finished: Sequence[dict]) -> str | None:
-        """Why the candidate cannot be finished in what is left of the budget. Before its first fold, the time is
-        estimated from a few steps.
-        """
+        """Why the budget's rest does not hold the candidate. Before its first fold a few steps tell the time."""
         if self.left <= 0:
             return "the budget was spent before it"
         views, folds = self._views(plan), len(self.numbers)
