@@ -15,6 +15,7 @@ from xrvlm.backbones.composed.look import LookingTower, LookOptions, second_look
 from xrvlm.backbones.composed.on_tower import Shown
 from xrvlm.backbones.composed.pair import paired
 from xrvlm.backbones.composed.trunk import ImageTower, load_hf_trunk, load_timm_trunk
+from xrvlm.backbones.hf import load_hf
 from xrvlm.backbones.registry import load_tower
 from xrvlm.errors import UserError
 from xrvlm.views import evaluation_view
@@ -225,8 +226,9 @@ def test_a_trunk_of_convolutions_takes_any_size():
         with pytest.raises(UserError, match="image_size must be at least 1 pixel, found -3"):
             load("resnet10t", image_size=-3)
     for nowhere in ("/no/such/folder", "", "./nowhere"):
-        with pytest.raises(UserError, match="there is no folder"):
-            load_hf_trunk(nowhere)
+        for load in (load_hf_trunk, load_hf):
+            with pytest.raises(UserError, match=f"there is no folder '{nowhere}'; model is a folder of a model or its"):
+                load(nowhere)
 
 
 def test_the_loaders_of_the_towers_inside_are_known():

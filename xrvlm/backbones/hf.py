@@ -23,6 +23,7 @@ from xrvlm.backbones.library_text_encoder import LibraryTextEncoder
 from xrvlm.backbones.text_encoder import TextPath, Tokens
 from xrvlm.backbones.tower import Components, ImageEncoder, Reading, Tower, adjusted, at_each_position, captured
 from xrvlm.errors import UserError, check_has, fits, option, typed
+from xrvlm.files import user_path
 
 log = logging.getLogger(__name__)
 KINDS = ("clip", "siglip")               # fixed-size SigLIP 2 checkpoints are of kind siglip too
@@ -49,8 +50,7 @@ def load_hf(model: str | Path, *, image_size: int | None = None, resize_to: int 
     """
     model = str(model)
     options = {"model": model, "image_size": image_size, "resize_to": resize_to, "interpolation": interpolation}
-    folder = Path(model).expanduser()
-    source = str(folder) if folder.is_dir() else model
+    source = folder_or_name(model, "backbone.model")
     try:
         kind = AutoConfig.from_pretrained(source).model_type
         _check_kind(model, kind)
@@ -196,6 +196,19 @@ def _transform(name: str, processor: Any) -> ImageTransform:
     mean, std = mean_and_std(name, processor)
     return ImageTransform(crop["height"], mean, std, interpolation=INTERPOLATION[processor.resample],
                           resize="shortest" if crops else "squash", resize_to=size["shortest_edge"] if crops else None)
+
+
+def folder_or_name(model: str, named: str) -> str:
+    """What transformers loads `model` from. UserError, which names the option `named`, for a folder that is not there.
+
+    `owner/name` may be either; what is absolute, or begins with `.` or `~`, is a folder.
+    """
+    folder = user_path(model) if model.strip() else None
+    if folder is not None and folder.is_dir():
+        return str(folder)
+    if folder is None or folder.is_absolute() or model[0] == ".":
+        raise UserError(f"there is no folder {model!r}; {option(named)} is a folder of a model or its name on the hub")
+    return model
 
 
 def mean_and_std(name: str, processor: Any) -> tuple[Any, Any]:

@@ -112,14 +112,11 @@ def load_hf_trunk(model: str | Path, *, image_size: int | None = None, device: D
     """
     from transformers import AutoImageProcessor, AutoModel
 
-    from xrvlm.backbones.hf import mean_and_std
+    from xrvlm.backbones.hf import folder_or_name, mean_and_std
 
     _check_size(image_size)
     model = str(model)
-    if not model.strip() or ((Path(model).is_absolute() or model[0] in "~.") and not Path(model).expanduser().is_dir()):
-        raise UserError(f"there is no folder {model!r}; {option('second.model')} is a folder of a vision model or its "
-                        "name on the hub")
-    source = str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else model
+    source = folder_or_name(model, "second.model")
     try:
         network = AutoModel.from_pretrained(source, dtype=torch.float32)
         processor: Any = AutoImageProcessor.from_pretrained(source)
