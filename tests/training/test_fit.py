@@ -289,8 +289,17 @@ def test_the_optimizer_is_fused_where_all_parameters_are_on_a_gpu(monkeypatch):
     assert asked == [True, None]
 
 
-def test_a_training_is_given_up_when_its_time_is_over():
-    with pytest.raises(UserError, match="its time was over after 1 of 5 epochs"):
-        straight(until=time.monotonic())
+@pytest.mark.parametrize(("batches", "message"), [(1, "in epoch 1 of 5"), (7, "in epoch 2 of 5")])
+def test_a_training_is_given_up_at_the_batch_at_which_its_time_is_over(monkeypatch, batches, message):
+    method, losses = Probe(), []
+    monkeypatch.setattr(method, "loss", lambda *given, **options: losses.append(0) or Probe.loss(method, *given,
+                                                                                                 **options))
+    clock = SimpleNamespace(monotonic=lambda: len(losses), perf_counter=time.perf_counter)     # a batch takes a second
+    monkeypatch.setattr("xrvlm.training.fit.time", clock)
+    with pytest.raises(UserError, match=f"its time was over {message}"):                   # 5 batches an epoch
+        fit(method, Tower(), Source(), RECIPE, seed=1, until=batches - 0.5)
+    assert len(losses) == batches
+
+
+def test_a_training_that_has_time_enough_ends():
     assert straight(until=time.monotonic() + 1000)[1].epochs == 5
-    assert straight(replace(RECIPE, epochs=1, warmup_epochs=0), until=0.0)[1].epochs == 1, "nothing would follow"

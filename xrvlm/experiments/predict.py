@@ -132,14 +132,16 @@ def _answering(classifier: Classifier, asked: Asked | None) -> Answering | None:
 def _labelled(classifier: Classifier, answering: Answering | None, files: Mapping[str, Path], workers: int, topk: int,
               echo: Callable[[str], object] | None, table: "LabelFile | None") -> list[Prediction]:
     done = {} if table is None else table.begun(files, classifier.names)
-    found: list[Prediction] = []
+    found: dict[str, Prediction] = {}
     for prediction in chain(done.values(), labelled(classifier, files, workers, topk, skip=done, answering=answering)):
-        found.append(prediction)
+        found[prediction.image] = prediction
         if table is not None and prediction.image not in done:
             table.add(prediction)
         if echo is not None and not prediction.problem:
             echo(str(prediction))
-    return _readable(found, table)
+    if table is not None and done and list(found) != list(files):      # as if it had not been stopped
+        table.write([found[name] for name in files])
+    return _readable([found[name] for name in files], table)
 
 
 def _readable(found: Sequence[Prediction], table: "LabelFile | None") -> list[Prediction]:

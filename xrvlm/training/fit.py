@@ -115,7 +115,7 @@ def fit(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe: Recipe,
         return Progress()
     group = processes() if method.splits_batches else ALONE
     group.level(method)
-    run = _Fit(method, clip, source, recipe, seed, val, selection, group)
+    run = _Fit(method, clip, source, recipe, seed, val, selection, group, until)
     total = recipe.epochs * len(run.rates)
     if checkpoint is not None and checkpoint.is_file():
         run.progress, run.kept = _restore(checkpoint, identity, method, run.optimizer)
@@ -133,8 +133,6 @@ def fit(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe: Recipe,
             follow(entry)
         if checkpoint is not None and group.first:
             _save(checkpoint, identity, method, run.optimizer, progress, run.kept)
-        if until is not None and time.monotonic() > until and done + 1 < total:
-            raise UserError(f"its time was over after {done + 1} of {total} epochs")
     run.conclude()
     return progress
 
@@ -151,6 +149,7 @@ class _Fit:
     val: FeatureSource | None
     selection: Selection
     group: Group
+    until: float | None
     progress: Progress = field(default_factory=Progress)
     kept: Kept = field(default_factory=Kept)
 
@@ -171,7 +170,7 @@ class _Fit:
             self.optimizer, self.progress.best_val, self.kept.best = self._new_optimizer(), -1.0, {}
         entry = {"epoch": done, "learning_rate": recipe.rate(epoch),
                  "loss": _train_epoch(self.method, self.clip, self.source, recipe, self.optimizer, self.seed, epoch,
-                                      self.group)}
+                                      self.group, self.until)}
         if self.val is not None:
             entry["val_top1"] = score = self.group.from_first(self._score)
             if self.selection == "val" and score > self.progress.best_val:
@@ -201,7 +200,7 @@ class _Fit:
 
 
 def _train_epoch(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe: Recipe,
-                 optimizer: torch.optim.Optimizer, seed: int, epoch: int, group: Group) -> float:
+                 optimizer: torch.optim.Optimizer, seed: int, epoch: int, group: Group, until: float | None) -> float:
     """The mean loss of the epoch. Each rank of `group` takes its shard of every batch."""
     order = training_order(source.labels, seed, epoch, recipe.batch_size, balanced=recipe.balanced)
     stepper = Stepper(method, recipe, optimizer, group)
@@ -211,6 +210,8 @@ def _train_epoch(method: Method, clip: FrozenCLIP, source: FeatureSource, recipe
     with seeded(seed, "epoch", epoch), group.together():
         batches = enumerate(sharded_batches(source, order, epoch, group, clip.device))
         for _ in range(0, len(order), recipe.text_every):
+            if until is not None and time.monotonic() > until:
+                raise UserError(f"its time was over in epoch {epoch + 1} of {recipe.epochs}")
             shared = shared_class_features(method, clip, stepper.step) if recipe.text_every > 1 else nullcontext([])
             with shared as held:
                 for done, (rows, x, y) in islice(batches, recipe.text_every):

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,14 @@ class LabelFile:
         read = [self._read(f"{line}\n") for line in lines[0 if self.json else 1:]]
         found = {each.image: each for each in read if each is not None and each.image in files
                  and all(name in known and 0 <= chance <= 1 for name, chance in each.classes)}
-        write_text(self.part, self.header + "".join(map(self._line, found.values())))
+        self.write(found.values())
         if found:
             log.info("going on: %d images are in %s", len(found), self.part)
         return found
+
+    def write(self, predictions: Iterable[Prediction]) -> None:
+        """Replaces what was written by these."""
+        write_text(self.part, self.header + "".join(map(self._line, predictions)))
 
     def add(self, prediction: Prediction) -> None:
         append_text(self.part, self._line(prediction))
