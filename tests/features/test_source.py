@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from photos import photo_folder
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from xrvlm.data.folder import image_folder
@@ -252,12 +253,16 @@ def test_a_bank_is_on_disk_in_the_wanted_type(clip, dataset, tmp_path, dtype):
     torch.testing.assert_close(stored["tokens"][:3, 0], expected, rtol=2 ** -7, atol=1e-3)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "other", "garbage"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "other", "garbage", "two images change places"])
 def test_a_damaged_shard_is_named_and_made_again(clip, dataset, settings, tmp_path, caplog, damage):
     before = everything(extract(clip, dataset.source, dataset.split.train, settings, needs=ALL, views=1))
     (shard,) = (tmp_path / "cache").rglob("shard-*.safetensors")
     data = shard.read_bytes()
+    with safe_open(shard, framework="pt") as file:
+        first, second = (stamp.encode() for stamp in json.loads(file.metadata()["xrvlm"])["images"][:2])
+    swapped = data.replace(first, b"?" * len(first)).replace(second, first).replace(b"?" * len(first), second)
     shard.write_bytes({"truncated": data[:-100], "empty": b"", "garbage": b"x" * 500,
+                       "two images change places": swapped,
                        "other": data.replace(b'\\"key\\": \\"', b'\\"key\\": \\"0', 1)[:-1]}[damage])
     with caplog.at_level(logging.WARNING):
         after = everything(extract(clip, dataset.source, dataset.split.train, settings, needs=ALL, views=1))

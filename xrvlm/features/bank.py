@@ -8,8 +8,8 @@ import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ SHARD_BYTES = 64e6
 SHARD_IMAGES = 1024                      # at most, so that an interruption never loses hours
 BLOCK = 65536                            # words of 8 bytes in a block of a checksum
 IN_FULL = frozenset({"pooled", "unprojected", "second"})       # one vector a view: always float32 on disk
+_CHECKED: set[tuple[Any, ...]] = set()   # shards whose checksums are right, see Store.read
 # the rows of each shard -> the features (b, v, ...) of each batch, in this order
 Encode = Callable[[Sequence[Sequence[int]]], Iterator[dict[str, Tensor]]]
 
@@ -118,6 +119,7 @@ class Store:
     row_shapes: Mapping[str, torch.Size]             # of an image's features that are asked for: (v, ...)
     dtype: torch.dtype                               # of positions; pooled features are float32
     batch: int                                       # images encoded at once
+    mapped: dict[Any, dict[str, Tensor]] = field(default_factory=dict, repr=False, compare=False)    # shards, see read
 
     @cached_property
     def name(self) -> str:
@@ -142,7 +144,7 @@ class Store:
             try:
                 held = self._stamps_in(path)
                 if not wanted.isdisjoint(held):
-                    _check_sums(path, tuple(self.row_shapes), _state(path))
+                    self.read(path)
             except OSError:                          # such as a shard that another process has just deleted
                 continue
             except (SafetensorError, ValueError, TypeError, AttributeError) as error:
@@ -169,16 +171,32 @@ class Store:
         wanted = {name: (len(stamps), *shape) for name, shape in self.row_shapes.items() if name in shapes}
         if header.get("key") != self.name or not wanted.items() <= shapes.items():
             raise ValueError("its key or its shapes do not match its folder")
+        if path.name != _shard_name(shapes, stamps):
+            raise ValueError("its name is not that of its images")
         return stamps if len(wanted) == len(self.row_shapes) else []
 
     def read(self, path: Path) -> dict[str, Tensor]:
-        """The memory-mapped features of a shard that are asked for, each (rows, v, ...)."""
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in self.row_shapes}
+        """The memory-mapped features of a shard that are asked for, each (rows, v, ...).
+
+        Raises ValueError if they are not those that were written: checked once a process and state of the file.
+        """
+        status = path.stat()
+        key = path, *self.row_shapes, status.st_size, status.st_mtime_ns, status.st_ino
+        if key not in self.mapped:                   # mapped once: to map the pages again costs more than the checksum
+            with safe_open(path, framework="pt") as file:
+                features = {name: file.get_tensor(name) for name in self.row_shapes}
+                sums = _header(file).get("checksums", {})          # none: of a version that wrote no checksums
+            if key not in _CHECKED:
+                broken = [name for name, values in features.items() if sums.get(name) != checksum(values)]
+                if broken:
+                    raise ValueError(f"the checksum of {', '.join(broken)} is wrong")
+                _CHECKED.add(key)
+            self.mapped[key] = features
+        return self.mapped[key]
 
     def path_of(self, stamps: Sequence[str]) -> Path:
-        """The file of the shard with these images: equal shards have equal names, different ones different names."""
-        return self.folder / f"shard-{digest([sorted(self.row_shapes), *stamps])[:24]}.safetensors"
+        """The file of the shard with these images."""
+        return self.folder / _shard_name(self.row_shapes, stamps)
 
 
 def open_bank(store: Store, stamps: Sequence[str], encode: Encode, *, ids: tuple[str, ...], labels: Tensor, seed: int,
@@ -275,16 +293,6 @@ def _header(file: Any) -> dict[str, Any]:
     return parsed((file.metadata() or {}).get("xrvlm", "{}"))
 
 
-def _state(path: Path) -> tuple[int, ...]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns, status.st_ino
-
-
-@lru_cache(maxsize=4096)
-def _check_sums(path: Path, names: tuple[str, ...], state: tuple[int, ...]) -> None:
-    """ValueError where the features `names` of a shard are not those that were written. Once a process and `state`."""
-    with safe_open(path, framework="pt") as file:
-        sums = _header(file).get("checksums", {})    # none: of a version that wrote no checksums
-        broken = [name for name in names if sums.get(name) != checksum(file.get_tensor(name))]
-    if broken:
-        raise ValueError(f"the checksum of {', '.join(broken)} is wrong")
+def _shard_name(features: Iterable[str], stamps: Sequence[str]) -> str:
+    """Equal shards have equal names, different ones different names."""
+    return f"shard-{digest([sorted(features), *stamps])[:24]}.safetensors"
