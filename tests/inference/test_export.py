@@ -16,6 +16,7 @@ import torch
 from command_line import TINY, told
 from onnxruntime import InferenceSession
 from photos import CLASSES, odd_photos, photo_folder
+from PIL import Image
 from slow import SLOW, slow
 from torch import Tensor, nn
 from towers import IMAGE_KINDS, VIT, images, openclip
@@ -167,6 +168,19 @@ def test_what_a_caller_must_know_stands_in_the_file(clip, exported):
     assert [size.dim_value for size in entry.type.tensor_type.shape.dim[1:]] == [3, 32, 32]
 
 
+def more_than_8_bits(folder):
+    """{name: file} of floats in each usual range and beyond, with holes, and of integers of 32 bits."""
+    grey = np.linspace(0, 1, 40 * 30).reshape(30, 40).astype(np.float32)
+    holes = grey.copy()
+    holes[0, :3] = np.nan, np.inf, -np.inf
+    values = {"floats_1": grey, "floats_255": 255 * grey, "floats_65535": 65535 * grey, "floats_beyond": 1e5 * grey,
+              "floats_holes": holes, "floats_negative": grey - 0.5, "black": 0 * grey,
+              "integers_255": (255 * grey).astype(np.int32), "integers_beyond": (1e5 * grey).astype(np.int32)}
+    for name, array in values.items():
+        Image.fromarray(array).save(folder / f"{name}.tif")
+    return {name: folder / f"{name}.tif" for name in values}
+
+
 def test_the_recipe_of_the_docs_reads_photos_as_predict_does(clip, exported, tmp_path, monkeypatch):
     page = Path(__file__).parents[2] / "docs" / "guides" / "export.md"
     found = re.search(r"```python\n(import json.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
@@ -174,8 +188,7 @@ def test_the_recipe_of_the_docs_reads_photos_as_predict_does(clip, exported, tmp
     monkeypatch.chdir(tmp_path)
     shutil.copy(exported, "birds.onnx")
     model = classifier(clip, "zero_shot")
-    photos = odd_photos(tmp_path)
-    del photos["float.tif"]              # no camera writes one
+    photos = odd_photos(tmp_path) | more_than_8_bits(tmp_path)
     for name, path in photos.items():
         recipe: dict = {}
         exec(found[1].replace("robin.jpg", str(path)), recipe)

@@ -2,6 +2,7 @@ import itertools
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from xrvlm.evaluation import metrics
@@ -23,6 +24,18 @@ def test_a_reliability_diagram_has_a_bar_a_bin(tmp_path):
     # |0.05 - 0|, |1.1 - 1| and |1.9 - 2| of 5 images
     assert [text.get_text() for text in axes.texts] == ["ECE 5.0 %"]
     plots.save(figure, tmp_path / "x.png")
+
+
+@pytest.mark.parametrize(("name", "by_hand"), [("\u05d0\u05d1", "\u05d1\u05d0"), ("\u0642\u0637", "\u0637\u0642")])
+def test_names_in_hebrew_and_arabic_are_set_from_right_to_left(tmp_path, name, by_hand):
+    def drawn(text):
+        figure = Figure(figsize=(3, 0.6))
+        figure.text(0.1, 0.3, plots.shortened(text))
+        plots.save(figure, tmp_path / "x.png")
+        return (tmp_path / "x.png").read_bytes()
+
+    from_left_to_right = f"\u202d{by_hand}\u202c"                                           # by an override of Unicode
+    assert drawn(name) == drawn(from_left_to_right) != drawn(by_hand)
 
 
 def test_the_bins_give_the_calibration_error():

@@ -77,7 +77,7 @@ def export_onnx(classifier: Classifier, path: Path | str, *, images: Tensor | No
 
     def write(temporary: Path) -> None:
         program.save(str(temporary), external_data=False)
-        log.info("%s says what torch says of %d images: logits differ by %.1e of the largest at most", path,
+        log.info("%s says what torch says of %d images: logits differ by %.1e of the largest at most", path.name,
                  sum(map(len, batches)), largest_difference(temporary, deployed, batches))
 
     write_atomically(path, write)
@@ -146,7 +146,9 @@ def how_photos_are_read(clip: FrozenCLIP) -> dict[str, Any]:
     """The metadata `photo` and `transform`."""
     transform = asdict(clip.transform)
     transform["resize_to"] = transform["resize_to"] or clip.transform.image_size
-    photo = "turned upright by its EXIF orientation; 16 bits divided by 257; transparency on white; then RGB"
+    photo = "turned upright by its EXIF orientation; 16 bits divided by 257; other integers and floats divided by " \
+            "the first of 1 (floats alone), 255, 65535 that none exceeds, or else by the largest, and times 255; " \
+            "transparency on white; then RGB"
     return {"photo": photo, "transform": transform}
 
 

@@ -131,7 +131,7 @@ def _write_all(made: Sequence[tuple[Path, Any, Sequence[Feed]]]) -> None:
         checked = [Path(folder) / path.name for path, _, _ in made]
         for file, (path, program, feeds) in zip(checked, made, strict=True):
             program.save(str(file), external_data=False)
-            log.info("%s says what torch says: embeddings differ by %.1e of the largest number at most", path,
+            log.info("%s says what torch says: embeddings differ by %.1e of the largest number at most", path.name,
                      _largest_difference(file, feeds))
         for file, (path, _, _) in zip(checked, made, strict=True):
             write_atomically(path, partial(shutil.copyfile, file))
