@@ -245,6 +245,13 @@ def test_figures_of_right_and_wrong_answers():
     assert len(figures.BIRDS) == 59 and len(figures.DOGS) == 118
 
 
+def test_what_a_width_puts_within_reach():
+    directions = nn.functional.normalize(torch.randn(1000, 512, generator=torch.Generator().manual_seed(0)), dim=1)
+    noisy = directions + 0.2 * torch.randn(1000, 512, generator=torch.Generator().manual_seed(1))
+    found = figures.within_reach(noisy, directions)
+    assert found[256] < found[384] < found[512] < 100.0
+
+
 def test_missing_photos_are_told(tmp_path):
     with pytest.raises(UserError, match=re.escape("lacks a photo of 1000 of 1000 classes, such as n01440764.jpg")):
         figures.features(None, "lite0", tmp_path)

@@ -25,17 +25,21 @@ from xrvlm.views import evaluation_view, read_image
 DOGS = (*range(151, 269),)               # of ImageNet's classes
 BIRDS = (*range(7, 25), *range(80, 101), *range(127, 147))
 TEMPLATE = "a photo of a {}."
+WIDTHS = (256, 384, 512)                 # of a text tower; the shipped one has 256
 
 
 def main(arguments: list[str] | None = None) -> None:
+    from xrvlm.photo.pretrain import joint_space  # which imports this module
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--trunk", choices=get_args(TrunkName), default="lite0")
     parser.add_argument("--photos", type=Path, required=True, help="one photo of each class of ImageNet: SYNSET.jpg")
     parser.add_argument("sets", nargs="*", metavar="NAME=DIR", help="folders with a split.csv: zero-shot on their test")
     given = parser.parse_args(arguments)
     model = photo_tower.load(given.trunk)
-    cosine = cosines(*features(model, given.trunk, given.photos))
-    found = on_classes(cosine, model.logit_scale.exp().item())
+    photos, names = features(model, given.trunk, given.photos)
+    found = on_classes(cosines(photos, names), model.logit_scale.exp().item())
+    found["within_reach"] = within_reach(photos, joint_space(given.trunk)[2])
     for item in given.sets:
         name, _, folder = item.partition("=")
         found[name] = zero_shot(given.trunk, Path(folder))
@@ -58,6 +62,17 @@ def on_classes(cosine: Tensor, logit_scale: float) -> dict[str, Any]:
         "calibration_error": round(100 * expected_calibration_error(logits[odd].softmax(dim=1), odd), 1),
         "118_dogs": among(DOGS), "59_birds": among(BIRDS),
     }
+
+
+def within_reach(photos: Tensor, directions: Tensor) -> dict[int, float]:
+    """{width: top-1 in %} if the name of each class stood as near to its direction (c, d) as a text tower of that width
+    gets: by its last linear map it reaches as many dimensions as it is wide.
+    """
+    found, best = {}, torch.linalg.svd(directions, full_matrices=False).Vh                 # (d, d)
+    for width in WIDTHS:
+        near = directions @ best[:width].T @ best[:width]
+        found[width] = _percent(cosines(photos, near).argmax(dim=1) == torch.arange(len(photos)))
+    return found
 
 
 def best_logit_scale(cosine: Tensor) -> Tensor:
