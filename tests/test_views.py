@@ -288,3 +288,17 @@ def test_an_open_tiff_is_turned_as_its_file_is(tmp_path, values, orientation):
     with Image.open(tmp_path / "moved.tif") as opened:
         opened.load()                    # read before: it is what it is
         assert read_image(opened).mode == "RGB"
+
+
+@pytest.mark.parametrize("size", [(1, 60000), (60000, 1), (2, 1002)])
+def test_a_photo_as_thin_as_a_thread_is_unreadable(tmp_path, size):
+    """Resized to a tower's width it would fill the memory, of a file of 256 bytes."""
+    Image.new("RGB", size).save(tmp_path / "thread.png")
+    message = rf"thread.png: it has {size[0]} x {size[1]} pixels"
+    for given in (tmp_path / "thread.png", Image.open(tmp_path / "thread.png")):
+        with pytest.raises(UserError, match=message):
+            read_image(given)
+    with pytest.raises(UserError, match=message):
+        decode((tmp_path / "thread.png").read_bytes(), "thread.png")
+    Image.new("RGB", (2, 1000)).save(tmp_path / "strip.png")
+    assert read_image(tmp_path / "strip.png").size == (2, 1000)

@@ -30,6 +30,7 @@ from xrvlm.files import damaged_fix, file_bytes, user_path
 
 ASPECT_RATIOS = [3 / 4, 4 / 3]
 
+NARROWEST = 500                          # times as long as wide: resized to a tower's width it still fits in memory
 # formats of photos only: Pillow would also run Ghostscript for an EPS file
 _WANTED_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "HEIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000")
 
@@ -97,8 +98,6 @@ def read_image(image: Image.Image | str | Path) -> Image.Image:
     if isinstance(image, Image.Image):
         with _naming(getattr(image, "filename", "") or "that was given"):
             image.load()                 # which turns a TIFF upright by itself
-            if 0 in image.size:
-                raise ValueError(f"it has {image.width} x {image.height} pixels")
             return to_rgb(_upright(image), image.format)
     try:
         return decode(file_bytes(user_path(image)), str(image))
@@ -152,6 +151,8 @@ def _white(mode: str, largest: float) -> float:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    if not 0 < max(image.size) <= NARROWEST * min(image.size):
+        raise ValueError(f"it has {image.width} x {image.height} pixels")
     orientation = None
     with contextlib.suppress(Exception):    # with broken metadata the photo is still usable
         orientation = image.getexif().get(_ORIENTATION_TAG)

@@ -178,7 +178,8 @@ def more_than_8_bits(folder):
               "integers_255": (255 * grey).astype(np.int32), "integers_beyond": (1e5 * grey).astype(np.int32)}
     for name, array in values.items():
         Image.fromarray(array).save(folder / f"{name}.tif")
-    return {name: folder / f"{name}.tif" for name in values}
+    (folder / "floats.pfm").write_bytes(b"Pf\n40 30\n-1.0\n" + grey[::-1].astype("<f4").tobytes())
+    return {name: folder / f"{name}.tif" for name in values} | {"pfm": folder / "floats.pfm"}
 
 
 def test_the_recipe_of_the_docs_reads_photos_as_predict_does(clip, exported, tmp_path, monkeypatch):
