@@ -151,6 +151,7 @@ def _white(mode: str, largest: float) -> float:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    """As its EXIF orientation means it. ValueError for an image without pixels, or too narrow to be resized."""
     if not 0 < max(image.size) <= NARROWEST * min(image.size):
         raise ValueError(f"it has {image.width} x {image.height} pixels")
     orientation = None
