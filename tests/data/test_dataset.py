@@ -231,12 +231,16 @@ def test_images_that_stand_in_training_and_in_test_are_listed(tmp_path, caplog):
     split = made({"a": 3, "b": 3}, val=1, test=2)
     twin, other = Memory().read("twin"), Memory().read("other")
     source = Memory({"a/000.jpg": twin, "b/001.jpg": twin, "test/a/001.jpg": twin, "val/b/000.jpg": other,
-                     "test/b/000.jpg": other, "a/001.jpg": b"same", "a/002.jpg": b"same"})
+                     "test/b/000.jpg": other, "a/001.jpg": b"same", "a/002.jpg": b"same", "val/a/000.jpg": b"same"})
     record = write_split(tmp_path / "split.json", split, source, seed=0, shots=None)
     assert {pair["sha256"]: (pair["train"], pair["test"]) for pair in record["duplicates"]} == {
         sha256(twin): (["a/000.jpg", "b/001.jpg"], ["test/a/001.jpg"]),
         sha256(other): (["val/b/000.jpg"], ["test/b/000.jpg"])}
-    classes, message = warnings_of(caplog)
+    classes, twice, chosen_by, message = warnings_of(caplog)
+    assert twice.startswith("2 training images are copies of others (byte-identical): a/00")
+    assert "a/000.jpg = b/001.jpg" in twice and "a/001.jpg = a/002.jpg" in twice
+    assert chosen_by.startswith("1 validation images are also training images (byte-identical): a/001.jpg = "
+                                "val/a/000.jpg; what is chosen or calibrated by them is flattered")
     assert message.startswith("2 test images are also training images")
     assert "a/000.jpg = test/a/001.jpg" in message
     assert classes == ("1 images are in two classes (byte-identical): a/000.jpg (a) = b/001.jpg (b); leave each in one "

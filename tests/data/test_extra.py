@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from photos import photo_folder, write_photo
+from photos import Files, photo_folder, write_photo
 
 from xrvlm.data.dataset import Item, hash_images, is_extra, label_budget, sample_shots, with_test_set
 from xrvlm.data.extra import with_extra
@@ -55,11 +55,11 @@ def test_the_summary_counts_them_apart(birds, extra):
 
 def test_no_fold_holds_them_out():
     items = [Item(f"{kind}{label}{index}", label) for label in (0, 1) for kind in ("", "extra:") for index in range(4)]
-    fold = folds_of(items, 4, 0)
+    fold = folds_of(items, Files(), 4, 0)
     held = [number >= 0 for number in fold.tolist()]
     assert held == [not is_extra(item.id) for item in items]
     own = [row for row, item in enumerate(items) if not is_extra(item.id)]
-    assert fold[own].tolist() == folds_of([items[row] for row in own], 4, 0).tolist()
+    assert fold[own].tolist() == folds_of([items[row] for row in own], Files(), 4, 0).tolist()
 
 
 @pytest.mark.parametrize(("subset", "words"), [("test", "test"), ("val", "validation"), ("train", "training")])

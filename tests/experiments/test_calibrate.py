@@ -474,6 +474,6 @@ def test_a_scaling_that_was_changed_by_hand_is_refused(run_of, clip):
 
 
 def test_the_folds_are_those_of_compare(photos):
-    split = image_folder(photos).split
-    fold = folds_of(split.train, FOLDS, 1)
+    dataset = image_folder(photos)
+    fold = folds_of(dataset.split.train, dataset.source, FOLDS, 1)
     assert set(fold.tolist()) == set(range(FOLDS))

@@ -55,9 +55,20 @@ def warn_of_two_classes(entries: Entries) -> None:
 
 
 def copies_in(subsets: Mapping[str, Sequence[Mapping[str, str]]]) -> list[dict[str, Any]]:
-    """`duplicates` of the training and validation images and the test images; warns of them, and of two classes."""
+    """`duplicates` of the training and validation images and the test images; warns of all bytes that are there twice,
+    but of those within the test set only where they are in two classes."""
     copies = duplicates([*subsets["train"], *subsets["val"]], subsets["test"])
     warn_of_two_classes([entry for entries in subsets.values() for entry in entries])
+    first: dict[str, str] = {}
+    if twice := [(first[entry["sha256"]], entry["path"]) for entry in subsets["train"]
+                 if first.setdefault(entry["sha256"], entry["path"]) != entry["path"]]:
+        log.warning("%d training images are copies of others (byte-identical): %s; a method learns from each of them, "
+                    "and what it chooses on a part of them may be flattered", len(twice),
+                    few(f"{one} = {two}" for one, two in twice))
+    if chosen_by := duplicates(subsets["train"], subsets["val"]):
+        log.warning("%d validation images are also training images (byte-identical): %s; what is chosen or calibrated "
+                    "by them is flattered", sum(len(pair["test"]) for pair in chosen_by),
+                    few(f"{pair['train'][0]} = {pair['test'][0]}" for pair in chosen_by))
     if copies:
         log.warning("%d test images are also training images (byte-identical): %s; the test score counts them",
                     sum(len(pair["test"]) for pair in copies),

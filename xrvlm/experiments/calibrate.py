@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from xrvlm.backbones.base import FrozenCLIP, Need
-from xrvlm.data.dataset import Item, Split
+from xrvlm.data.dataset import Dataset, Item, Split
 from xrvlm.distributed import processes
 from xrvlm.errors import UserError, option
 from xrvlm.evaluation.conformal import SET_SCORES, coverage_table, misfit, sets
@@ -23,6 +23,7 @@ from xrvlm.methods.base import Method, Recipe
 from xrvlm.text.class_text import few
 from xrvlm.training.fit import learn
 from xrvlm.training.folds import folds_of, out_of_fold, rows_of
+from xrvlm.views import ImageSource
 
 log = logging.getLogger(__name__)
 FOLDS = 5
@@ -39,7 +40,8 @@ def check_unread(options: RunOptions, protocol: str) -> None:
                         f"{option('protocol', 'open_set')}: add {option('calibrate', 'folds')}")
 
 
-def check_calibration(options: RunOptions, method: Method, clip: FrozenCLIP, split: Split) -> None:
+def check_calibration(options: RunOptions, method: Method, clip: FrozenCLIP, split: Split,
+                      source: ImageSource) -> None:
     """UserError where the images that are to calibrate `method` are chosen by, or are not there."""
     by = option("calibrate", options.calibrate)
     if type(method).class_probabilities is not Method.class_probabilities:
@@ -57,7 +59,7 @@ def check_calibration(options: RunOptions, method: Method, clip: FrozenCLIP, spl
         raise UserError(f"{by} needs validation images, and the shots take all: use fewer {option('shots')}, or "
                         f"{option('calibrate', 'folds')}")
     if options.calibrate == "folds" and method.learns:
-        folds_of(split.train, FOLDS, 0)      # raises UserError where nothing can be held out
+        folds_of(split.train, source, FOLDS, 0)      # raises UserError where nothing can be held out
     missing = sorted(set(range(len(split.classes))) - {item.label for item in found})
     if missing:
         log.warning("%d of %d classes have no image to calibrate on, what it promises is of the others: %s",
@@ -73,6 +75,8 @@ class Setup(Protocol):
     def method(self) -> Method: ...
     @property
     def recipe(self) -> Recipe: ...
+    @property
+    def dataset(self) -> Dataset: ...
     @property
     def split(self) -> Split: ...
     @property
@@ -98,7 +102,7 @@ def calibrate(run: Setup, fresh: Method, train: FeatureSource | None, val: Featu
         found, items = held_out_of(run.method, run.clip, train), run.split.train
     else:
         assert train is not None, "see check_calibration"
-        fold = folds_of(run.split.train, FOLDS, run.seed)
+        fold = folds_of(run.split.train, run.dataset.source, FOLDS, run.seed)
         found = _from_folds(run, fresh, train, val, fold)
         items = tuple(run.split.train[row] for row in rows_of(fold).tolist())
     calibration = Calibration.of(_with_local(run, found, items), run.options.calibrate, run.options.scaling,

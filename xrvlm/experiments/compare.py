@@ -183,7 +183,7 @@ class _Work:
     @cached_property
     def fold(self) -> Tensor:
         """(n,) the fold that holds each image out; -1 for none."""
-        return folds_of(self.banks.items, self.options.folds, self.options.seed)
+        return folds_of(self.banks.items, self.banks.dataset.source, self.options.folds, self.options.seed)
 
     @cached_property
     def of_one_image(self) -> list[str]:
@@ -199,7 +199,7 @@ class _Work:
     def folder(self) -> Path:
         clip, dataset, items = self.banks.clip, self.banks.dataset, self.banks.items
         key = [clip.fingerprint, clip.precision, asdict(self.classes), not_at_default(self.options.features.identity),
-               self.options.seed, self.options.folds, [[item.id, item.label] for item in items],
+               self.options.seed, self.fold.tolist(), [[item.id, item.label] for item in items],
                [dataset.source.sha256(item.id) for item in items]]
         return user_path(self.options.runs) / as_file_name(f"compare-{dataset.name[:60]}-{digest(key)[:10]}")
 

@@ -183,7 +183,7 @@ class _Setup:
         if self.clip.second_width:
             check_second_is_read(self.method.needs, self.header.method.name)
         if self.options.calibrate != "none":
-            check_calibration(self.options, self.method, self.clip, self.split)
+            check_calibration(self.options, self.method, self.clip, self.split, self.dataset.source)
         group.check_same(self.identity.key, "images or options")
         if group.from_first(self._must_run):
             with group.alone(folder.path / ".lock", BUSY):

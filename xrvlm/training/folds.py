@@ -1,5 +1,9 @@
-"""Cross-validation: each image is held out once, by a draw from its own path, and asked about then."""
+"""Cross-validation: each image is held out once, by a draw from its own path, and asked about then.
 
+Files of equal bytes are one image: a method that had trained on a copy would be asked about what it knows.
+"""
+
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -14,31 +18,43 @@ from xrvlm.errors import UserError, option
 from xrvlm.features.bank import FeatureBank
 from xrvlm.features.source import FeatureSource, OnlineFeatures
 from xrvlm.methods.base import Method
+from xrvlm.views import ImageSource
 
 # trains a method in place on a source, and shows it the held-out images without labels where it is transductive
 Learn = Callable[[Method, FeatureSource, FeatureSource], object]
 
 
-def folds_of(items: Sequence[Item], folds: int, seed: int) -> Tensor:
+def folds_of(items: Sequence[Item], source: ImageSource, folds: int, seed: int) -> Tensor:
     """(n,) the fold that holds each image out, -1 for none: the only image of a class is always trained on, and extra
     images are.
 
     The images of a class stand in as many folds as there can be, so that no fold leaves a class without a training
-    image; a class with fewer images than folds is missing from the others. UserError where fewer than two classes have
-    two images.
+    image; a class with fewer images than folds is missing from the others. Images whose files in `source` have equal
+    bytes are held out together, of two classes too, and count once. UserError where fewer than two classes have two
+    images.
     """
     own = [row for row, item in enumerate(items) if not is_extra(item.id)]
-    order = sorted(own, key=lambda row: (items[row].label, seed_of(seed, "fold", items[row].id)))
-    counts = torch.tensor([items[row].label for row in own]).bincount()
+    own.sort(key=lambda row: (items[row].label, seed_of(seed, "fold", items[row].id)))
+    copies: dict[str, list[int]] = defaultdict(list)       # the rows of each image, in the order of their draws
+    for row in own:
+        copies[source.sha256(items[row].id)].append(row)
+    images: dict[int, list[list[int]]] = defaultdict(list)           # of each class
+    for rows in copies.values():
+        for label in {items[row].label for row in rows}:
+            images[label].append(rows)
+    counts = torch.tensor([len(images[label]) for label in sorted(images)])
     if (counts > 1).sum() < 2:
         each = "each class but one" if counts.max() > 1 else "each class"
-        raise UserError(f"{each} has one labelled image (what is kept for testing does not count), and "
-                        "cross-validation needs two classes with two: use more shots or images, or "
+        raise UserError(f"{each} has one labelled image (what is kept for testing does not count, copies count once), "
+                        "and cross-validation needs two classes with two: use more shots or images, or "
                         f"{option('method', 'zero_shot')}, which needs none")
     fold, given = torch.full((len(items),), -1), 0
-    for row in order:
-        if counts[items[row].label] > 1:
-            fold[row], given = given % folds, given + 1
+    for rows in copies.values():
+        if all(len(images[items[row].label]) > 1 for row in rows):
+            fold[rows], given = given % folds, given + 1
+    for first, *others in images.values():       # copies in two classes can bring all images of one into one fold
+        if others and all(fold[rows[0]] == fold[first[0]] for rows in others):
+            fold[first] = -1
     return fold
 
 

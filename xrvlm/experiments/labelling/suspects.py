@@ -67,7 +67,7 @@ def find_suspects(clip: FrozenCLIP, dataset: Dataset, method: MethodFactory | st
     needs: frozenset[Need] = fresh.needs | frozenset[Need]({"pooled"})
     source = feature_source(clip, dataset.source, items, features or FeatureSettings(views=0), needs=needs, views=0,
                             seed=seed, workers=workers)
-    fold = folds_of(items, FOLDS, seed)
+    fold = folds_of(items, dataset.source, FOLDS, seed)
     trained = deepcopy(fresh)
     train = partial(_learn, clip, seed)
     train(trained, source, None)

@@ -106,7 +106,7 @@ def choose_prompts(clip: FrozenCLIP, dataset: Dataset, *, templates: str | Seque
                             needs={"pooled"}, views=0, seed=seed, workers=workers)
     images, labels = (each.cpu().float() for each in pooled_features(source, clip.device))     # (n, d), (n,)
     judge = Judge(groups, images, labels.long(), float(clip.logit_scale))
-    levels = _levels(judge, folds_of(split.train, folds, seed))
+    levels = _levels(judge, folds_of(split.train, dataset.source, folds, seed))
     best = max(levels, key=lambda row: row["log_likelihood"])["level"]
     choices = judge.choose(torch.ones(len(labels), dtype=torch.bool))
     made = {name: judge.words(choices[best], row) for row, name in enumerate(split.classes)}
