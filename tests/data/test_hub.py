@@ -89,7 +89,8 @@ def test_a_saved_folder_is_remembered_and_a_set_in_memory_is_not(tmp_path, monke
     saved = hub_dataset("birds", class_names=["Robin", "Jay", "Owl"])
     assert saved.loader == {"name": "hub", "options": {
         "path": str(tmp_path / "birds"), "config": None, "image_column": None, "label_column": None,
-        "class_names": ["Robin", "Jay", "Owl"], "skip_damaged": False, "name": None, "extra": None}}
+        "split_column": "split", "class_names": ["Robin", "Jay", "Owl"], "skip_damaged": False, "name": None,
+        "extra": None}}
     monkeypatch.chdir("/")
     assert load_dataset(saved.loader["name"], **saved.loader["options"]).split == saved.split
     assert hub_dataset(birds()).loader is None
@@ -331,3 +332,56 @@ def test_a_column_of_captions_is_not_taken_for_classes():
     with pytest.raises(UserError, match="each of the 6 rows of hub has another value in 'label'.*set label_column"):
         hub_dataset(captions)
     assert len(hub_dataset(captions, label_column="label").split.classes) == 6
+
+
+PARTS = ["train", "test"] * 3 + ["val"] * 3 + ["Training"] * 3
+PLACES = ["train", "test"] * 3 + ["val"] * 3 + ["train"] * 3
+
+
+def places(dataset) -> list[str]:
+    """The subset of each row, in the order of the rows."""
+    found = {item.id: subset for subset in ("train", "val", "test") for item in getattr(dataset.split, subset)}
+    return [found[f"train/{row}"] for row in range(len(found))]
+
+
+@pytest.mark.parametrize("column", ["split", "Split", "subset", "partition", "which"])
+@pytest.mark.parametrize("words", [True, False])
+def test_a_column_of_subsets_says_what_is_for_testing(column, words):
+    rows = birds(**{column: PARTS}) if words else birds(
+        label=datasets.Value("string"), labels=[NAMES[row % 3] for row in range(12)], **{column: PARTS})
+    assert places(hub_dataset(rows)) == PLACES
+    assert set(places(hub_dataset(rows, split_column=None, label_column="label"))) == {"train"}
+
+
+def test_a_column_of_classes_or_of_yes_and_no_says_it_too():
+    kind = datasets.ClassLabel(names=["test", "train"])
+    rows = birds().add_column("part", [row % 2 for row in range(12)])
+    assert places(hub_dataset(rows.cast_column("part", kind))) == ["test", "train"] * 6
+    assert places(hub_dataset(birds().add_column("is_test", [row % 2 == 0 for row in range(12)]))) == [
+        "test", "train"] * 6
+
+
+@pytest.mark.parametrize("column", ["fold", "test", "phase"])
+def test_a_column_that_may_be_a_split_is_asked_about(column):
+    rows = birds().add_column(column, [row % 5 for row in range(12)])
+    with pytest.raises(UserError, match=f"hub has the column '{column}', which may say what is for testing: .*"
+                                        "split_column=None"):
+        hub_dataset(rows)
+    assert set(places(hub_dataset(rows, split_column=None))) == {"train"}
+    with pytest.raises(UserError, match="row [02] of the split train of hub: unknown subset"):
+        hub_dataset(rows, split_column=column)
+    with pytest.raises(UserError, match="hub has no column 'part'; its columns are label, "):
+        hub_dataset(rows, split_column="part")
+
+
+def test_a_column_must_not_contradict_the_splits():
+    parts = datasets.DatasetDict(train=birds(split=["train", "val"] * 6), test=birds(3, split=["test"] * 3))
+    dataset = hub_dataset(parts)
+    assert [len(getattr(dataset.split, subset)) for subset in ("train", "val", "test")] == [6, 6, 3]
+    parts["train"] = birds(split=["train", "test"] * 6)
+    with pytest.raises(UserError, match="row 1 of the split train of hub is 'test' by its column 'split': use "
+                                        "split_column=None to go by the splits"):
+        hub_dataset(parts)
+    assert len(hub_dataset(parts, split_column=None).split.train) == 12
+    parts["train"] = birds(split=["a", "b"] * 6)           # of something else, beside splits that are plain
+    assert len(hub_dataset(parts).split.train) == 12

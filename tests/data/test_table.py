@@ -273,6 +273,26 @@ def test_a_column_that_may_be_a_split_is_asked_about(tmp_path, column):
     assert {subset for subset, *_ in found(table(root, split_column=None))} == {"train"}
 
 
+@pytest.mark.parametrize(("column", "cells"), [
+    ("is_test", ("True", "False")), ("isTest", ("1", "0")), ("is_train", ("no", "yes")), ("istest", ("Y", "n")),
+    ("is_training_image", ("0", "1"))])
+def test_a_column_of_yes_and_no_is_understood(tmp_path, column, cells):
+    root = birds(tmp_path)
+    write(root / "split.csv", [{"path": row["path"], "class": row["class"], column: cells[row["split"] != "test"]}
+                               for row in ROWS])
+    whole = [("test" if subset == "test" else "train", *rest) for subset, *rest in EXPECTED]
+    assert sorted(found(table(root))) == sorted(whole)
+
+
+def test_yes_and_no_in_a_column_that_may_be_an_examination_is_asked_about(tmp_path):
+    root = birds(tmp_path)
+    write(root / "split.csv", [{"path": row["path"], "class": row["class"], "test": str(int(row["split"] == "test"))}
+                               for row in ROWS])
+    with pytest.raises(UserError, match="has the column 'test', which may say"):
+        table(root)
+    assert {row[0] for row in found(table(root, split_column="test"))} == {"train", "test"}
+
+
 def test_a_column_of_subsets_with_an_empty_cell_is_asked_about(tmp_path):
     root = birds(tmp_path)
     rows = [{"path": row["path"], "class": row["class"], "which": row["split"]} for row in ROWS]

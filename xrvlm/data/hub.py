@@ -3,21 +3,23 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from io import BytesIO
+from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from xrvlm.data.cells import encoded
 from xrvlm.data.dataset import SUBSETS, Dataset, assemble, registered
 from xrvlm.data.folder import subset_of
+from xrvlm.data.subsets import split_column as split_of
+from xrvlm.data.subsets import subset_in
 from xrvlm.data.table import MISSING, label_of, names_for_none
 from xrvlm.errors import UserError, check_has, option
-from xrvlm.files import damaged_fix, file_bytes, sha256, user_path
+from xrvlm.files import sha256, user_path
 from xrvlm.text.class_text import few
 
 log = logging.getLogger(__name__)
@@ -25,7 +27,7 @@ log = logging.getLogger(__name__)
 INSTALL = "pip install 'xrvlm[datasets]'"
 OF_A_DATASET = ("features", "select_columns", "with_format", "__len__")      # a streamed one has no length
 LOOKED_AT = 32                           # images of a split that say what the numbers of all mean
-CHANNELS = (1, 3, 4)                     # of an array that is an image: grey, RGB, RGBA
+ROWS = 10_000                            # whose cells of a column are read at a time
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class HubSource:
 
     def read(self, item_id: str, /) -> bytes:
         split, row = item_id.rsplit("/", 1)
-        return _encoded(self.splits[split][int(row)][self.image_column], item_id, self)
+        return encoded(self.splits[split][int(row)][self.image_column], item_id, lambda: self.of_255)
 
     def sha256(self, item_id: str, /) -> str:
         # not the fingerprint of the library: a cell may hold the path of a file, which changes without it
@@ -56,7 +58,7 @@ class HubSource:
 
 @registered("hub")
 def hub_dataset(path: Any, *, config: str | None = None, image_column: str | None = None,
-                label_column: str | None = None,
+                label_column: str | None = None, split_column: str | None = "split",
                 class_names: str | Sequence[str] | Mapping[str, str] | None = None,
                 skip_damaged: bool = False, name: str | None = None) -> Dataset:
     """Load a data set of the library `datasets`.
@@ -68,6 +70,8 @@ def hub_dataset(path: Any, *, config: str | None = None, image_column: str | Non
         image_column: None: the only column of type Image.
         label_column: None: the only ClassLabel, else the only column of strings or integers. Classes are in the order
             of the ClassLabel, else sorted.
+        split_column: column of subsets, as of a `table`, where the data set has no test split; None: its splits alone
+            say what is for testing.
         class_names: see `image_folder`.
         skip_damaged: leave out images that cannot be read, with a warning.
         name: of the data set; None: the last word of the path.
@@ -80,19 +84,16 @@ def hub_dataset(path: Any, *, config: str | None = None, image_column: str | Non
     subsets = _subsets(list(splits), title)
     features = splits[min(subsets, key=lambda split: SUBSETS.index(subsets[split]))].features
     image = _image_column(features, image_column, title)
-    label = _label_column(features, label_column, image, title)
+    of_split = _split_column(splits, subsets, split_column, {image, label_column}, title)
+    label = _label_column(features, label_column, {image, of_split}, title)
     subsets = _with_labels(subsets, splits, image, label, title)
-    found: dict[str, list[tuple[str, str]]] = {}
-    none = MISSING if hasattr(features[label], "names") else names_for_none(
-        value for split in subsets for value in splits[split].with_format(None)[label][:])
-    for split, subset in subsets.items():
-        found.setdefault(subset, []).extend(_labelled(splits[split], split, label, none))
+    found = _found({split: splits[split] for split in subsets}, subsets, label, of_split, title)
     if label_column is None and class_names is None and not hasattr(features[label], "names"):
-        _check_repeats(next(iter(found.values())), label, title)
+        _check_repeats([pair for pairs in found.values() for pair in pairs], label, title)
     classes = _classes(features[label], found, title)
     source = HubSource({split: _encoded_column(splits[split], image) for split in subsets}, image)
     return assemble(title, source, found, classes=classes, class_names=class_names, skip_damaged=skip_damaged,
-                    test_only="train" not in subsets.values())
+                    test_only="train" not in found)
 
 
 def _splits(path: Any, config: str | None) -> dict[str, Any]:
@@ -166,12 +167,75 @@ def _image_column(features: Mapping[str, Any], wanted: str | None, title: str) -
     return _column(features, wanted, "image", title, [lambda kind: isinstance(kind, datasets.Image)])
 
 
-def _label_column(features: Mapping[str, Any], wanted: str | None, image: str, title: str) -> str:
+def _label_column(features: Mapping[str, Any], wanted: str | None, taken: Collection[str | None], title: str) -> str:
     datasets = _library()
-    others = {column: kind for column, kind in features.items() if column != image}
+    others = {column: kind for column, kind in features.items() if column not in taken}
     return _column(others, wanted, "label", title, [
         lambda kind: isinstance(kind, datasets.ClassLabel),
         lambda kind: isinstance(kind, datasets.Value) and ("string" in kind.dtype or "int" in kind.dtype)])
+
+
+def _split_column(splits: Mapping[str, Any], subsets: Mapping[str, str], wanted: str | None,
+                  taken: Collection[str | None], title: str) -> str | None:
+    """The column that says which images are for testing; None where the splits alone do."""
+    columns = {column: kind for split in subsets for column, kind in splits[split].features.items()
+               if column not in taken}
+    named = {column.strip().casefold(): column for column in columns}.get((wanted or "").strip().casefold())
+    if wanted is None or named or (wanted == "split" and "test" in subsets.values()):
+        return named
+    if wanted != "split":
+        raise UserError(f"{title} has no column {wanted!r}; its columns are {few(columns, 20)}: set "
+                        f"{option('data.split_column')}")
+    return split_of({column: chain.from_iterable(map(partial(_cells, column=column), map(splits.get, subsets)))
+                     for column, kind in columns.items() if _may_name_subsets(kind)}, title)
+
+
+def _may_name_subsets(kind: Any) -> bool:
+    if hasattr(kind, "names"):
+        return all(map(subset_of, kind.names))
+    return re.match("(large_)?string|bool|u?int", str(getattr(kind, "dtype", ""))) is not None
+
+
+def _cells(rows: Any, column: str) -> Iterator[Any]:
+    """The cells of a column, a ClassLabel's as words; none where `rows` lack the column."""
+    if column in rows.features:
+        kind, rows = rows.features[column], rows.select_columns([column]).with_format(None)
+        for begin in range(0, len(rows), ROWS):
+            cells = rows[begin:begin + ROWS][column]
+            yield from _named(kind, cells) if hasattr(kind, "names") else cells
+
+
+def _named(kind: Any, cells: Sequence[int | None]) -> list[str | None]:
+    return [None if value is None or value < 0 else kind.names[value] for value in cells]
+
+
+def _found(splits: Mapping[str, Any], subsets: Mapping[str, str], label: str, of_split: str | None, title: str,
+           ) -> dict[str, list[tuple[str, str]]]:
+    """{subset: (id, class) of its images}"""
+    none = MISSING if any(hasattr(rows.features[label], "names") for rows in splits.values()) else names_for_none(
+        value for rows in splits.values() for value in rows.with_format(None)[label][:])
+    found: dict[str, list[tuple[str, str]]] = {}
+    for split, rows in splits.items():
+        own = _own_subsets(rows, split, of_split, subsets, title)
+        for item_id, key in _labelled(rows, split, label, none):
+            found.setdefault(own.get(item_id, subsets[split]), []).append((item_id, key))
+    return found
+
+
+def _own_subsets(rows: Any, split: str, column: str | None, subsets: Mapping[str, str], title: str) -> dict[str, str]:
+    """{id: subset} of the images of a split by `column`; UserError where it contradicts the split or means nothing."""
+    own, tested = {}, "test" in subsets.values()
+    for row, cell in enumerate(_cells(rows, column) if column else ()):
+        means = subset_in(str(column), cell)
+        if means is None and not tested:
+            raise UserError(f"row {row} of the split {split} of {title}: unknown subset {cell!r} in {column!r}; use "
+                            f"train, val or test, or {option('data.split_column', None)} to ignore the column")
+        if tested and means and (means == "test") != (subsets[split] == "test"):
+            raise UserError(f"row {row} of the split {split} of {title} is {cell!r} by its column {column!r}: use "
+                            f"{option('data.split_column', None)} to go by the splits, or one split of all rows to "
+                            "go by the column")
+        own[f"{split}/{row}"] = means or subsets[split]
+    return own
 
 
 def _column(features: Mapping[str, Any], wanted: str | None, what: str, title: str,
@@ -198,7 +262,7 @@ def _labelled(rows: Any, split: str, column: str, none: Collection[str]) -> list
     kind = rows.features[column]
     values = rows.with_format(None)[column][:]
     if hasattr(kind, "names"):
-        values = [None if value is None or value < 0 else kind.names[value] for value in values]
+        values = _named(kind, values)
     labels = [label_of(value, f"row {row} of {split}, column {column!r}", none) for row, value in enumerate(values)]
     pairs = [(f"{split}/{row}", label) for row, label in enumerate(labels) if label is not None]
     if len(pairs) < len(values):
@@ -231,55 +295,3 @@ def _classes(kind: Any, found: Mapping[str, Sequence[tuple[str, str]]], title: s
         log.warning("%d of %d classes of %s have no image and are left out: %s",
                     len(absent), len(names), title, few(absent))
     return list(dict.fromkeys(key for key in names if key in used))
-
-
-def _encoded(value: Any, item_id: str, column: HubSource) -> bytes:
-    """The bytes of the image file in a cell; an array is encoded as PNG."""
-    if isinstance(value, Mapping):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes):
-        return value
-    if value is None:
-        raise UserError(f"cannot read the image {item_id}: the cell is empty; {damaged_fix()}")
-    if isinstance(value, str):
-        try:
-            return file_bytes(Path(value))
-        except OSError as error:
-            raise UserError(f"cannot read the image {item_id} at {value[:200]}: {error.strerror}; {damaged_fix()}"
-                            ) from error
-    try:
-        image = _as_image(np.asarray(value), column)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"cannot read the image {item_id}: {error}; "
-                        f"set {option('data.image_column')} to a column of images") from error
-    buffer = BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def _as_image(values: np.ndarray, column: HubSource) -> Image.Image:
-    """Of (h, w), (h, w, channels) or (channels, h, w); ValueError for other shapes: Pillow would take some of them."""
-    given = values.shape
-    if values.ndim == 3 and given[2] not in CHANNELS and given[0] in CHANNELS:
-        values = np.moveaxis(values, 0, 2)
-    if values.ndim == 2:
-        values = values[:, :, None]
-    if values.ndim != 3 or values.shape[2] not in CHANNELS or not values.size:
-        raise ValueError(f"its numbers are {' x '.join(map(str, given)) or 'one'}, not height x width or height x "
-                         "width x 1, 3 or 4 channels")
-    values = _as_8_bits(values, column)
-    return Image.fromarray(values[:, :, 0] if values.shape[2] == 1 else values)
-
-
-def _as_8_bits(values: np.ndarray, column: HubSource) -> np.ndarray:
-    """Numbers 0..255 as they are, fractions in 0..1 and yes or no times 255; ValueError for others, whose meaning is
-    not plain.
-    """
-    if not np.isfinite(values).all():
-        raise ValueError("it holds numbers that are not finite")
-    low, high = values.min(initial=0), values.max(initial=0)
-    if low < 0 or high > 255:
-        raise ValueError(f"its numbers are from {low:g} to {high:g}, not in 0..255 or 0..1")
-    if values.dtype.kind == "b" or (values.dtype.kind == "f" and high <= 1 and not column.of_255):
-        values = values * 255
-    return np.rint(values).astype(np.uint8)

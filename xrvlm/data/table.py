@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from xrvlm.data.dataset import SUBSETS, Dataset, assemble, registered
-from xrvlm.data.folder import existing_folder, subset_of
+from xrvlm.data.folder import existing_folder
 from xrvlm.data.hierarchy import with_hierarchy
+from xrvlm.data.subsets import split_column as split_of
+from xrvlm.data.subsets import subset_in
 from xrvlm.errors import UserError, odd_sign, option
 from xrvlm.files import FileSource, file_text, files_below, parsed, user_path
 from xrvlm.text.class_text import few
 
 Row = tuple[int, Mapping[str, Any]]    # the line in the file, counted from 1, and its cells
-# a column with such a word in its name may say which images are for testing
-SPLIT_WORDS = frozenset({"split", "subset", "partition", "phase", "usage", "fold", "set", "train", "training", "test",
-                         "testing", "val", "valid", "validation", "dev", "eval", "holdout", "stage",
-                         "kfold", "folds", "istest", "istrain", "traintest"})
 BEFORE_HEADER = r"(?:[ \t]*\r?\n)*(?:\"?sep=.\"?\r?\n)?"      # blank lines, and the line that tells Excel the separator
 MISSING = frozenset({"", "nan", "<na>", "#n/a", "n/a", "null"})    # how programs write that a cell is empty
 
@@ -37,8 +35,7 @@ def table(root: str | Path, *, file: str | Path = "split.csv", path_column: str 
         file: the table (.csv, .tsv, .jsonl or .parquet), relative to `root` or absolute.
         path_column: column of paths, relative to `root`.
         class_column: column of class names.
-        split_column: column of subsets (train, val, test and words like them, see `subset_of`); None: all images are
-            for training, as they are if the table has no column that could be one.
+        split_column: column of subsets (see `subsets.subset_in`); None or no such column: all images are to train on.
         class_names: see `image_folder`.
         skip_damaged: leave out images that cannot be read, with a warning.
         hierarchy: a file with the nodes above the classes, see `data.hierarchy.read_hierarchy`.
@@ -62,7 +59,8 @@ def table(root: str | Path, *, file: str | Path = "split.csv", path_column: str 
                         f"{option('data.split_column')}")
     if split_column is not None and of_split is None:
         rows = list(rows)
-        of_split = _split_column([column for column in columns if column not in (of_path, of_class)], rows, path)
+        of_split = split_of({column: [row.get(column) for _, row in rows]
+                             for column in columns if column not in (of_path, of_class)}, str(path))
     found = _found(folder, path, rows, of_path, of_class, of_split)
     dataset = assemble(name or folder.name, FileSource(folder), found, class_names=class_names,
                        skip_damaged=skip_damaged, test_only=not found["train"] and bool(found["test"]))
@@ -104,37 +102,6 @@ def _column(columns: Sequence[str], wanted: str | None, path: Path) -> str | Non
     return alike[0] if alike else None
 
 
-def _split_column(columns: Sequence[str], rows: Sequence[Row], path: Path) -> str | None:
-    """The column that holds subsets under another name than "split"; UserError where it is not plain that one does."""
-    cells = {column: [row.get(column) for _, row in rows] for column in columns}
-    plain = [column for column in columns if _holds_subsets(cells[column])]
-    if len(plain) == 1:
-        return plain[0]
-    alike = plain or [column for column in columns if _words(column) & SPLIT_WORDS
-                      or _holds_subsets(cell for cell in cells[column] if cell not in (None, ""))]
-    if alike:
-        raise UserError(f"{path} has the column {few(map(repr, alike))}, which may say what is for testing: set "
-                        f"{option('data.split_column', alike[0])}, or {option('data.split_column', None)} to use all "
-                        "images for training and testing alike")
-    return None
-
-
-def _words(column: str) -> set[str]:
-    """The words of "is_test", "isTest" or "TrainTest", in small letters."""
-    return {word.casefold() for word in re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", column)}
-
-
-def _holds_subsets(cells: Iterable[Any]) -> bool:
-    """Whether every cell names a subset, and not all the same one."""
-    subsets = set()
-    for cell in cells:
-        subset = subset_of(cell) if isinstance(cell, str) else None
-        if subset is None:
-            return False
-        subsets.add(subset)
-    return len(subsets) > 1
-
-
 def _found(root: Path, path: Path, rows: Iterable[Row], path_column: str, class_column: str, subset_column: str | None,
            ) -> dict[str, list[tuple[str, str]]]:
     """{subset: (id, class) of its images}. Raises UserError for an image that occurs twice or is not there."""
@@ -144,7 +111,7 @@ def _found(root: Path, path: Path, rows: Iterable[Row], path_column: str, class_
     for line, row in rows:
         where = f"{path}, line {line}"
         item_id = _relative(root, _cell(row, path_column, where), where)
-        subset = "train" if subset_column is None else _subset(_cell(row, subset_column, where), where)
+        subset = "train" if subset_column is None else _subset(row, subset_column, where)
         label = label_of(row.get(class_column), f"{where}, column {class_column!r}", none)
         if label is None:
             raise _empty(class_column, where, row.get(class_column))
@@ -257,8 +224,9 @@ def _empty(column: str, where: str, cell: Any = "") -> UserError:
     return UserError(f"{where}: the cell of {column!r} is {what}; fill it in or remove the line")
 
 
-def _subset(word: str, where: str) -> str:
-    subset = subset_of(word)
+def _subset(row: Mapping[str, Any], column: str, where: str) -> str:
+    word = _cell(row, column, where)
+    subset = subset_in(column, word)
     if subset is None:
         raise UserError(f"{where}: unknown subset {word!r}; use train, val or test, or "
                         f"{option('data.split_column', None)} to ignore the column")

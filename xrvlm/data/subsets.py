@@ -1,0 +1,72 @@
+"""The column of a table that says which images are for testing: which column it is, and what its cells mean."""
+
+import re
+from collections.abc import Iterable, Mapping
+from itertools import tee
+from typing import Any
+
+from xrvlm.data.folder import subset_of
+from xrvlm.errors import UserError, option
+from xrvlm.text.class_text import few
+
+# a column with such a word in its name may say which images are for testing
+SPLIT_WORDS = frozenset({"split", "subset", "partition", "phase", "usage", "fold", "set", "train", "training", "test",
+                         "testing", "val", "valid", "validation", "dev", "eval", "holdout", "stage",
+                         "kfold", "folds", "istest", "istrain", "traintest"})
+TRUTH = {**dict.fromkeys(("true", "1", "1.0", "yes", "y", "t"), True),
+         **dict.fromkeys(("false", "0", "0.0", "no", "n", "f"), False)}
+ELSE = {"test": "train", "train": "test", "val": "train"}      # what "no" means in a column that is called as a subset
+
+
+def subset_in(column: str, cell: Any) -> str | None:
+    """The subset (train, val or test) that a cell means; None for none: an unknown word, or nothing.
+
+    It is named, or the column is called as one (is_test, isTrain, is_valid) and the cell says yes or no.
+    """
+    answer = TRUTH.get(str(cell).strip().casefold())
+    named = {subset for word in _words(column) if (subset := subset_of(word.removeprefix("is")))}
+    if answer is not None and len(named) == 1:
+        subset, = named
+        return subset if answer else ELSE[subset]
+    return subset_of(cell) if isinstance(cell, str) else None
+
+
+def split_column(columns: Mapping[str, Iterable[Any]], where: str) -> str | None:
+    """The column, among {name: its cells}, that holds subsets; None where none can be one.
+
+    UserError, which says `where`, for columns that may be: not all cells have a meaning, or several columns fit.
+    """
+    plain, others = [], {}
+    for column, cells in columns.items():
+        cells, again = tee(cells)
+        if _holds_subsets(column, cells):
+            plain.append(column)
+        else:
+            others[column] = again
+    if len(plain) == 1:
+        return plain[0]
+    alike = plain or [column for column, cells in others.items() if _words(column) & SPLIT_WORDS
+                      or _holds_subsets(column, (cell for cell in cells if cell not in (None, "")))]
+    if not alike:
+        return None
+    write = "" if plain else "write train, val or test in its cells and "
+    raise UserError(f"{where} has the column {few(map(repr, alike))}, which may say what is for testing: {write}set "
+                    f"{option('data.split_column', alike[0])}, or {option('data.split_column', None)} to use all "
+                    "images for training and testing alike")
+
+
+def _words(column: str) -> set[str]:
+    """The words of "is_test", "isTest" or "TrainTest", in small letters."""
+    return {word.casefold() for word in re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", column)}
+
+
+def _holds_subsets(column: str, cells: Iterable[Any]) -> bool:
+    """Whether every cell means a subset, and not all the same one."""
+    asks = column.strip().casefold().startswith("is")      # "test" alone may be the name of an examination
+    subsets = set()
+    for cell in cells:
+        subset = subset_in(column if asks else "", cell)
+        if subset is None:
+            return False
+        subsets.add(subset)
+    return len(subsets) > 1
