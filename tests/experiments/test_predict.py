@@ -2,6 +2,7 @@
 
 import csv
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -171,7 +172,7 @@ def test_lines_of_a_begun_table_that_are_damaged_are_made_again(model, photos, t
     out, again = tmp_path / "straight.csv", tmp_path / "again.csv"
     predict(model, photos, out=out, device="cpu")
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_readable", lambda *_: [])      # stopped before the end
+        patch.setattr(module, "_complete", lambda *_: None)      # stopped before the end
         predict(model, photos, out=again, device="cpu")
     part, = tmp_path.glob("again.csv.*.part")
     part.write_text("".join(damage(part.read_text(encoding="utf-8").splitlines(keepends=True))), encoding="utf-8")
@@ -239,6 +240,21 @@ def test_a_file_that_is_named_twice_is_labelled_once(photos):
     folder = sorted(photos.iterdir())[0]
     files = images_of([folder, photos / ".." / photos.name / folder.name, next(folder.glob("*.png"))])
     assert len(set(files.values())) == len(files) == 4
+
+
+def test_a_list_of_files_gets_one_answer_for_each_in_its_order(model, photos, tmp_path, caplog):
+    good, other, *_ = sorted(photos.rglob("*.png"))
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(good.read_bytes()[:60])
+    given = [other, str(good), broken, other.parent / ".." / other.parent.name / other.name, good]
+    for options in ({}, {"out": tmp_path / "p.csv"}):
+        answers = predict(model, given, **options)
+        assert [Path(answer.image) for answer in answers] == [other, good, broken, other, good]
+        assert [len(answer.classes) for answer in answers] == [3, 3, 0, 3, 3]
+        assert answers[2].prediction == ""
+        assert "cannot read the image" in answers[2].problem
+        assert "left out 1 of 3 files" in caplog.text
+    assert len(predict(model, [*given, photos])) == 10      # with a folder: each once, and those that can be read
 
 
 def test_no_lock_is_left_where_the_table_cannot_be_written(model, photos, tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -73,15 +73,16 @@ def predict(run: str | Path | None, images: str | Path | Sequence[str | Path], *
             device: DeviceName = "auto", precision: PrecisionName = "auto") -> list[Prediction]:
     """Label `images`: files, and folders with all images below them.
 
-    Files that cannot be read are left out; a warning names them, and a line of `out` says why. With `out`, the same
-    call goes on where it was stopped, by a file beside it that ends in .part.
+    A list of files gets one answer for each, in its order: twice for one that is named twice, and without classes for
+    one that cannot be read (`problem` says why). Of folders, unreadable files are left out. A warning names them.
 
     Args:
         run: a run's folder, "latest", or None: zero-shot with `clip` and `classes`.
         classes: names, a list in prompts/class_names or a .txt file; None: those of the run.
         topk: how many classes of each image.
         asked: what to say beside probabilities; None: `unknown`, where the run is calibrated.
-        out: a .csv or .jsonl file for the same, see docs/reference/files.md.
+        out: a .csv or .jsonl file with a line for each file, see docs/reference/files.md. The same call goes on where
+            it was stopped, by a file beside it that ends in .part.
         echo: called with each prediction, as text, as soon as it is made.
         text: options of `class_text` for `classes`; None: as the run's own text was made.
         clip: the tower; None: the one that the run names, on `device` in `precision`.
@@ -95,14 +96,21 @@ def predict(run: str | Path | None, images: str | Path | Sequence[str | Path], *
     classifier = _classifier(run, images, classes, text or {}, clip, device, precision)
     topk, answering = min(topk, len(classifier.names)), _answering(classifier, asked)
     if out is None:
-        return _labelled(classifier, answering, files, workers, topk, echo, None)
-    states = [[name, str(path), *_state(path)] for name, path in files.items()]
+        return _answers(images, files, _labelled(classifier, answering, files, workers, topk, echo, None))
     table = _label_file(out, topk, answering, classifier.header.joint, [
-        classifier.header.to_json(), hash_state(classifier.method), topk, asdict(asked or Asked()), states])
-    lock = table.path.with_name(f".{table.path.name}.lock")
-    with alone(lock, f"another predict writes {table.path.name}; wait for it, or name another file, {option('out')}"):
+        classifier.header.to_json(), hash_state(classifier.method), topk, asdict(asked or Asked()),
+        [[name, str(path), *_state(path)] for name, path in files.items()]])
+    with _only_writer(table.path):
+        return _answers(images, files, _labelled(classifier, answering, files, workers, topk, echo, table))
+
+
+@contextmanager
+def _only_writer(path: Path) -> Iterator[None]:
+    """UserError where another process writes the table `path`."""
+    lock = path.with_name(f".{path.name}.lock")
+    with alone(lock, f"another predict writes {path.name}; wait for it, or name another file, {option('out')}"):
         try:
-            return _labelled(classifier, answering, files, workers, topk, echo, table)
+            yield
         finally:
             with suppress(OSError):          # Windows keeps a file that is open
                 lock.unlink()
@@ -130,7 +138,8 @@ def _answering(classifier: Classifier, asked: Asked | None) -> Answering | None:
 
 
 def _labelled(classifier: Classifier, answering: Answering | None, files: Mapping[str, Path], workers: int, topk: int,
-              echo: Callable[[str], object] | None, table: "LabelFile | None") -> list[Prediction]:
+              echo: Callable[[str], object] | None, table: "LabelFile | None") -> dict[str, Prediction]:
+    """The prediction of each of `files`, in their order, by its name."""
     done = {} if table is None else table.begun(files, classifier.names)
     found: dict[str, Prediction] = {}
     for prediction in chain(done.values(), labelled(classifier, files, workers, topk, skip=done, answering=answering)):
@@ -141,11 +150,22 @@ def _labelled(classifier: Classifier, answering: Answering | None, files: Mappin
             echo(str(prediction))
     if table is not None and done and list(found) != list(files):      # as if it had not been stopped
         table.write([found[name] for name in files])
-    return _readable([found[name] for name in files], table)
+    _complete([found[name] for name in files], table)
+    return {name: found[name] for name in files}
 
 
-def _readable(found: Sequence[Prediction], table: "LabelFile | None") -> list[Prediction]:
-    """Those of the images that could be read; says which could not, and completes the table."""
+def _answers(images: str | Path | Sequence[str | Path], files: Mapping[str, Path], found: Mapping[str, Prediction],
+             ) -> list[Prediction]:
+    """What `predict` returns: one answer for each of a list of files, else those of the readable images."""
+    paths = [] if isinstance(images, str | Path) else [user_path(path) for path in images]
+    if not paths or not all(path.is_file() for path in paths):
+        return [prediction for prediction in found.values() if not prediction.problem]
+    names = {path: name for name, path in files.items()}
+    return [found[names[path.parent.resolve() / path.name]] for path in paths]
+
+
+def _complete(found: Sequence[Prediction], table: "LabelFile | None") -> None:
+    """Says which of the images could not be read, and completes the table. UserError where none could."""
     readable = [prediction for prediction in found if not prediction.problem]
     unreadable = [prediction for prediction in found if prediction.problem]
     if not readable:
@@ -158,7 +178,6 @@ def _readable(found: Sequence[Prediction], table: "LabelFile | None") -> list[Pr
     if table is not None:
         table.part.replace(table.path)
         log.info("labelled %d images: %s", len(readable), table.path)
-    return readable
 
 
 def zero_shot_classifier(clip: FrozenCLIP, text: Any) -> Classifier:
