@@ -216,6 +216,26 @@ def test_a_record_nested_without_end_stops_no_other(run):
     assert results.read_text().count("\n") == 2
 
 
+@pytest.mark.parametrize("changed", ["results.jsonl", "record.json", "predictions.csv"])
+def test_a_report_tells_of_files_of_a_run_that_disagree(run, changed, caplog):
+    own = read_record(run / "record.json")
+    append_record(run.parent, own)
+    assert "Caution" not in xrvlm.report(run.parent).markdown.read_text(encoding="utf-8")
+    better = asdict(own) | {"metrics": own.metrics | {"top1": 0.75 + own.metrics["top1"] / 5}}
+    if changed == "results.jsonl":
+        append_record(run.parent, RunRecord(**better))
+    elif changed == "record.json":
+        (run / changed).write_text(json.dumps(better))
+    else:
+        lines = (run / changed).read_text().splitlines()
+        (run / changed).write_text("\n".join(lines[:-1]))
+    report = xrvlm.report(run.parent)
+    assert {"results.jsonl": "record.json"}.get(changed, changed) in caplog.text
+    for page in (report.markdown, report.html):
+        text = page.read_text(encoding="utf-8")
+        assert "Caution: files of runs were changed" in text.replace("\\", "")
+
+
 @pytest.mark.parametrize(("table", "column", "value"), [
     ("per_class", "class", []), ("per_class", "class", 1.5), ("per_class", "accuracy", float("nan")),
     ("per_class", "accuracy", "1"), ("most_confused", "true", {}), ("most_confused", "share", -2.0),

@@ -266,6 +266,22 @@ def read_record(path: Path) -> RunRecord:
         raise UserError(f"{path} is damaged ({error}); {fix}") from error
 
 
+def contradiction(record: RunRecord, folder: Path) -> str | None:
+    """What record.json of the run in `folder` says otherwise than `record`; None for nothing, or where it is missing:
+    results.jsonl may travel alone.
+    """
+    path = folder / "record.json"
+    if not path.is_file():
+        return None
+    try:
+        own = read_record(path)
+    except UserError as error:
+        return str(error)
+    same = replace(own, run=record.run, train_seconds=record.train_seconds, versions=record.versions)
+    other = [each.name for each in fields(record) if getattr(record, each.name) != getattr(same, each.name)]
+    return f"{path} says otherwise ({', '.join(other)}) than the run's line in {RESULTS}" if other else None
+
+
 def _run_of(line: str, path: Path) -> str | None:
     try:
         return files.parsed(line)["run"]

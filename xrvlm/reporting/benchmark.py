@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from xrvlm import files
+from xrvlm.errors import option
 from xrvlm.evaluation.text_tables import Table
 from xrvlm.reporting.across import Across
 from xrvlm.reporting.baseline import Baseline, baseline_of
@@ -17,6 +18,7 @@ from xrvlm.reporting.published import Published, published
 from xrvlm.reporting.results import Row, Shots, by_curve, display_names, shot_counts, shots_order
 from xrvlm.reporting.sections import Picture, Section, slugged
 from xrvlm.reporting.tables import HEADLINES, table_over_shots, with_column
+from xrvlm.text.class_text import few
 
 COMPARED = 4                    # rows of one shot count from which on a picture compares them
 
@@ -76,6 +78,15 @@ class Contents:
     left_out: int                        # rows without a section
     pictures: Sequence[Picture]          # for the end
     folder: Path                         # of the report
+    contradictions: Sequence[str]        # of the runs' files
+
+    @property
+    def caution(self) -> str:
+        """What a reader must know of files that disagree; "" where they agree."""
+        if not self.contradictions:
+            return ""
+        return (f"Caution: files of runs were changed, and the figures of these runs are not to be believed: "
+                f"{few(self.contradictions)}. Do these runs again ({option('force', True)}).")
 
     @property
     def first_line(self) -> str:

@@ -3,6 +3,7 @@
 `report.html` is one file with everything, `report.md` refers to pictures beside it, `tables.tex` holds only the tables.
 """
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from xrvlm import files
 from xrvlm.distributed import Bar
 from xrvlm.errors import typed, unknown
 from xrvlm.evaluation.text_tables import escape, markdown, markdown_table
+from xrvlm.experiments.record import contradiction
 from xrvlm.experiments.saved import check_writable, inside
 from xrvlm.experiments.saved import source_of as source_of_run
 from xrvlm.reporting.across import across_data
@@ -22,6 +24,8 @@ from xrvlm.reporting.results import read_records, with_distinguishing_options
 from xrvlm.reporting.sections import Album, Picture, Section, read_section
 from xrvlm.reporting.tables import latex_tables, tables, terminal_table
 from xrvlm.views import ImageSource
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,11 @@ def write_report(runs: Path, out: Path | None = None, *, all_shots: bool = False
     _check_baseline(baseline, benchmarks)
     left_out = _read_sections(benchmarks, root, out, Album(source_of), all_shots)
     across = across_data([row for benchmark in benchmarks for row in benchmark.all_metrics.rows])
-    contents = Contents(across, benchmarks, len(records), left_out, pictures, out)
+    found = [contradiction(record, root / record.run) for record in records]
+    found += [section.contradiction for benchmark in benchmarks for section in benchmark.sections]
+    contents = Contents(across, benchmarks, len(records), left_out, pictures, out, [each for each in found if each])
+    if contents.caution:
+        log.warning(contents.caution)
     files.write_text(out / "report.md", _markdown(contents))
     files.write_text(out / "report.html", html_page(contents))
     written = latex_tables([table for each in (*across, *benchmarks) for table in each.tables])
@@ -102,7 +110,7 @@ def _read_sections(benchmarks: Sequence[Benchmark], root: Path, out: Path, album
 def _markdown(contents: Contents) -> str:
     out, left_out = contents.folder, contents.left_out
     means = ["\n\n".join([f"## {escape(one.title)}", *map(markdown_table, one.tables)]) for one in contents.across]
-    blocks = [f"# Results\n\n{escape(contents.first_line)}\n\n{contents.runs} runs.", *means,
+    blocks = [f"# Results\n\n{escape(contents.first_line)}", escape(contents.caution), f"{contents.runs} runs.", *means,
               *(_overview(benchmark, out) for benchmark in contents.benchmarks), "## Each method"]
     if left_out:
         blocks.append(f"Each method with the most shots that it was run with; {left_out} row{'s' * (left_out > 1)} "

@@ -18,7 +18,7 @@ from xrvlm import files
 from xrvlm.errors import UserError, fits, option, plain_text
 from xrvlm.evaluation import metrics
 from xrvlm.evaluation.metrics import METRICS_FILE, PREDICTIONS
-from xrvlm.experiments.record import LOSSES
+from xrvlm.experiments.record import LOSSES, RunRecord
 from xrvlm.experiments.saved import recorded_hashes
 from xrvlm.files import sha256
 from xrvlm.reporting.paired import Outcomes, read_outcomes
@@ -34,6 +34,7 @@ PICTURED = 6                    # confused pairs with photos
 PHOTOS = 3                      # photos of each of these
 SIDE = 128                      # pixels of a photo's longer side
 MOST_BYTES = 5_000_000          # of all photos of a page
+ROUNDED = 1e-6                  # between two writings of one share
 
 
 class Album:
@@ -113,6 +114,7 @@ class Section:
     photographed: list[Confused] = field(default_factory=list)
     no_photos: str = ""                                              # why there are none, or not all
     outcomes: Outcomes | None = None
+    contradiction: str | None = None                                 # between the run's files
 
     @property
     def anchor(self) -> str:
@@ -196,6 +198,7 @@ def _keep(section: Section, figure: plots.Figure, out: Path, slug: str, shows: s
 
 def _draw_outcomes(section: Section, out: Path, slug: str, path: Path) -> None:
     section.outcomes = outcomes = read_outcomes(path)
+    section.contradiction = _contradiction(section.row.first, path, outcomes)
     known: list[str] = []        # in the order of the data set, with those that have no test image
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         known = [row["class"] for row in _of_metrics(section.folder / METRICS_FILE, "per_class", PER_CLASS)]
@@ -207,6 +210,16 @@ def _draw_outcomes(section: Section, out: Path, slug: str, path: Path) -> None:
     bins = metrics.calibration_bins(torch.from_numpy(outcomes.confidence), torch.from_numpy(outcomes.right))
     _keep(section, plots.confusion(matrix, classes, title=section.name), out, slug, "confusion matrix")
     _keep(section, plots_report.reliability(bins, title=section.name), out, slug, "reliability diagram")
+
+
+def _contradiction(record: RunRecord, path: Path, outcomes: Outcomes) -> str | None:
+    """What predictions.csv says otherwise than the record."""
+    images, right, said = len(outcomes.right), float(outcomes.right.mean()), record.metrics["top1"]
+    if abs(said - right) < ROUNDED and record.images in (0, images):          # 0 in records of older versions
+        return None
+    of = f" of {record.images}" if record.images else ""
+    return (f"{path} has {100 * right:.1f} % of {images} images right, and the run's line in results.jsonl says "
+            f"{100 * said:.1f} %{of}")
 
 
 def _draw_losses(section: Section, out: Path, slug: str, path: Path) -> None:
