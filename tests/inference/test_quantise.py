@@ -1,6 +1,7 @@
 """An int8 file is written only where it keeps its accuracy, and what it says of itself is true."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import yaml
 from command_line import TINY, told
 from onnxruntime import InferenceSession
 from photos import photo_folder
@@ -123,6 +125,24 @@ def test_a_drop_is_refused_and_the_file_before_stays(made, tmp_path, capsys, mon
     assert list(tmp_path.iterdir()) == [path]
     assert xrvlm.export(made.folder, path, int8=True, max_drop=100) == path
     assert stored(path)["int8"]["drop"] == pytest.approx(lost)
+
+
+def test_what_the_run_learned_from_is_no_gate_and_what_has_changed_is_told(made, tmp_path, caplog):
+    run, photos = shutil.copytree(made.folder, tmp_path / "run"), shutil.copytree(made.photos, tmp_path / "photos")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"]["loader"]["options"]["root"] = str(photos)
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    split = json.loads((run / "split.json").read_text())
+    tests, learned = [photos / entry["path"] for entry in split["test"]], photos / split["train"][0]["path"]
+    shutil.copy(learned, tests[0])
+    path = xrvlm.export(run, int8=True, max_drop=100.0)
+    assert f"1 of {len(tests)} test images are not those that the run was measured on" in caplog.text
+    assert f"left out 1 of {len(tests)} images: the run learned from them" in caplog.text
+    assert stored(path)["int8"]["images"] == len(tests) - 1
+    for test in tests:
+        shutil.copy(learned, test)
+    with pytest.raises(UserError, match="on test images that the run .* did not learn from, and there are none"):
+        xrvlm.export(run, int8=True, max_drop=100.0)
 
 
 @pytest.mark.parametrize(("options", "message"), [

@@ -61,7 +61,7 @@ def evaluate(run: str | Path, dataset: Dataset | None = None, *, among: Among = 
     items = dataset.split.test or (() if own else (*dataset.split.train, *dataset.split.val))
     hashes = {item.id: dataset.source.sha256(item.id) for item in items}
     tested = digest([hashes[item.id] for item in items])
-    items = _without_images_of(saved.folder / "split.json", items, hashes, own)
+    items = not_learned(saved.folder / "split.json", items, hashes, own)
     classifier, note, key = _turned(saved, classifier, dataset, among, text or {})
     # other images may have the same names: the folder's name depends on their contents
     name = f"{dataset.name}-{digest([*(item.id for item in items), tested, *key])[:10]}"
@@ -140,8 +140,7 @@ def _class_order(wanted: Sequence[str], known: Sequence[str]) -> list[int]:
     return [list(known).index(name) for name in wanted]
 
 
-def _without_images_of(split_file: Path, items: Sequence[Item], hashes: Mapping[str, str], own: bool,
-                       ) -> tuple[Item, ...]:
+def not_learned(split_file: Path, items: Sequence[Item], hashes: Mapping[str, str], own: bool) -> tuple[Item, ...]:
     """The items whose images are not byte-identical to a training or validation image in `split_file`.
 
     `hashes` is {id: sha256 of the image file's bytes}. A warning counts the items that are left out, and of the run's

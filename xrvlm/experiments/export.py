@@ -13,6 +13,7 @@ from xrvlm.backbones.base import FrozenCLIP
 from xrvlm.data.dataset import Dataset, Item
 from xrvlm.distributed import generator
 from xrvlm.errors import UserError, option, typed
+from xrvlm.experiments.evaluate import not_learned
 from xrvlm.experiments.saved import SavedRun
 from xrvlm.features.source import evaluation_batches
 from xrvlm.files import user_path
@@ -93,7 +94,7 @@ def _check(int8: bool, max_drop: float, parts: Sequence[str] | None) -> None:
 
 def _export_int8(saved: SavedRun, classifier: Classifier, path: Path, max_drop: float) -> Path:
     dataset = _readable(saved, classifier)
-    test = _drawn(dataset.split.test, GATE_IMAGES, "int8 test")
+    test = _drawn(_unseen(saved, dataset), GATE_IMAGES, "int8 test")
     with TemporaryDirectory(prefix="xrvlm-export-") as folder:
         file = export_onnx(classifier, Path(folder) / "float32.onnx",
                            images=sample_images(classifier, dataset.source, test))
@@ -126,6 +127,18 @@ def _readable(saved: SavedRun, classifier: Classifier) -> Dataset:
         raise UserError(f"the model and the split.json in {saved.folder} name other classes: one of them was changed; "
                         f"adapt again with {option('force', True)}, or {stay}")
     return dataset
+
+
+def _unseen(saved: SavedRun, dataset: Dataset) -> tuple[Item, ...]:
+    """The test images that the run did not learn from; warns of those that have changed since."""
+    hashes = {item.id: dataset.source.sha256(item.id) for item in dataset.split.test}
+    unseen = dataset.split.test
+    for own in (True, False):            # the second leaves out the copies of training images that `adapt` told of, too
+        unseen = not_learned(saved.folder / "split.json", unseen, hashes, own)
+    if not unseen:
+        raise UserError(f"int8 is measured on test images that the run in {saved.folder} did not learn from, and there "
+                        f"are none: put them back, or stay in float32 with {option('int8', False)}")
+    return unseen
 
 
 def _drawn(items: Sequence[Item], most: int, key: str) -> Sequence[Item]:
