@@ -16,6 +16,7 @@ from xrvlm import files
 from xrvlm.data.dataset import sample_shots, with_test_set
 from xrvlm.data.folder import image_folder, subset_of
 from xrvlm.errors import UserError
+from xrvlm.experiments.predict import image_files
 from xrvlm.files import FileSource
 from xrvlm.text.class_text import class_text
 
@@ -103,6 +104,25 @@ def test_a_list_of_names_is_refused_where_sorting_is_a_matter_of_taste(tmp_path,
         image_folder(tmp_path, class_names=["one", "two", "three", "four"][:len(classes)])
     named = image_folder(tmp_path, class_names={name: name.upper() for name in classes})
     assert set(named.split.classes) == {name.upper() for name in classes}
+
+
+@pytest.mark.parametrize("classes", [("I", "II", "III", "IV", "IX", "V"), ("grade IX", "grade V"),
+                                     ("stageV", "stageIX"),
+                                     ("small", "medium", "large"), ("one", "two", "three"), ("Friday", "Monday"),
+                                     ("no_dr", "mild_dr", "severe_dr"), ("jan", "feb")])
+def test_a_list_of_names_is_refused_where_the_classes_are_counted_by_words(tmp_path, classes):
+    photo_folder(tmp_path, classes=classes)
+    with pytest.raises(UserError, match="class_names is a list, and the order of the classes is not plain: "):
+        image_folder(tmp_path, class_names=[f"name {index}" for index in range(len(classes))])
+    assert image_folder(tmp_path, class_names={name: f"the {name}" for name in classes}).split.classes
+
+
+@pytest.mark.parametrize("classes", [("I", "II", "III", "IV"), ("mix", "dill", "vi"), ("large dog", "small cat"),
+                                     ("high", "low", "odd")])
+def test_a_list_of_names_is_taken_where_words_count_nothing(tmp_path, classes):
+    photo_folder(tmp_path, classes=classes)
+    names = [f"name {index}" for index in range(len(classes))]
+    assert image_folder(tmp_path, class_names=names).split.classes == tuple(names)
 
 
 @pytest.mark.parametrize("names", [["wasp", "ant", "bee"], ["Bee", "fly", "wasp"], {"wasp", "ant", "bee"}])
@@ -352,6 +372,20 @@ def test_what_is_left_out_is_said(tmp_path, caplog):
     loose, unreadable = warnings_of(caplog)
     assert loose.startswith("ignored 1 images beside the class folders")
     assert unreadable.startswith("ignored 1 .nef files")
+
+
+@pytest.mark.parametrize("name", ["photo", "photo.jpg_large", "photo.jpg.", "photo.jpeg ", "p.jpg!d", "PHOTO.JPG~1"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF"])
+def test_images_whose_names_do_not_say_so_are_told(tmp_path, caplog, name, kind):
+    root = birds(tmp_path, "a/1.jpg", "b/1.jpg")
+    Image.new("RGB", (4, 4)).save(root / "b" / name, format=kind)
+    (root / "b" / "notes").write_text("GIF is a format")
+    assert len(image_folder(root).split.train) == 2
+    assert warnings_of(caplog) == [f"ignored 1 images in {root} whose names do not end in .jpg, .png ...: b/{name}; "
+                                   "rename them to use them"]
+    caplog.clear()
+    assert len(image_files(root)[1]) == 2
+    assert [f"b/{name}" in warning for warning in warnings_of(caplog)] == [True]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with a name")

@@ -488,3 +488,20 @@ def test_classes_without_a_test_image_are_named(tmp_path, caplog):
     adapt(tiny_vit(), image_folder(folder), LinearProbe, shots=2,
           options=RunOptions(runs=tmp_path, features=FeatureSettings(cache=str(tmp_path / "cache"))))
     assert f"classes have no test image, the figures are of the others: {lone.name}" in caplog.text
+
+
+def test_a_test_photo_that_is_a_training_photo_saved_anew_is_told(clip, tmp_path, caplog):
+    root = tmp_path / "birds"
+    photo_folder(root / "train", images=3)
+    photo_folder(root / "test", images=5)    # the first three are those of train
+    for path in (root / "test").rglob("[12].png"):
+        Image.open(path).save(path, compress_level=0)
+    for path in (root / "test").rglob("0.png"):
+        path.unlink()
+    run = adapt(clip, image_folder(root), LinearProbe, shots=None, options=options(tmp_path, features=FeatureSettings(
+        views=0, cache=str(tmp_path / "cache"))))
+    told = [record.getMessage() for record in caplog.records if "look the same" in record.getMessage()]
+    assert len(told) == 1
+    assert told[0].startswith("6 test images look the same as a training image (saved anew, in other sizes or formats)")
+    assert "train/blue tit/1.png = test/blue tit/1.png" in told[0]
+    assert run.record.images == 12

@@ -1,12 +1,14 @@
 """A data set as class folders: root/<class>/*.jpg, or root/{train,val,test}/<class>/*.jpg. Also words for subsets."""
 
+import contextlib
 import logging
 import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from xrvlm.data.dataset import SUBSETS, Dataset, assemble, registered
@@ -22,6 +24,8 @@ log = logging.getLogger(__name__)
 # photos that Pillow cannot read: a warning counts them
 UNREADABLE_SUFFIXES = frozenset({".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".svg", ".psd",
                                  ".avif"}) - SUFFIXES
+# how the files of the common formats begin: JPEG, PNG, GIF, TIFF, WebP, HEIC and AVIF
+BEGINNINGS = re.compile(rb"\xff\xd8\xff|\x89PNG|GIF8|II\*\0|MM\0\*|RIFF....WEBP|....ftyp(?:hei|mif|avi)", re.DOTALL)
 WORDS = {"train": ("train", "training", "trn"), "val": ("val", "valid", "validation", "validate", "dev", "development"),
          "test": ("test", "testing", "tst", "eval", "evaluation", "holdout", "heldout")}
 SUBSET_OF_WORD = {word: subset for subset, words in WORDS.items() for word in words}
@@ -140,7 +144,6 @@ def _labelled(root: Path, folder: Path, must_fill: bool) -> Iterator[tuple[str, 
         log.warning("ignored %d images beside the class folders in %s: %s",
                     len(loose), folder, few(path.name for path in loose))
     empty: dict[str, Counter[str]] = {}
-    unreadable: Counter[str] = Counter()
     real = folder.resolve()
     below = {path: list(files_below(path, frozenset({real, *real.parents}))) for path in class_folders}
     _check_accents(folder, class_folders)
@@ -148,7 +151,6 @@ def _labelled(root: Path, folder: Path, must_fill: bool) -> Iterator[tuple[str, 
     for class_folder, files in below.items():
         images = [path for path in files if _is_image(path)]
         suffixes = Counter(path.suffix.lower() for path in files if path.suffix)
-        unreadable.update({suffix: suffixes[suffix] for suffix in suffixes if suffix in UNREADABLE_SUFFIXES})
         if not images:
             empty[class_folder.name] = suffixes
         # NFC: macOS may write an accent as a character of its own, and train/ and test/ come from two machines
@@ -157,14 +159,34 @@ def _labelled(root: Path, folder: Path, must_fill: bool) -> Iterator[tuple[str, 
     _warn_of_links(root, {path: folder.name for folder, files in below.items() for path in files if _is_image(path)})
     if empty and must_fill:
         raise _empty_error(folder, empty, len(class_folders))
-    if unreadable:
+    warn_of_ignored(chain.from_iterable(below.values()), folder)
+
+
+def warn_of_ignored(files: Iterable[Path], folder: Path) -> None:
+    """Say which of `files` are photos that are not read: of other formats, or not called as images are."""
+    others = [path for path in files if not _is_image(path)]
+    suffixes = Counter(path.suffix.lower() for path in others)
+    if unreadable := Counter({suffix: suffixes[suffix] for suffix in suffixes if suffix in UNREADABLE_SUFFIXES}):
         log.warning("ignored %s in %s; convert them to .jpg to use them%s", counted_suffixes(unreadable), folder,
                     ", or pip install 'xrvlm[heic]'" if unreadable.keys() & {".heic", ".heif"} else "")
+    if unnamed := [path for path in others if path.suffix.lower() not in unreadable and _begins_as_image(path)]:
+        log.warning("ignored %d images in %s whose names do not end in .jpg, .png ...: %s; rename them to use them",
+                    len(unnamed), folder, few(path.relative_to(folder).as_posix() for path in unnamed))
+
+
+def _begins_as_image(path: Path) -> bool:
+    if not path.is_file():               # a pipe has no end
+        return False
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return BEGINNINGS.match(file.read(12)) is not None
+    return False
 
 
 def _nested(root: Path, folder: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield (path relative to `root`, the names of the folders below `folder` that it lies in) of the images there."""
-    for path in files_below(folder):
+    files = list(files_below(folder))
+    warn_of_ignored(files, folder)
+    for path in files:
         names = tuple(unicodedata.normalize("NFC", part) for part in path.parent.relative_to(folder).parts)
         if _is_image(path):
             if not names:

@@ -7,13 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from xrvlm.data.dataset import EXTRA, JOINT, SUBSETS, Dataset, Item, Split, hash_images, is_extra, own_id
 from xrvlm.errors import UserError, option
 from xrvlm.text.class_text import few
-from xrvlm.views import ImageSource, unreadable_images
+from xrvlm.views import ImageSource, decode, unreadable_images
 
 log = logging.getLogger(__name__)
 
+THUMB, SAVED_ANEW = 32, 4.0              # pixels a side, and levels of 255 that a photo is from itself saved anew
 Entries = Iterable[Mapping[str, str]]    # {"path", "class", "sha256"} of images, as in split.json
 
 
@@ -74,6 +77,20 @@ def copies_in(subsets: Mapping[str, Sequence[Mapping[str, str]]]) -> list[dict[s
                     sum(len(pair["test"]) for pair in copies),
                     few(f"{pair['train'][0]} = {pair['test'][0]}" for pair in copies))
     return copies
+
+
+def warn_of_near_copies(pairs: Iterable[tuple[str, str]], source: ImageSource) -> None:
+    """Warn of the pairs (test image, training image) that are the same picture, but for those of equal bytes."""
+    if near := [pair for pair in pairs if source.sha256(pair[0]) != source.sha256(pair[1]) and _same(pair, source)]:
+        log.warning("%d test images look the same as a training image (saved anew, in other sizes or formats): %s; the "
+                    "test score counts them. `xrvlm suspects` lists such pairs", len(near),
+                    few(f"{train} = {test}" for test, train in near))
+
+
+def _same(pair: tuple[str, str], source: ImageSource) -> bool:
+    """Whether two images are one picture, of any size: a tower may put different ones at one place."""
+    one, two = (np.asarray(decode(source.read(name), name).resize((THUMB, THUMB)), np.float32) for name in pair)
+    return float(np.abs(one - two).mean()) < SAVED_ANEW
 
 
 def check_extra(hashes: Mapping[str, str], split: Split) -> None:

@@ -24,6 +24,7 @@ METRICS = {"top1": "Top-1", "top5": "Top-5", "mean_per_class": "Per class", "mac
 SHOWN = {"base_to_new": {"top1": "Base", "new_top1": "New", "harmonic_mean": "Harmonic", "all_top1": "All"},
          "open_set": {"top1": "Top-1", "auroc": "AUROC", "fpr95": "FPR95", "aupr": "AUPR", "oscr": "OSCR"}}
 NEAREST, MOST_PAIRS = 3, 3e8           # training images beside a test image
+ALMOST_ONE = 0.999                     # a cosine that photos have with themselves, saved anew, and hardly with others
 PREDICTIONS, METRICS_FILE = "predictions.csv", "metrics.json"
 
 
@@ -223,17 +224,17 @@ def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, A
     files.write_text(path, text.getvalue().encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
-def write_nearest(folder: Path, test: Any, train: Any, classes: Sequence[str]) -> None:
+def write_nearest(folder: Path, test: Any, train: Any, classes: Sequence[str]) -> list[tuple[str, str]]:
     """nearest.csv: of each test image the `NEAREST` training images that are nearest by the cosine of pooled features.
 
-    Both are a `FeatureSource`. Where their features are not at hand, or there are more than `MOST_PAIRS` pairs, which
-    take minutes, nothing is written.
+    Both are a `FeatureSource`. Returns the pairs (test image, training image) that are `ALMOST_ONE`. Where the features
+    are not at hand, or there are more than `MOST_PAIRS` pairs, which take minutes, nothing is written.
     """
     if train is None or len(test.ids) * len(train.ids) > MOST_PAIRS:
-        return
+        return []
     queries, keys = test.pooled, train.pooled                                              # (n, d), (m, d)
     if queries is None or keys is None:
-        return
+        return []
     keys = keys.to(queries.device)       # of two banks one may stay on a GPU alone
     found = [(rows @ keys.T).sort(descending=True, stable=True) for rows in queries.split(256)]
     cosines, order = (torch.cat([each[side][:, :NEAREST] for each in found]).tolist() for side in (0, 1))
@@ -243,6 +244,7 @@ def write_nearest(folder: Path, test: Any, train: Any, classes: Sequence[str]) -
                    f"{column}_{place + 1}": value for place, row in enumerate(rows) for column, value in (
                        ("nearest", train.ids[row]), ("class", classes[int(train.labels[row])]),
                        ("cosine", f"{cosines[index][place]:.4f}"))} for index, rows in enumerate(order)])
+    return [(test.ids[index], train.ids[rows[0]]) for index, rows in enumerate(order) if cosines[index][0] > ALMOST_ONE]
 
 
 def as_cell(text: str) -> str:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
 from xrvlm.backbones.tower import hash_state
-from xrvlm.data.folder import counted_suffixes
+from xrvlm.data.folder import counted_suffixes, warn_of_ignored
 from xrvlm.errors import UserError, either, option, typed
 from xrvlm.evaluation.domains import domains_of
 from xrvlm.files import (
@@ -235,6 +235,7 @@ def image_files(path: str | Path) -> tuple[Path, tuple[str, ...]]:
         held = Counter(file.suffix.lower() for file in files if file.suffix)
         raise UserError(f"found no image below {root}{f', only {counted_suffixes(held)}' if held else ''}; "
                         "it must hold .jpg, .png, .webp ... files")
+    warn_of_ignored(files, root)
     return root, tuple(names)
 
 

@@ -269,7 +269,9 @@ class _Setup:
         domains = by_domain(chances, test.labels, classes, tree) if self.header.joint else {}
         summary = write_scores(folder, test.ids, test.labels, chances, classes, hierarchy=tree, more=domains)
         summary |= self.new.score(self.method, self.clip, test, more[0], folder, summary["top1"]) if self.new else {}
-        write_nearest(folder, test, train, classes)
+        if near := write_nearest(folder, test, train, classes):
+            from xrvlm.data.images import warn_of_near_copies
+            warn_of_near_copies(near, self.dataset.source)
         if val is not None and self.options.selection == "val":      # of the model that is kept: a search goes by it
             summary["val_top1"] = top1(probabilities(self.method, self.clip, val), val.labels)
         write_losses(folder, progress.losses)

@@ -8,6 +8,17 @@ from typing import Any
 from xrvlm.errors import UserError, option
 from xrvlm.text.class_text import check_unique, check_words, few, find_text, lines, read_mapping
 
+# words that have an order of their own, which is not that of their letters
+COUNTED = tuple(words.split() for words in (
+    "i ii iii iv v vi vii viii ix x xi xii xiii xiv xv xvi xvii xviii xix xx",
+    "zero one two three four five six seven eight nine ten eleven twelve",
+    "first second third fourth fifth sixth seventh eighth ninth tenth",
+    "monday tuesday wednesday thursday friday saturday sunday", "mon tue wed thu fri sat sun",
+    "january february march april may june july august september october november december",
+    "jan feb mar apr may jun jul aug sep oct nov dec", "spring summer autumn winter", "spring summer fall winter",
+    "xs s m l xl xxl", "tiny small medium large huge", "low medium high", "none mild moderate severe",
+    "no mild moderate severe proliferative"))
+
 
 def read_list(name_or_path: str) -> tuple[str, ...]:
     """A shipped list of class names (prompts/class_names/<name>.txt) or a .txt file: one name per line."""
@@ -74,7 +85,7 @@ def list_order(known: Sequence[str], class_names: Any) -> list[str]:
     counted = sorted(known, key=lambda key: [(text, int(run or 0)) for text, run in re.findall(r"(\D*)(\d*)", key)])
     shown = sorted(known, key=_letters)      # as file managers and dictionaries sort: no capitals, accents, signs
     numbers = all(key.isdecimal() for key in known) and len({int(key) for key in known}) == len(known)
-    orders = [counted, shown, sorted(known, key=lambda key: (key.casefold(), key)), list(known)]
+    orders = [counted, shown, sorted(known, key=lambda key: (key.casefold(), key)), _by_meaning(known), list(known)]
     unclear = orders.count(orders[-1]) < len(orders) or all(key.isdecimal() for key in known)
     if is_list(class_names) and not numbers and unclear:
         other = next((order for order in orders if order != list(known)), counted)
@@ -84,6 +95,18 @@ def list_order(known: Sequence[str], class_names: Any) -> list[str]:
                         f"{few(other[start:], 3)} or {few(known[start:], 3)}? Give {{class: name}}, or a .json file "
                         "of it")
     return counted
+
+
+def _by_meaning(known: Sequence[str]) -> list[str]:
+    """The classes in the order of `COUNTED`, where they differ in one such word: grade I, II ... IX; small, large."""
+    words = [[word.casefold() for word in re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", key)] for key in known]
+    columns = [column for column in zip(*words, strict=False) if len(set(column)) > 1]
+    if len({len(row) for row in words}) == len(columns) == 1:
+        for sequence in COUNTED:
+            if set(columns[0]) <= set(sequence):
+                place = {key: sequence.index(word) for key, word in zip(known, columns[0], strict=True)}
+                return sorted(known, key=place.__getitem__)
+    return list(known)
 
 
 def _check_no_columns(names: Sequence[Any], origin: str) -> None:
