@@ -1,6 +1,8 @@
 """Small data sets of real image files, drawn for a test."""
 
 import hashlib
+import struct
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,4 +59,20 @@ def odd_photos(folder: Path) -> dict[str, Path]:
             ("grey.png", image.convert("LA"), {}), ("one.png", image.convert("1"), {})):
         kept.save(folder / name, **options)
         made[name] = folder / name
+    levels = colours[..., 0].astype(np.uint16) * 257
+    made |= {name: folder / name for name in ("clear16.png", "negative16.tif", "turned_negative16.tif")}
+    made["clear16.png"].write_bytes(_clear_png(levels, int(levels[3, 4])))
+    Image.fromarray(levels).save(made["negative16.tif"], tiffinfo={262: 0})
+    Image.fromarray(levels).save(made["turned_negative16.tif"], tiffinfo={262: 0, 0x0112: 6})
     return made
+
+
+def _clear_png(levels: np.ndarray, clear: int) -> bytes:
+    """A grey PNG of 16 bits (h, w) of which one level is transparent: Pillow writes none."""
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = levels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0))
+            + chunk(b"tRNS", struct.pack(">H", clear)) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))

@@ -102,6 +102,17 @@ def test_a_dark_16_bit_image_stays_dark():
     assert pixel(to_rgb(Image.new("I;16", (2, 2), 300))) == (1, 1, 1)
 
 
+def test_what_is_clear_or_counted_from_white_in_16_bits(tmp_path):
+    photos = odd_photos(tmp_path)
+    plain = np.asarray(read_image(photos["grey16.png"])).astype(int)
+    assert (np.asarray(read_image(photos["negative16.tif"])) == 255 - plain).all()
+    assert (np.asarray(read_image(photos["turned_negative16.tif"])) == 255 - np.rot90(plain, 3)).all()
+    clear = plain == plain[3, 4]
+    found = np.asarray(read_image(photos["clear16.png"]))
+    assert (found[clear] == 255).all()
+    assert (found == plain)[~clear].all()
+
+
 def test_16_bit_pgm_is_scaled():
     data = b"P5 2 1 65535\n" + np.array([65535, 257 * 7], dtype=">u2").tobytes()
     decoded = decode(data, "a.pgm")
@@ -294,7 +305,7 @@ def test_an_open_tiff_is_turned_as_its_file_is(tmp_path, values, orientation):
 def test_a_photo_as_thin_as_a_thread_is_unreadable(tmp_path, size):
     """Resized to a tower's width it would fill the memory, of a file of 256 bytes."""
     Image.new("RGB", size).save(tmp_path / "thread.png")
-    message = rf"thread.png: it has {size[0]} x {size[1]} pixels"
+    message = rf"thread.png: it has {size[0]} x {size[1]} pixels, one side over 500 times the other"
     for given in (tmp_path / "thread.png", Image.open(tmp_path / "thread.png")):
         with pytest.raises(UserError, match=message):
             read_image(given)

@@ -7,7 +7,6 @@ augmented views, `s` pixels of a side.
 import contextlib
 import errno
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from io import BytesIO
@@ -24,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
 from xrvlm.backbones.base import ImageTransform
-from xrvlm.distributed import Bar, seeded
+from xrvlm.distributed import seeded
 from xrvlm.errors import UserError, option
 from xrvlm.files import damaged_fix, file_bytes, user_path
 
@@ -105,20 +104,6 @@ def read_image(image: Image.Image | str | Path) -> Image.Image:
         raise UserError(f"cannot read the image {image}: {error.strerror}; check the path") from error
 
 
-def unreadable_images(ids: Sequence[str], source: ImageSource, workers: int) -> set[str]:
-    """The ids of the images that cannot be decoded. Decodes every image once, in `workers` threads."""
-    def is_readable(item_id: str) -> bool:
-        with contextlib.suppress(UserError):
-            decode(source.read(item_id), item_id)
-            return True
-        return False
-
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        checks = pool.map(is_readable, ids)
-        good = list(Bar(checks, total=len(ids), desc="checking images", unit="image"))
-    return {item_id for item_id, readable in zip(ids, good, strict=True) if not readable}
-
-
 def to_rgb(image: Image.Image, kind: str | None = None) -> Image.Image:
     """Any mode of Pillow as RGB: 16 bits and floats are scaled (not clipped), transparency becomes white.
 
@@ -141,6 +126,9 @@ def _to_8_bits(image: Image.Image, mode: str) -> Image.Image:
     values = np.asarray(image).astype(np.float64)
     top = _white(mode, values[np.isfinite(values)].max(initial=0.0))
     values = np.nan_to_num(values, nan=0, posinf=top).clip(min=0)
+    clear = image.info.get("transparency")           # of a grey PNG of 16 bits: the level that shows what is behind
+    if isinstance(clear, int):
+        values[values == clear] = top
     return Image.fromarray(np.rint(values * (255 / top)).clip(max=255).astype(np.uint8))
 
 
@@ -151,13 +139,17 @@ def _white(mode: str, largest: float) -> float:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """As its EXIF orientation means it. ValueError for an image without pixels, or too narrow to be resized."""
+    """As its EXIF orientation means it, and 0 as black: Pillow leaves a TIFF of 16 bits whose 0 is white as it is.
+
+    ValueError for an image without pixels, or too narrow to be resized.
+    """
     if not 0 < max(image.size) <= NARROWEST * min(image.size):
-        raise ValueError(f"it has {image.width} x {image.height} pixels")
-    orientation = None
+        raise ValueError(f"it has {image.width} x {image.height} pixels, one side over {NARROWEST} times the other")
+    orientation, of_tiff = None, getattr(image, "tag_v2", {})
     with contextlib.suppress(Exception):    # with broken metadata the photo is still usable
         orientation = image.getexif().get(_ORIENTATION_TAG)
     turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    image = Image.fromarray(65535 - np.asarray(image)) if image.mode[:4] == "I;16" and of_tiff.get(262) == 0 else image
     return image if turn is None else image.transpose(turn)
 
 

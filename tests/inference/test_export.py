@@ -184,7 +184,7 @@ def more_than_8_bits(folder):
 
 def test_the_recipe_of_the_docs_reads_photos_as_predict_does(clip, exported, tmp_path, monkeypatch):
     page = Path(__file__).parents[2] / "docs" / "guides" / "export.md"
-    found = re.search(r"```python\n(import json.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    found = re.search(r"```python\n(import io\nimport json.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     assert found is not None
     monkeypatch.chdir(tmp_path)
     shutil.copy(exported, "birds.onnx")

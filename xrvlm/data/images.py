@@ -1,18 +1,21 @@
 """Images by their ids: which set of a joint data set each is of, which are extra ones, and which are there twice."""
 
+import contextlib
 import logging
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from xrvlm.data.dataset import EXTRA, JOINT, SUBSETS, Dataset, Item, Split, hash_images, is_extra, own_id
+from xrvlm.distributed import Bar
 from xrvlm.errors import UserError, option
 from xrvlm.text.class_text import few
-from xrvlm.views import ImageSource, decode, unreadable_images
+from xrvlm.views import ImageSource, decode
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +116,20 @@ def learned_from(split: Split, source: ImageSource) -> tuple[Item, ...]:
     if split.extra:
         hash_images(replace(split, train=(*split.train, *split.extra), test=()), source)
     return *split.train, *split.extra
+
+
+def unreadable_images(ids: Sequence[str], source: ImageSource, workers: int) -> set[str]:
+    """The ids of the images that cannot be decoded. Decodes every image once, in `workers` threads."""
+    def is_readable(item_id: str) -> bool:
+        with contextlib.suppress(UserError):
+            decode(source.read(item_id), item_id)
+            return True
+        return False
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        checks = pool.map(is_readable, ids)
+        good = list(Bar(checks, total=len(ids), desc="checking images", unit="image"))
+    return {item_id for item_id, readable in zip(ids, good, strict=True) if not readable}
 
 
 def drop_damaged(dataset: Dataset, workers: int) -> Dataset:

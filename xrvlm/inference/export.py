@@ -146,7 +146,8 @@ def how_photos_are_read(clip: FrozenCLIP) -> dict[str, Any]:
     """The metadata `photo` and `transform`."""
     transform = asdict(clip.transform)
     transform["resize_to"] = transform["resize_to"] or clip.transform.image_size
-    photo = "turned upright by its EXIF orientation; 16 bits divided by 257; other integers and floats divided by " \
+    photo = "turned upright by its EXIF orientation; 16 bits divided by 257, of a TIFF whose 0 is white from white " \
+            "down; other integers and floats divided by " \
             "the first of 1 (floats alone), 255, 65535 that none exceeds, or else by the largest, and times 255; " \
             "transparency on white; then RGB"
     return {"photo": photo, "transform": transform}
