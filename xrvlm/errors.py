@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -108,7 +109,8 @@ def odd_sign(text: str) -> str:
         return ""
     if found[0] <= "\u2069":
         return "a control character" if found[0] <= "\x9f" else "a sign that turns the direction of the text"
-    return "half a character, which is not UTF-8"
+    return "half a character, which is not UTF-8" if sys.getfilesystemencoding() == "utf-8" else \
+        f"signs that this system's encoding, {sys.getfilesystemencoding()}, lacks (set LC_ALL=C.UTF-8)"
 
 
 def plain_text(value: Any) -> Any:

@@ -468,6 +468,22 @@ def test_a_damaged_checkpoint_is_told_and_force_starts_again(photos, tmp_path, c
     assert main([*arguments, "force=true"]) == 0
 
 
+def test_an_option_that_is_given_twice_is_told(photos, tmp_path, capsys):
+    given = ["adapt", f"data.root={photos}", *FAST, f"runs={tmp_path}", f"features.cache={tmp_path / 'cache'}"]
+    assert main([*given, "seed=3", "seed=3", "shots=1", "shots=2"]) == 0
+    assert capsys.readouterr().err.count("warning: shots is given as 2 and as 1 and as 2: the last counts") == 1
+    assert json.loads((tmp_path / "results.jsonl").read_text())["shots"] == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is full")
+def test_an_output_without_space_is_told(finished):
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run([sys.executable, "-m", "xrvlm", "report", f"runs={finished.parent}"], stdout=full,
+                               stderr=subprocess.PIPE, text=True, check=False, timeout=120)
+    assert ended.returncode == 2
+    assert "error: cannot write the output: No space left on device; send it where there is space" in ended.stderr
+
+
 def test_a_full_disk_is_told_and_the_same_command_goes_on(photos, tmp_path, capsys, monkeypatch):
     arguments = ["adapt", f"data.root={photos}", *FAST]
 

@@ -180,9 +180,12 @@ def test_lines_of_a_begun_table_that_are_damaged_are_made_again(model, photos, t
     assert sorted(again.read_text().splitlines()) == sorted(out.read_text().splitlines())
 
 
-def test_a_table_never_takes_the_place_of_a_photo(model, photos):
+def test_a_table_never_takes_the_place_of_a_photo_nor_a_false_name(model, photos, tmp_path):
     photo = min(photos.rglob("*.png"))
     before = photo.read_bytes()
+    for name in ("p.xlsx", "p.json", "p.tsv"):
+        with pytest.raises(UserError, match=r"is written as a table \(.csv\) or as an object a line \(.jsonl\)"):
+            predict(model, photos, out=tmp_path / name)
     with pytest.raises(UserError, match=r"has the name of an image; name a .csv or .jsonl file with out"):
         predict(model, photo, out=photo, device="cpu")
     assert photo.read_bytes() == before

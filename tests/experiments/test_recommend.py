@@ -80,6 +80,11 @@ def test_the_table_says_what_it_is_and_what_was_left_out():
     assert "not finished" in markdown_report([], {}, "", ())
 
 
+def test_twelve_of_twelve_right_is_no_certainty():
+    right, wrong = (Score("a", "a", (hit,) * 12, 1, 1) for hit in (True, False))
+    assert [row[2] for row in cells([right, wrong])] == ["100.0 ± 8.0", "0.0 ± 8.0"]
+
+
 def test_the_command_is_that_of_the_comparison_with_the_method():
     given = ["data.root='/my (first) birds'", "backbone=tiny", "folds=3", "budget=1m", "candidates=[coop]", "shots=4",
              "seed=1", "shots=4"]

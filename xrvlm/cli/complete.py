@@ -101,8 +101,10 @@ def of_disk(error: OSError) -> Exception:
     """The error itself or, where a file of Hydra's cannot be written, one that says so."""
     if error.errno not in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
         return error
-    return UserError(f"cannot write {error.filename or 'the files of the sweep'}: {error.strerror}; choose another "
-                     "folder with runs=, one that you may write to and that has space")
+    if not error.filename:               # where a terminal or a pipe is meant, or what takes its place
+        return UserError(f"cannot write the output: {error.strerror}; send it where there is space")
+    return UserError(f"cannot write {error.filename}: {error.strerror}; choose another folder with runs=, one that you "
+                     "may write to and that has space")
 
 
 def unreadable(argument: str) -> UserError:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from xrvlm.cli.usage import HELP, MORE
+from xrvlm.cli.usage import HELP, MORE, tell_repeated
 from xrvlm.errors import CONTROL, SPEAKS_KEYS, UserError, check_choice, unknown
 
 # Values that are paths or names: taken literally, whatever Hydra's grammar would make of their characters.
@@ -65,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if command not in NAMES:
                 raise unknown("command", command, (*NAMES, "completion"), "see `xrvlm --help`")
             given = _with_keys(command, arguments[len(command.split()):])
+            tell_repeated(given)
             given.sort(key=lambda each: each not in SWEEP)         # Hydra wants the flag first
             lists = (*LISTS, MANY[command]) if command in MANY else LISTS
             overrides = [quote(each, sweep=bool(SWEEP & set(given)), lists=lists) for each in given]

@@ -111,7 +111,7 @@ class Comparison:
     def advice(self) -> list[str]:
         chosen = self.recommendation.chosen
         return [textwrap.fill(f"Recommended: {chosen.words}. {' '.join(self.recommendation.reasons)}", 120),
-                f"Train it on all labels and measure it on the test set:\n\n    {self.command}"]
+                f"Train it and measure it on the test set:\n\n    {self.command}"]
 
     @property
     def table(self) -> str:

@@ -52,7 +52,10 @@ def gap(best: Score, other: Score) -> tuple[float, float]:
 
 
 def standard_error(score: Score) -> float:
-    return statistics.stdev(map(int, score.hits)) / math.sqrt(len(score.hits))
+    """Of the accuracy, over the images. Where all are right or all are wrong, as if one of one more were not."""
+    hits = [*map(int, score.hits)]
+    more = [1 - hits[0]] if len(set(hits)) == 1 else []
+    return statistics.stdev([*hits, *more]) / math.sqrt(len(hits))
 
 
 def recommend(scores: Sequence[Score], classes: int | None = None) -> Recommendation:
@@ -166,7 +169,8 @@ def cells(scores: Sequence[Score]) -> list[list[str]]:
 def caption(images: int, folds: int, single: Sequence[str], scored: int) -> str:
     """How the numbers of the table were measured, and how far to trust them; `single`: classes of one image."""
     return (f"Cross-validated top-1 in % over {images} labelled images, {folds} folds; ± one standard error over the "
-            "images, in the fourth column that of the difference to the best, image by image. The best of "
+            "images, in the fourth column that of the difference to the best, image by image, and in the advice "
+            f"{SEPARATE} of them, which is 95 %. The best of "
             f"{scored} is picked by these very numbers, so its accuracy is a little too high: measure it on the "
             "test set, which was not used." + bool(single) * f" {never_scored(single)}")
 

@@ -15,6 +15,7 @@ from xrvlm.files import append_text, check_replaceable, file_bytes, write_text
 from xrvlm.views import SUFFIXES
 
 log = logging.getLogger(__name__)
+JSON_LINES = (".jsonl", ".ndjson")
 MORE = ("known", "set", "taxon", "certainty")      # the columns of a calibrated model, before the error
 
 
@@ -29,9 +30,12 @@ class LabelFile:
             raise UserError(f"{path} is a folder; name a file with {option('out')}, such as {path / 'labels.csv'}")
         if path.suffix.lower() in SUFFIXES:
             raise UserError(f"{path} has the name of an image; name a .csv or .jsonl file with {option('out')}")
+        if path.suffix.lower() not in ("", ".csv", ".txt", *JSON_LINES):
+            raise UserError(f"{path} is written as a table (.csv) or as an object a line (.jsonl): name one of these "
+                            f"with {option('out')}")
         check_replaceable(path)
         self.path, self.topk, self.more, self.joint = path, topk, more, joint
-        self.json = path.suffix.lower() in (".jsonl", ".ndjson")
+        self.json = path.suffix.lower() in JSON_LINES
         self.part = path.with_name(f"{path.name}.{key[:10]}.part")
 
     @property
