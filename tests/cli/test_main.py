@@ -471,7 +471,7 @@ def test_a_damaged_checkpoint_is_told_and_force_starts_again(photos, tmp_path, c
 def test_an_option_that_is_given_twice_is_told(photos, tmp_path, capsys):
     given = ["adapt", f"data.root={photos}", *FAST, f"runs={tmp_path}", f"features.cache={tmp_path / 'cache'}"]
     assert main([*given, "seed=3", "seed=3", "shots=1", "shots=2"]) == 0
-    assert capsys.readouterr().err.count("warning: shots is given as 2 and as 1 and as 2: the last counts") == 1
+    assert capsys.readouterr().err.count("warning: shots is given as 1 and as 2: 2 counts") == 1
     assert json.loads((tmp_path / "results.jsonl").read_text())["shots"] == 2
 
 

@@ -132,6 +132,20 @@ def test_a_list_that_calls_a_class_by_the_name_of_another_is_refused(tmp_path, n
         image_folder(tmp_path, class_names=names)
 
 
+@pytest.mark.parametrize("names", [["Garden wasp", "Red ant", "Honey bee"], ["a wasp", "the Ants", "ant (red)"]])
+def test_a_list_whose_names_hold_those_of_other_classes_is_refused(tmp_path, names):
+    photo_folder(tmp_path, classes=("ant", "bee", "wasp"))
+    with pytest.raises(UserError, match="is a list that calls 'ant' by words of another class, 'wasp'"):
+        image_folder(tmp_path, class_names=names)
+
+
+@pytest.mark.parametrize("names", [["Red ant", "Honey bee", "Garden wasp"], ["ant, no bee", "bee, no wasp", "wasp"],
+                                   ["Formica", "honey bee", "bee wasp"]])
+def test_names_may_hold_those_of_other_classes_beside_their_own(tmp_path, names):
+    photo_folder(tmp_path, classes=("ant", "bee", "wasp"))
+    assert image_folder(tmp_path, class_names=names).split.classes == tuple(names)
+
+
 def test_a_list_may_repeat_the_names_in_place(tmp_path):
     photo_folder(tmp_path, classes=("ant", "bee", "wasp"))
     found = image_folder(tmp_path, class_names=["Ant", "honey bee", "wasp"])

@@ -273,6 +273,23 @@ def test_a_column_that_may_be_a_split_is_asked_about(tmp_path, column):
     assert {subset for subset, *_ in found(table(root, split_column=None))} == {"train"}
 
 
+@pytest.mark.parametrize(("column", "cells"), [("held_out", "yn"), ("holdOut", "10"), ("used_for", ("eval", "fit")),
+                                               ("role", ("Test", "gallery"))])
+def test_columns_that_say_it_in_part_are_asked_about(tmp_path, column, cells):
+    root = birds(tmp_path)
+    write(root / "split.csv", [{"path": row["path"], "class": row["class"], column: cells[row["split"] != "test"]}
+                               for row in ROWS])
+    with pytest.raises(UserError, match=f"has the column '{column}', which may say what is for testing"):
+        table(root)
+
+
+def test_columns_of_other_words_are_not_asked_about(tmp_path):
+    root = birds(tmp_path)
+    write(root / "split.csv", [{"path": row["path"], "class": row["class"], "vehicle": word, "note": f"test {word}"}
+                               for row, word in zip(ROWS, ("train", "bus", "car", "tram"), strict=True)])
+    assert {subset for subset, *_ in found(table(root))} == {"train"}
+
+
 @pytest.mark.parametrize(("column", "cells"), [
     ("is_test", ("True", "False")), ("isTest", ("1", "0")), ("is_train", ("no", "yes")), ("istest", ("Y", "n")),
     ("is_training_image", ("0", "1"))])

@@ -260,6 +260,16 @@ def test_a_list_of_files_gets_one_answer_for_each_in_its_order(model, photos, tm
     assert len(predict(model, [*given, photos])) == 10      # with a folder: each once, and those that can be read
 
 
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="this system has no links")
+def test_a_broken_link_stops_no_other(model, photos, tmp_path, caplog):
+    for path in sorted(photos.rglob("*.png"))[:2]:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "0.png").unlink(missing_ok=True)
+    (tmp_path / "0.png").symlink_to(tmp_path / "gone.png")
+    assert [answer.image for answer in predict(model, str(tmp_path / "*.png"))] == [str(tmp_path / "1.png")]
+    assert "left out 1 of 2 files, the first because: cannot read the image" in caplog.text
+
+
 def test_no_lock_is_left_where_the_table_cannot_be_written(model, photos, tmp_path, monkeypatch):
     def full(*_):
         raise UserError("cannot write: No space left")

@@ -9,8 +9,10 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from photos import CLASSES, photo_folder
@@ -491,17 +493,20 @@ def test_classes_without_a_test_image_are_named(tmp_path, caplog):
 
 
 def test_a_test_photo_that_is_a_training_photo_saved_anew_is_told(clip, tmp_path, caplog):
-    root = tmp_path / "birds"
-    photo_folder(root / "train", images=3)
-    photo_folder(root / "test", images=5)    # the first three are those of train
-    for path in (root / "test").rglob("[12].png"):
-        Image.open(path).save(path, compress_level=0)
-    for path in (root / "test").rglob("0.png"):
-        path.unlink()
-    run = adapt(clip, image_folder(root), LinearProbe, shots=None, options=options(tmp_path, features=FeatureSettings(
-        views=0, cache=str(tmp_path / "cache"))))
+    for key, (subset, name, place) in enumerate(product(("train", "test"), ("jay", "wren"), range(4))):
+        path = tmp_path / "birds" / subset / name / f"{place}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draws = np.random.default_rng(key).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+        Image.fromarray(draws).resize((90, 70), Image.Resampling.BICUBIC).save(path)
+    for name in ("jay", "wren"):
+        photos = [Image.open(tmp_path / "birds" / "train" / name / f"{place}.png") for place in range(3)]
+        photos[0].save(tmp_path / "birds" / "test" / name / "0.png", compress_level=0)
+        photos[1].save(tmp_path / "birds" / "test" / name / "1.jpg", quality=75)
+        photos[2].resize((140, 110)).save(tmp_path / "birds" / "test" / name / "2.webp")
+    run = adapt(clip, image_folder(tmp_path / "birds"), LinearProbe, shots=None, options=options(
+        tmp_path, features=FeatureSettings(views=0, cache=str(tmp_path / "cache"))))
     told = [record.getMessage() for record in caplog.records if "look the same" in record.getMessage()]
     assert len(told) == 1
     assert told[0].startswith("6 test images look the same as a training image (saved anew, in other sizes or formats)")
-    assert "train/blue tit/1.png = test/blue tit/1.png" in told[0]
+    assert "train/jay/1.png = test/jay/1.jpg" in told[0]
     assert run.record.images == 12

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from xrvlm.cli.usage import HELP, MORE, tell_repeated
+from xrvlm.cli.usage import HELP, MORE
 from xrvlm.errors import CONTROL, SPEAKS_KEYS, UserError, check_choice, unknown
 
 # Values that are paths or names: taken literally, whatever Hydra's grammar would make of their characters.
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if command not in NAMES:
                 raise unknown("command", command, (*NAMES, "completion"), "see `xrvlm --help`")
             given = _with_keys(command, arguments[len(command.split()):])
-            tell_repeated(given)
+            _tell_repeated(given)
             given.sort(key=lambda each: each not in SWEEP)         # Hydra wants the flag first
             lists = (*LISTS, MANY[command]) if command in MANY else LISTS
             overrides = [quote(each, sweep=bool(SWEEP & set(given)), lists=lists) for each in given]
@@ -276,6 +276,13 @@ def _task(command: str, main_process: int, mistakes: list[str], config: Any) -> 
             logging.exception("this trial failed")
             mistakes.append(str(error))
         raise
+
+
+def _tell_repeated(given: Sequence[str]) -> None:
+    pairs = [each.split("=", 1) for each in given if "=" in each and not each.startswith("hydra")]
+    for key, last in dict(pairs).items():
+        if values := [value for name, value in pairs if name == key and value != last]:
+            print(f"warning: {key} is given as {' and as '.join([*values, last])}: {last} counts", file=sys.stderr)
 
 
 def _first_to_fail() -> bool:

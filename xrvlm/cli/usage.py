@@ -1,7 +1,5 @@
 """What commands take: what `xrvlm --help` says, and the types of values at the top level."""
 
-import sys
-from collections.abc import Sequence
 from typing import Any, Literal
 
 SCALARS: dict[str, Any] = {              # the types of values at the top level
@@ -53,13 +51,3 @@ values, `--help` lists the choices, `--config-dir DIR` adds configurations of yo
 `torchrun --nproc_per_node=2 -m xrvlm adapt ...` does one run by several processes.
 Shell completion: `eval "$(xrvlm completion bash)"` (or zsh, fish).
 """
-
-
-def tell_repeated(given: Sequence[str]) -> None:
-    """Say which options are given several values, as a script and its caller do."""
-    values: dict[str, list[str]] = {}
-    for key, equals, value in (each.partition("=") for each in given):
-        values.setdefault(key, []).extend([value] * bool(equals))
-    for key, found in values.items():
-        if len(set(found)) > 1 and not key.startswith("hydra"):
-            print(f"warning: {key} is given as {' and as '.join(found)}: the last counts", file=sys.stderr)

@@ -7,19 +7,23 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from io import BytesIO
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from xrvlm.data.dataset import EXTRA, JOINT, SUBSETS, Dataset, Item, Split, hash_images, is_extra, own_id
 from xrvlm.distributed import Bar
 from xrvlm.errors import UserError, option
 from xrvlm.text.class_text import few
-from xrvlm.views import ImageSource, decode
+from xrvlm.views import FORMATS, ImageSource, decode, read_image
 
 log = logging.getLogger(__name__)
 
-THUMB, SAVED_ANEW = 32, 4.0              # pixels a side, and levels of 255 that a photo is from itself saved anew
+SIDE, SAVED_ANEW = 32, 5.0               # pixels, and levels of 255 by which a photo differs from itself saved anew
+FIRST = 200                              # pairs that are looked at in any case
+_SMALL: dict[str, np.ndarray] = {}       # by hash: the images of a sweep are looked at once
 Entries = Iterable[Mapping[str, str]]    # {"path", "class", "sha256"} of images, as in split.json
 
 
@@ -82,17 +86,29 @@ def copies_in(subsets: Mapping[str, Sequence[Mapping[str, str]]]) -> list[dict[s
     return copies
 
 
-def warn_of_near_copies(pairs: Iterable[tuple[str, str]], source: ImageSource) -> None:
-    """Warn of the pairs (test image, training image) that are the same picture, but for those of equal bytes."""
-    if near := [pair for pair in pairs if source.sha256(pair[0]) != source.sha256(pair[1]) and _same(pair, source)]:
+def warn_of_near_copies(nearest: Sequence[tuple[float, float, str, str]], source: ImageSource) -> None:
+    """Warn of test images that are the same picture as the training image that is nearest to them, saved anew.
+
+    `nearest` is as `write_nearest` returns it. Towers move a photo that was saved anew by more or less: the most
+    alike `FIRST` pairs are looked at; where there is a copy among them, all. Those of equal bytes are told elsewhere.
+    """
+    pairs = [(test, train) for *_, test, train in sorted(nearest, reverse=True)]
+    if near := [pair for pair in pairs[:FIRST] if _saved_anew(pair, source)]:
+        near += [pair for pair in pairs[FIRST:] if _saved_anew(pair, source)]
         log.warning("%d test images look the same as a training image (saved anew, in other sizes or formats): %s; the "
-                    "test score counts them. `xrvlm suspects` lists such pairs", len(near),
-                    few(f"{train} = {test}" for test, train in near))
+                    "test score counts them", len(near), few(f"{train} = {test}" for test, train in near))
 
 
-def _same(pair: tuple[str, str], source: ImageSource) -> bool:
-    """Whether two images are one picture, of any size: a tower may put different ones at one place."""
-    one, two = (np.asarray(decode(source.read(name), name).resize((THUMB, THUMB)), np.float32) for name in pair)
+def _saved_anew(pair: tuple[str, str], source: ImageSource) -> bool:
+    hashes = [source.sha256(name) for name in pair]
+    if hashes[0] == hashes[1]:
+        return False
+    for name, key in zip(pair, hashes, strict=True):
+        if key not in _SMALL:
+            with Image.open(BytesIO(source.read(name)), formats=FORMATS) as image:
+                image.draft("RGB", (2 * SIDE, 2 * SIDE))           # a JPEG is decoded no larger than that
+                _SMALL[key] = np.asarray(read_image(image).resize((SIDE, SIDE)), np.uint8)
+    one, two = (_SMALL[key].astype(np.float32) for key in hashes)
     return float(np.abs(one - two).mean()) < SAVED_ANEW
 
 

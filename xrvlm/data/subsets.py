@@ -13,6 +13,7 @@ from xrvlm.text.class_text import few
 SPLIT_WORDS = frozenset({"split", "subset", "partition", "phase", "usage", "fold", "set", "train", "training", "test",
                          "testing", "val", "valid", "validation", "dev", "eval", "holdout", "stage",
                          "kfold", "folds", "istest", "istrain", "traintest"})
+MOST_SUBSETS = 5                         # that a column can name beside each other
 TRUTH = {**dict.fromkeys(("true", "1", "1.0", "yes", "y", "t"), True),
          **dict.fromkeys(("false", "0", "0.0", "no", "n", "f"), False)}
 ELSE = {"test": "train", "train": "test", "val": "train"}      # what "no" means in a column that is called as a subset
@@ -45,14 +46,24 @@ def split_column(columns: Mapping[str, Iterable[Any]], where: str) -> str | None
             others[column] = again
     if len(plain) == 1:
         return plain[0]
-    alike = plain or [column for column, cells in others.items() if _words(column) & SPLIT_WORDS
-                      or _holds_subsets(column, (cell for cell in cells if cell not in (None, "")))]
+    alike = plain or [column for column, cells in others.items()
+                      if _words(column) & SPLIT_WORDS or subset_of(column) or _may_hold_subsets(cells)]
     if not alike:
         return None
     write = "" if plain else "write train, val or test in its cells and "
     raise UserError(f"{where} has the column {few(map(repr, alike))}, which may say what is for testing: {write}set "
                     f"{option('data.split_column', alike[0])}, or {option('data.split_column', None)} to use all "
                     "images for training and testing alike")
+
+
+def _may_hold_subsets(cells: Iterable[Any]) -> bool:
+    """Whether the cells are of a few words, of which one is of images to test on or to choose by (fit, eval)."""
+    words: set[str] = set()
+    for cell in cells:
+        words.update([cell.strip().casefold()] if isinstance(cell, str) and cell.strip() else ())
+        if len(words) > MOST_SUBSETS:
+            return False
+    return bool({"test", "val"} & {subset_of(word) for word in words}) and len(words) > 1
 
 
 def _words(column: str) -> set[str]:

@@ -24,7 +24,6 @@ METRICS = {"top1": "Top-1", "top5": "Top-5", "mean_per_class": "Per class", "mac
 SHOWN = {"base_to_new": {"top1": "Base", "new_top1": "New", "harmonic_mean": "Harmonic", "all_top1": "All"},
          "open_set": {"top1": "Top-1", "auroc": "AUROC", "fpr95": "FPR95", "aupr": "AUPR", "oscr": "OSCR"}}
 NEAREST, MOST_PAIRS = 3, 3e8           # training images beside a test image
-ALMOST_ONE = 0.999                     # a cosine that photos have with themselves, saved anew, and hardly with others
 PREDICTIONS, METRICS_FILE = "predictions.csv", "metrics.json"
 
 
@@ -224,11 +223,11 @@ def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, A
     files.write_text(path, text.getvalue().encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
-def write_nearest(folder: Path, test: Any, train: Any, classes: Sequence[str]) -> list[tuple[str, str]]:
+def write_nearest(folder: Path, test: Any, train: Any, classes: Sequence[str]) -> list[tuple[float, float, str, str]]:
     """nearest.csv: of each test image the `NEAREST` training images that are nearest by the cosine of pooled features.
 
-    Both are a `FeatureSource`. Returns the pairs (test image, training image) that are `ALMOST_ONE`. Where the features
-    are not at hand, or there are more than `MOST_PAIRS` pairs, which take minutes, nothing is written.
+    Both are a `FeatureSource`. Returns (cosine, how far it is above the next, test image, training image). Where the
+    features are not at hand, or there are more than `MOST_PAIRS` pairs, which take minutes, nothing is written.
     """
     if train is None or len(test.ids) * len(train.ids) > MOST_PAIRS:
         return []
@@ -244,7 +243,8 @@ def write_nearest(folder: Path, test: Any, train: Any, classes: Sequence[str]) -
                    f"{column}_{place + 1}": value for place, row in enumerate(rows) for column, value in (
                        ("nearest", train.ids[row]), ("class", classes[int(train.labels[row])]),
                        ("cosine", f"{cosines[index][place]:.4f}"))} for index, rows in enumerate(order)])
-    return [(test.ids[index], train.ids[rows[0]]) for index, rows in enumerate(order) if cosines[index][0] > ALMOST_ONE]
+    return [(near[0], near[0] - near[min(1, len(near) - 1)], test.ids[index], train.ids[order[index][0]])
+            for index, near in enumerate(cosines)]
 
 
 def as_cell(text: str) -> str:

@@ -222,7 +222,7 @@ def image_files(path: str | Path) -> tuple[Path, tuple[str, ...]]:
     Raises UserError if `path` does not exist or holds no image.
     """
     found = user_path(path)
-    if found.is_file():
+    if found.is_file() or (found.is_symlink() and not found.exists()):       # a broken link is a file, unreadable
         return found.parent.resolve(), (found.name,)
     if found.exists() and not found.is_dir():
         raise UserError(f"{found} is a pipe or a device, which may have no end: save the image as a file")

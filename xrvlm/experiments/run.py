@@ -33,6 +33,7 @@ from xrvlm.training.fit import Progress, check_selection, fitting_recipe, learn
 from xrvlm.training.following import Follower, following
 
 log = logging.getLogger(__name__)
+AS_COPIES, ALIKE, APART = 0.999, 0.9, 0.02     # cosines of photos saved anew; how far above the next the lower one is
 BUSY = "another process is at this run; wait for it, or choose another folder of runs"
 Text = Callable[[Sequence[str]], ClassText] | Mapping[str, Any]      # `class_text`, a partial of it, or its options
 
@@ -269,9 +270,10 @@ class _Setup:
         domains = by_domain(chances, test.labels, classes, tree) if self.header.joint else {}
         summary = write_scores(folder, test.ids, test.labels, chances, classes, hierarchy=tree, more=domains)
         summary |= self.new.score(self.method, self.clip, test, more[0], folder, summary["top1"]) if self.new else {}
-        if near := write_nearest(folder, test, train, classes):
+        nearest = write_nearest(folder, test, train, classes)
+        if any(cosine > AS_COPIES or (cosine > ALIKE and ahead > APART) for cosine, ahead, *_ in nearest):
             from xrvlm.data.images import warn_of_near_copies
-            warn_of_near_copies(near, self.dataset.source)
+            warn_of_near_copies(nearest, self.dataset.source)
         if val is not None and self.options.selection == "val":      # of the model that is kept: a search goes by it
             summary["val_top1"] = top1(probabilities(self.method, self.clip, val), val.labels)
         write_losses(folder, progress.losses)

@@ -145,7 +145,7 @@ def _notes(rows: list[Row]) -> list[str]:
         "† transductive: saw the test images, without labels": any(row.first.transductive for row in rows),
         "rows with [...] differ in options that no column shows: compare their config.yaml":
             any(row.hash_suffix for row in rows),
-        "a row of more runs than seeds mixes runs that differ in options that no column shows":
+        "a row of more runs than seeds mixes runs that differ in options that no column shows, or in figures alone":
             any(row.seeds < len(row.runs) for row in rows),
     }
     return [note for note, true in notes.items() if true]

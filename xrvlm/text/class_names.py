@@ -124,6 +124,10 @@ def _check_no_columns(names: Sequence[Any], origin: str) -> None:
                         "class in the order of the classes, or a .json file of {class: name}")
 
 
+def _words(key: str) -> frozenset[str]:
+    return frozenset(re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", key).casefold()))
+
+
 def _letters(key: str) -> tuple[str, str]:
     plain = unicodedata.normalize("NFKD", key).casefold()
     return "".join(sign for sign in plain if sign.isalnum()), key
@@ -138,6 +142,14 @@ def check_no_permutation(known: Sequence[str], names: Sequence[Any]) -> None:
             raise UserError(f"{option('data.class_names')} is a list that calls {key!r} {name!r}, which is another "
                             f"class: it is in another order than the classes ({few(known, 3)}). Correct the order, or "
                             "give {class: name} or a .json file of it")
+    words = {key: _words(key) for key in known}
+    called = {key: _words(name) for key, name in zip(known, names, strict=True) if isinstance(name, str)}
+    strange = [key for key in called if words[key] and not words[key] <= called[key]]        # without its own words
+    for key in strange:
+        if other := next((each for each in strange if words[each] <= called[key]), None):
+            raise UserError(f"{option('data.class_names')} is a list that calls {key!r} by words of another class, "
+                            f"{other!r}, which it calls otherwise: it is in another order than the classes "
+                            f"({few(known, 3)}). Correct the order, or give {{class: name}} or a .json file of it")
 
 
 def _by_folder(folders: Sequence[str], names: Mapping[str, str], origin: str) -> tuple[str, ...]:
