@@ -24,6 +24,7 @@ from towers import openclip_model, shaken, simple_tokenizer, tiny_vit
 from xrvlm import files
 from xrvlm.backbones import wrap_openclip
 from xrvlm.data.folder import image_folder
+from xrvlm.data.images import warn_of_near_copies
 from xrvlm.distributed import Group
 from xrvlm.errors import UserError
 from xrvlm.experiments.evaluate import evaluate, score
@@ -31,6 +32,7 @@ from xrvlm.experiments.predict import predict
 from xrvlm.experiments.record import RunOptions
 from xrvlm.experiments.run import adapt, zero_shot
 from xrvlm.features.source import FeatureSettings
+from xrvlm.files import FileSource
 from xrvlm.inference.classifier import Classifier
 from xrvlm.methods import XRVLM, CoOp, LinearProbe, ZeroShot
 from xrvlm.methods.base import TRAINING_FREE
@@ -510,3 +512,9 @@ def test_a_test_photo_that_is_a_training_photo_saved_anew_is_told(clip, tmp_path
     assert told[0].startswith("6 test images look the same as a training image (saved anew, in other sizes or formats)")
     assert "train/jay/1.png = test/jay/1.jpg" in told[0]
     assert run.record.images == 12
+
+
+def test_a_photo_that_is_gone_when_copies_are_looked_for_stops_nothing(tmp_path, caplog):
+    source = FileSource(photo_folder(tmp_path / "birds", images=2))
+    warn_of_near_copies([(1.0, 0.5, "wren/0.png", "wren/gone.png"), (0.9, 0.0, "wren/0.png", "wren/1.png")], source)
+    assert not caplog.records

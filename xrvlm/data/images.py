@@ -100,16 +100,21 @@ def warn_of_near_copies(nearest: Sequence[tuple[float, float, str, str]], source
 
 
 def _saved_anew(pair: tuple[str, str], source: ImageSource) -> bool:
-    hashes = [source.sha256(name) for name in pair]
-    if hashes[0] == hashes[1]:
+    try:
+        hashes = [source.sha256(name) for name in pair]
+        one, two = (_small(name, key, source).astype(np.float32) for name, key in zip(pair, hashes, strict=True))
+    except Exception:                    # a photo that is gone since it was encoded stops no run that is trained
+        log.debug("not looked at: %s", pair, exc_info=True)
         return False
-    for name, key in zip(pair, hashes, strict=True):
-        if key not in _SMALL:
-            with Image.open(BytesIO(source.read(name)), formats=FORMATS) as image:
-                image.draft("RGB", (2 * SIDE, 2 * SIDE))           # a JPEG is decoded no larger than that
-                _SMALL[key] = np.asarray(read_image(image).resize((SIDE, SIDE)), np.uint8)
-    one, two = (_SMALL[key].astype(np.float32) for key in hashes)
-    return float(np.abs(one - two).mean()) < SAVED_ANEW
+    return hashes[0] != hashes[1] and float(np.abs(one - two).mean()) < SAVED_ANEW
+
+
+def _small(name: str, key: str, source: ImageSource) -> np.ndarray:
+    if key not in _SMALL:
+        with Image.open(BytesIO(source.read(name)), formats=FORMATS) as image:
+            image.draft("RGB", (2 * SIDE, 2 * SIDE))               # a JPEG is decoded no larger than that
+            _SMALL[key] = np.asarray(read_image(image).resize((SIDE, SIDE)), np.uint8)
+    return _SMALL[key]
 
 
 def check_extra(hashes: Mapping[str, str], split: Split) -> None:
