@@ -41,7 +41,7 @@ if find_spec("pillow_heif"):             # pip install 'xrvlm[heic]'
 FORMATS = tuple(name for name in _WANTED_FORMATS if name in Image.OPEN)
 SUFFIXES = frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)
 
-_ORIENTATION_TAG = 0x0112
+_ORIENTATION_TAG, _PHOTOMETRIC_TAG = 0x0112, 0x0106
 _TURN = Image.Transpose
 _UPRIGHT = {2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE,
             6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90}
@@ -149,7 +149,8 @@ def _upright(image: Image.Image) -> Image.Image:
     with contextlib.suppress(Exception):    # with broken metadata the photo is still usable
         orientation = image.getexif().get(_ORIENTATION_TAG)
     turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    image = Image.fromarray(65535 - np.asarray(image)) if image.mode[:4] == "I;16" and of_tiff.get(262) == 0 else image
+    if image.mode.startswith("I;16") and of_tiff.get(_PHOTOMETRIC_TAG) == 0:
+        image = Image.fromarray(65535 - np.asarray(image))
     return image if turn is None else image.transpose(turn)
 
 

@@ -283,6 +283,15 @@ def test_columns_that_say_it_in_part_are_asked_about(tmp_path, column, cells):
         table(root)
 
 
+def test_many_spellings_and_an_empty_cell_are_asked_about(tmp_path):
+    words = ("train", "Training", "trn", "val", "dev", "valid", "test", "Testing", "")
+    root = birds(tmp_path, [f"{row}.jpg" for row in range(len(words))])
+    write(root / "split.csv", [{"path": f"{row}.jpg", "class": "ab"[row % 2], "which": word}
+                               for row, word in enumerate(words)])
+    with pytest.raises(UserError, match="has the column 'which', which may say what is for testing"):
+        table(root)
+
+
 def test_columns_of_other_words_are_not_asked_about(tmp_path):
     root = birds(tmp_path)
     write(root / "split.csv", [{"path": row["path"], "class": row["class"], "vehicle": word, "note": f"test {word}"}

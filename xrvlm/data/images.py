@@ -56,10 +56,15 @@ def duplicates(training: Entries, test: Entries) -> list[dict[str, Any]]:
     return [{"sha256": key, **paths} for key, paths in sorted(seen.items()) if paths["train"] and paths["test"]]
 
 
-def warn_of_two_classes(entries: Entries) -> None:
+def _again(entries: Entries) -> list[tuple[Mapping[str, str], Mapping[str, str]]]:
+    """(the first image of its bytes, another of the same)."""
     first: dict[str, Mapping[str, str]] = {}
-    if twice := [(first[entry["sha256"]], entry) for entry in entries
-                 if first.setdefault(entry["sha256"], entry)["class"] != entry["class"]]:
+    return [(first[entry["sha256"]], entry) for entry in entries
+            if first.setdefault(entry["sha256"], entry) is not entry]
+
+
+def warn_of_two_classes(entries: Entries) -> None:
+    if twice := [(one, two) for one, two in _again(entries) if one["class"] != two["class"]]:
         log.warning("%d images are in two classes (byte-identical): %s; leave each in one class", len(twice),
                     few(f"{one['path']} ({one['class']}) = {two['path']} ({two['class']})" for one, two in twice))
 
@@ -69,12 +74,10 @@ def copies_in(subsets: Mapping[str, Sequence[Mapping[str, str]]]) -> list[dict[s
     but of those within the test set only where they are in two classes."""
     copies = duplicates([*subsets["train"], *subsets["val"]], subsets["test"])
     warn_of_two_classes([entry for entries in subsets.values() for entry in entries])
-    first: dict[str, str] = {}
-    if twice := [(first[entry["sha256"]], entry["path"]) for entry in subsets["train"]
-                 if first.setdefault(entry["sha256"], entry["path"]) != entry["path"]]:
+    if twice := _again(subsets["train"]):
         log.warning("%d training images are copies of others (byte-identical): %s; a method learns from each of them, "
                     "and what it chooses on a part of them may be flattered", len(twice),
-                    few(f"{one} = {two}" for one, two in twice))
+                    few(f"{one['path']} = {two['path']}" for one, two in twice))
     if chosen_by := duplicates(subsets["train"], subsets["val"]):
         log.warning("%d validation images are also training images (byte-identical): %s; what is chosen or calibrated "
                     "by them is flattered", sum(len(pair["test"]) for pair in chosen_by),

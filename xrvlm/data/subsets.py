@@ -1,19 +1,19 @@
 """The column of a table that says which images are for testing: which column it is, and what its cells mean."""
 
-import re
 from collections.abc import Iterable, Mapping
 from itertools import tee
 from typing import Any
 
 from xrvlm.data.folder import subset_of
 from xrvlm.errors import UserError, option
+from xrvlm.text.class_names import words_of
 from xrvlm.text.class_text import few
 
 # a column with such a word in its name may say which images are for testing
 SPLIT_WORDS = frozenset({"split", "subset", "partition", "phase", "usage", "fold", "set", "train", "training", "test",
                          "testing", "val", "valid", "validation", "dev", "eval", "holdout", "stage",
                          "kfold", "folds", "istest", "istrain", "traintest"})
-MOST_SUBSETS = 5                         # that a column can name beside each other
+MOST_STRANGE = 4                         # words in a column of subsets that mean none
 TRUTH = {**dict.fromkeys(("true", "1", "1.0", "yes", "y", "t"), True),
          **dict.fromkeys(("false", "0", "0.0", "no", "n", "f"), False)}
 ELSE = {"test": "train", "train": "test", "val": "train"}      # what "no" means in a column that is called as a subset
@@ -25,7 +25,7 @@ def subset_in(column: str, cell: Any) -> str | None:
     It is named, or the column is called as one (is_test, isTrain, is_valid) and the cell says yes or no.
     """
     answer = TRUTH.get(str(cell).strip().casefold())
-    named = {subset for word in _words(column) if (subset := subset_of(word.removeprefix("is")))}
+    named = {subset for word in words_of(column) if (subset := subset_of(word.removeprefix("is")))}
     if answer is not None and len(named) == 1:
         subset, = named
         return subset if answer else ELSE[subset]
@@ -47,7 +47,7 @@ def split_column(columns: Mapping[str, Iterable[Any]], where: str) -> str | None
     if len(plain) == 1:
         return plain[0]
     alike = plain or [column for column, cells in others.items()
-                      if _words(column) & SPLIT_WORDS or subset_of(column) or _may_hold_subsets(cells)]
+                      if SPLIT_WORDS & set(words_of(column)) or subset_of(column) or _may_hold_subsets(cells)]
     if not alike:
         return None
     write = "" if plain else "write train, val or test in its cells and "
@@ -57,18 +57,16 @@ def split_column(columns: Mapping[str, Iterable[Any]], where: str) -> str | None
 
 
 def _may_hold_subsets(cells: Iterable[Any]) -> bool:
-    """Whether the cells are of a few words, of which one is of images to test on or to choose by (fit, eval)."""
-    words: set[str] = set()
+    """Whether a cell is of images to test on or to choose by, and the others are empty or of few words (fit, eval)."""
+    subsets, strange = set(), set()
     for cell in cells:
-        words.update([cell.strip().casefold()] if isinstance(cell, str) and cell.strip() else ())
-        if len(words) > MOST_SUBSETS:
+        if isinstance(cell, str) and cell.strip():
+            subset = subset_of(cell)
+            subsets.update([subset] if subset else ())
+            strange.update([] if subset else [cell.strip().casefold()])
+        if len(strange) > MOST_STRANGE:
             return False
-    return bool({"test", "val"} & {subset_of(word) for word in words}) and len(words) > 1
-
-
-def _words(column: str) -> set[str]:
-    """The words of "is_test", "isTest" or "TrainTest", in small letters."""
-    return {word.casefold() for word in re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", column)}
+    return bool(subsets & {"test", "val"}) and len(subsets | strange) > 1
 
 
 def _holds_subsets(column: str, cells: Iterable[Any]) -> bool:

@@ -97,9 +97,14 @@ def list_order(known: Sequence[str], class_names: Any) -> list[str]:
     return counted
 
 
+def words_of(name: str) -> list[str]:
+    """The words of "is_test", "isTest" or "grade IV", in small letters."""
+    return [word.casefold() for word in re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
+
+
 def _by_meaning(known: Sequence[str]) -> list[str]:
     """The classes in the order of `COUNTED`, where they differ in one such word: grade I, II ... IX; small, large."""
-    words = [[word.casefold() for word in re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", key)] for key in known]
+    words = [words_of(key) for key in known]
     columns = [column for column in zip(*words, strict=False) if len(set(column)) > 1]
     if len({len(row) for row in words}) == len(columns) == 1:
         for sequence in COUNTED:
@@ -124,7 +129,8 @@ def _check_no_columns(names: Sequence[Any], origin: str) -> None:
                         "class in the order of the classes, or a .json file of {class: name}")
 
 
-def _words(key: str) -> frozenset[str]:
+def _all_words(key: str) -> frozenset[str]:
+    """In any script, numbers too, whatever the capitals."""
     return frozenset(re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", key).casefold()))
 
 
@@ -142,8 +148,8 @@ def check_no_permutation(known: Sequence[str], names: Sequence[Any]) -> None:
             raise UserError(f"{option('data.class_names')} is a list that calls {key!r} {name!r}, which is another "
                             f"class: it is in another order than the classes ({few(known, 3)}). Correct the order, or "
                             "give {class: name} or a .json file of it")
-    words = {key: _words(key) for key in known}
-    called = {key: _words(name) for key, name in zip(known, names, strict=True) if isinstance(name, str)}
+    words = {key: _all_words(key) for key in known}
+    called = {key: _all_words(name) for key, name in zip(known, names, strict=True) if isinstance(name, str)}
     strange = [key for key in called if words[key] and not words[key] <= called[key]]        # without its own words
     for key in strange:
         if other := next((each for each in strange if words[each] <= called[key]), None):
