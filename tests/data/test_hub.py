@@ -374,6 +374,12 @@ def test_a_column_that_may_be_a_split_is_asked_about(column):
         hub_dataset(rows, split_column="part")
 
 
+def test_two_columns_that_differ_on_what_is_for_testing_are_told(caplog):
+    rows = birds(split=["train", "test"] * 6).add_column("subset", ["train", "train", "train", "test"] * 3)
+    assert places(hub_dataset(rows)) == places(hub_dataset(birds(split=["train", "test"] * 6)))
+    assert "the columns 'split' and 'subset' differ on which images are for testing, in 3 of 12 rows" in caplog.text
+
+
 def test_a_column_must_not_contradict_the_splits():
     parts = datasets.DatasetDict(train=birds(split=["train", "val"] * 6), test=birds(3, split=["test"] * 3))
     dataset = hub_dataset(parts)

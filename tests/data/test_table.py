@@ -262,6 +262,20 @@ def test_a_split_column_by_another_name_is_understood(tmp_path, column):
     assert {subset for subset, *_ in found(table(root, split_column=None))} == {"train"}
 
 
+def test_two_columns_that_differ_on_what_is_for_testing_are_told(tmp_path, caplog):
+    root = birds(tmp_path)
+    other = {"train": "test", "val": "train", "test": "train"}
+    write(root / "split.csv", [{**row, "subset": other[row["split"]], "by": "me"} for row in ROWS])
+    assert found(table(root)) == EXPECTED
+    differ = sum(row["split"] != "val" for row in ROWS)
+    assert f"the columns 'split' and 'subset' differ on which images are for testing, in {differ} of {len(ROWS)} rows" \
+        in caplog.text
+    assert "'split' counts, and split_column='subset' would take the other" in caplog.text
+    caplog.clear()
+    write(root / "split.csv", [{**row, "original": row["split"].replace("val", "train")} for row in ROWS])
+    assert found(table(root)) == EXPECTED and not caplog.text        # val was taken from train: they agree on the test
+
+
 @pytest.mark.parametrize("column", ["fold", "is_test", "test set", "Subset", "is_training_image", "isTest", "TrainTest",
                                     "kfold", "TESTSet", "istest"])
 def test_a_column_that_may_be_a_split_is_asked_about(tmp_path, column):

@@ -15,8 +15,7 @@ import numpy as np
 from xrvlm.data.cells import encoded
 from xrvlm.data.dataset import SUBSETS, Dataset, assemble, registered
 from xrvlm.data.folder import subset_of
-from xrvlm.data.subsets import split_column as split_of
-from xrvlm.data.subsets import subset_in
+from xrvlm.data.subsets import column_of_subsets, subset_in
 from xrvlm.data.table import MISSING, label_of, names_for_none
 from xrvlm.errors import UserError, check_has, option
 from xrvlm.files import sha256, user_path
@@ -181,13 +180,16 @@ def _split_column(splits: Mapping[str, Any], subsets: Mapping[str, str], wanted:
     columns = {column: kind for split in subsets for column, kind in splits[split].features.items()
                if column not in taken}
     named = {column.strip().casefold(): column for column in columns}.get((wanted or "").strip().casefold())
+    cells = {column: chain.from_iterable(map(partial(_cells, column=column), map(splits.get, subsets)))
+             for column, kind in columns.items() if _may_name_subsets(kind)}
+    if named and named in cells and all(column in splits[split].features for column in cells for split in subsets):
+        column_of_subsets(cells, title, named)
     if wanted is None or named or (wanted == "split" and "test" in subsets.values()):
         return named
     if wanted != "split":
         raise UserError(f"{title} has no column {wanted!r}; its columns are {few(columns, 20)}: set "
                         f"{option('data.split_column')}")
-    return split_of({column: chain.from_iterable(map(partial(_cells, column=column), map(splits.get, subsets)))
-                     for column, kind in columns.items() if _may_name_subsets(kind)}, title)
+    return column_of_subsets(cells, title)
 
 
 def _may_name_subsets(kind: Any) -> bool:

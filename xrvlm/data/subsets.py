@@ -1,5 +1,6 @@
 """The column of a table that says which images are for testing: which column it is, and what its cells mean."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from itertools import tee
 from typing import Any
@@ -8,6 +9,8 @@ from xrvlm.data.folder import subset_of
 from xrvlm.errors import UserError, option
 from xrvlm.text.class_names import words_of
 from xrvlm.text.class_text import few
+
+log = logging.getLogger(__name__)
 
 # a column with such a word in its name may say which images are for testing
 SPLIT_WORDS = frozenset({"split", "subset", "partition", "phase", "usage", "fold", "set", "train", "training", "test",
@@ -32,11 +35,15 @@ def subset_in(column: str, cell: Any) -> str | None:
     return subset_of(cell) if isinstance(cell, str) else None
 
 
-def split_column(columns: Mapping[str, Iterable[Any]], where: str) -> str | None:
-    """The column, among {name: its cells}, that holds subsets; None where none can be one.
+def column_of_subsets(columns: Mapping[str, Iterable[Any]], where: str, named: str | None = None) -> str | None:
+    """The column, among {name: its cells}, that holds subsets: `named`, where given; None where none can be one.
 
-    UserError, which says `where`, for columns that may be: not all cells have a meaning, or several columns fit.
+    A warning tells of other columns than `named` that name other images for testing. UserError, which says `where`, for
+    columns that may be: not all cells have a meaning, or several columns fit.
     """
+    if named is not None:
+        _warn_of_others(named, columns, where)
+        return named
     plain, others = [], {}
     for column, cells in columns.items():
         cells, again = tee(cells)
@@ -54,6 +61,18 @@ def split_column(columns: Mapping[str, Iterable[Any]], where: str) -> str | None
     raise UserError(f"{where} has the column {few(map(repr, alike))}, which may say what is for testing: {write}set "
                     f"{option('data.split_column', alike[0])}, or {option('data.split_column', None)} to use all "
                     "images for training and testing alike")
+
+
+def _warn_of_others(chosen: str, columns: Mapping[str, Iterable[Any]], where: str) -> None:
+    tested = [subset_in(chosen, cell) == "test" for cell in columns[chosen]]
+    for column, cells in columns.items():
+        cells, again = tee(cells)
+        if column == chosen or not _holds_subsets(column, cells):
+            continue
+        if differ := sum(one != (subset_in(column, cell) == "test") for one, cell in zip(tested, again, strict=True)):
+            log.warning("%s: the columns %r and %r differ on which images are for testing, in %d of %d rows; %r counts,"
+                        " and %s would take the other", where, chosen, column, differ, len(tested), chosen,
+                        option("data.split_column", column))
 
 
 def _may_hold_subsets(cells: Iterable[Any]) -> bool:

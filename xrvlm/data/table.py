@@ -13,8 +13,7 @@ from typing import Any
 from xrvlm.data.dataset import SUBSETS, Dataset, assemble, registered
 from xrvlm.data.folder import existing_folder
 from xrvlm.data.hierarchy import with_hierarchy
-from xrvlm.data.subsets import split_column as split_of
-from xrvlm.data.subsets import subset_in
+from xrvlm.data.subsets import column_of_subsets, subset_in
 from xrvlm.errors import UserError, odd_sign, option
 from xrvlm.files import FileSource, file_text, files_below, parsed, user_path
 from xrvlm.text.class_text import few
@@ -57,10 +56,10 @@ def table(root: str | Path, *, file: str | Path = "split.csv", path_column: str 
         raise UserError(f"{path} has no column {few(map(repr, missing))}; its columns are {few(columns, 20)}: "
                         f"set {option('data.path_column')}, {option('data.class_column')} or "
                         f"{option('data.split_column')}")
-    if split_column is not None and of_split is None:
+    if split_column is not None:
         rows = list(rows)
-        of_split = split_of({column: [row.get(column) for _, row in rows]
-                             for column in columns if column not in (of_path, of_class)}, str(path))
+        of_split = column_of_subsets({column: [row.get(column) for _, row in rows] for column in columns
+                                      if column not in (of_path, of_class)}, str(path), of_split)
     found = _found(folder, path, rows, of_path, of_class, of_split)
     dataset = assemble(name or folder.name, FileSource(folder), found, class_names=class_names,
                        skip_damaged=skip_damaged, test_only=not found["train"] and bool(found["test"]))
