@@ -6,7 +6,7 @@ from timm.layers.std_conv import StdConv2d
 from torch import Tensor, nn
 from towers import IMAGE_KINDS, images
 
-from xrvlm.backbones.timm_image import without_batch_norms
+from xrvlm.backbones.openclip_image import without_batch_norms
 
 NEEDS = ("pooled", "tokens", "mid_tokens")
 LEFT = {"resnet": 0, "timm efficientnet": 0, "timm mobilenet": 0, "timm mobilenetv4": 1, "timm regnet": 0}

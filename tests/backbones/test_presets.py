@@ -9,7 +9,7 @@ from open_clip import create_model, list_models
 
 from xrvlm.backbones import openclip_load
 from xrvlm.backbones.openclip import image_encoder
-from xrvlm.backbones.timm_image import WithoutPositions
+from xrvlm.backbones.openclip_image import WithoutPositions
 
 FOLDER = Path(__file__).parents[2] / "conf" / "backbone"
 PRESETS = {path.stem: OmegaConf.load(path) for path in sorted(FOLDER.glob("*.yaml"))

@@ -6,11 +6,8 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from open_clip.hf_model import HFTextEncoder
 from open_clip.model import CLIP, get_model_preprocess_cfg
-from open_clip.modified_resnet import ModifiedResNet
-from open_clip.timm_model import TimmModel
 from open_clip.tokenizer import HFTokenizer, SigLipTokenizer, SimpleTokenizer, basic_clean, canonicalize_text
 from open_clip.transform import PreprocessCfg
 from open_clip.transformer import VisionTransformer
@@ -19,8 +16,8 @@ from torch import Tensor, nn
 from xrvlm.backbones.base import DeviceName, FrozenCLIP, ImageTransform, Interpolation, PrecisionName
 from xrvlm.backbones.causal_text_encoder import CausalTextEncoder, projected
 from xrvlm.backbones.library_text_encoder import LibraryTextEncoder
+from xrvlm.backbones.openclip_image import Encode, image_side
 from xrvlm.backbones.text_encoder import TextEncoder, TextPath, Tokens
-from xrvlm.backbones.timm_image import Encode, WithoutPositions, timm_encoder, without_batch_norms
 from xrvlm.backbones.tower import (
     Components,
     ImageEncoder,
@@ -165,14 +162,10 @@ def _transform(model: Any) -> ImageTransform:
 
 def image_encoder(model: Any) -> ImageEncoder:
     """The ImageEncoder for the image tower of an open_clip model."""
-    encode, visual = partial(model.encode_image, normalize=False), model.visual
-    if isinstance(visual, ModifiedResNet):
-        return ResNet(encode, model)
+    visual = model.visual
     if isinstance(visual, VisionTransformer) and len(visual.transformer.resblocks) > 1:
-        return ViT(encode, visual)
-    if isinstance(visual, TimmModel):
-        return timm_encoder(encode, visual)
-    return WithoutPositions(encode, type(visual).__name__)
+        return ViT(partial(model.encode_image, normalize=False), visual)
+    return image_side(model)
 
 
 class ViT(ImageEncoder):
@@ -209,47 +202,3 @@ class ViT(ImageEncoder):
     def _pool(self, states: Tensor) -> Tensor:
         pooled = self.visual._pool(states)[0]
         return pooled if self.visual.proj is None else pooled @ self.visual.proj
-
-
-class ResNet(ImageEncoder):
-    """CLIP's ResNet: a cell of the last map is projected by the attention pool's value and output projections."""
-
-    def __init__(self, encode: Encode, model: Any):
-        self.encode, self.model, self.width = encode, model, model.visual.attnpool.v_proj.in_features
-        # docs/results/performance_log.md: faster on a CPU, and cells are contiguous rows, which `project` reads
-        self.visual.to(memory_format=torch.channels_last)
-
-    @property
-    def visual(self) -> Any:
-        return self.model.visual
-
-    def tune_for_cpu(self, own: bool) -> None:
-        if own:
-            self.model.visual = without_batch_norms(self.visual, self.visual.image_size)
-
-    def pooled(self, images: Tensor) -> Tensor:
-        return self.encode(images)
-
-    def read(self, images: Tensor) -> Reading:
-        with captured(self.visual.layer4, "output") as left:
-            pooled = self.encode(images)
-        cells = left[0].flatten(2).mT                                                  # (b, p, e)
-        return Reading(pooled, cells, cells)
-
-    def project(self, states: Tensor) -> Tensor:
-        pool = self.visual.attnpool
-        return pool.c_proj(pool.v_proj(states + pool.positional_embedding[1:]))        # without the mean token
-
-    def projection(self) -> tuple[Tensor, Tensor | None] | None:
-        projection = self.visual.attnpool.c_proj
-        return projection.weight.T, projection.bias
-
-    def unprojected(self, images: Tensor, run: Callable[[Tensor], Any]) -> tuple[Any, Tensor]:
-        # torch's attention uses the weights of c_proj without calling the module, so the pool is computed again
-        with captured(self.visual.layer4, "output") as left:
-            result = run(images)
-        pool, cells = self.visual.attnpool, left[0].flatten(2).mT                      # (b, p, e)
-        x = torch.cat([cells.mean(dim=1, keepdim=True), cells], dim=1) + pool.positional_embedding
-        heads = (projected.unflatten(2, (pool.num_heads, -1)).transpose(1, 2)          # (b, heads, ..., e / heads)
-                 for projected in (pool.q_proj(x[:, :1]), pool.k_proj(x), pool.v_proj(x)))
-        return result, F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(1)

@@ -1,4 +1,4 @@
-"""Trunks of timm as the image tower of an open_clip model."""
+"""Image towers of open_clip other than its own ViT, which openclip.py reads: its ResNets, and trunks of timm."""
 
 import ctypes
 import math
@@ -10,6 +10,8 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from timm.layers.conv2d_same import Conv2dSame
 from timm.models.eva import Eva
@@ -23,6 +25,16 @@ from xrvlm.errors import UserError
 Encode = Callable[[Tensor], Tensor]      # (b, 3, h, w) -> (b, d), open_clip's method
 # of glibc's mallopt: its numbers, and the bytes from which a block, and free memory in all, goes back to the system
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = (-3, 2 ** 30), (-1, 2 ** 31 - 1)
+
+
+def image_side(model: Any) -> ImageEncoder:
+    """The ImageEncoder for the image tower of an open_clip model that is no ViT of open_clip's own."""
+    encode, visual = partial(model.encode_image, normalize=False), model.visual
+    if isinstance(visual, ModifiedResNet):
+        return ResNet(encode, model)
+    if isinstance(visual, TimmModel):
+        return timm_encoder(encode, visual)
+    return WithoutPositions(encode, type(visual).__name__)
 
 
 class WithoutPositions(ImageEncoder):
@@ -42,6 +54,50 @@ class WithoutPositions(ImageEncoder):
 
     def project(self, states: Tensor) -> Tensor:
         raise NotImplementedError
+
+
+class ResNet(ImageEncoder):
+    """CLIP's ResNet: a cell of the last map is projected by the attention pool's value and output projections."""
+
+    def __init__(self, encode: Encode, model: Any):
+        self.encode, self.model, self.width = encode, model, model.visual.attnpool.v_proj.in_features
+        # docs/results/performance_log.md: faster on a CPU, and cells are contiguous rows, which `project` reads
+        self.visual.to(memory_format=torch.channels_last)
+
+    @property
+    def visual(self) -> Any:
+        return self.model.visual
+
+    def tune_for_cpu(self, own: bool) -> None:
+        if own:
+            self.model.visual = without_batch_norms(self.visual, self.visual.image_size)
+
+    def pooled(self, images: Tensor) -> Tensor:
+        return self.encode(images)
+
+    def read(self, images: Tensor) -> Reading:
+        with captured(self.visual.layer4, "output") as left:
+            pooled = self.encode(images)
+        cells = left[0].flatten(2).mT                                                  # (b, p, e)
+        return Reading(pooled, cells, cells)
+
+    def project(self, states: Tensor) -> Tensor:
+        pool = self.visual.attnpool
+        return pool.c_proj(pool.v_proj(states + pool.positional_embedding[1:]))        # without the mean token
+
+    def projection(self) -> tuple[Tensor, Tensor | None] | None:
+        projection = self.visual.attnpool.c_proj
+        return projection.weight.T, projection.bias
+
+    def unprojected(self, images: Tensor, run: Callable[[Tensor], Any]) -> tuple[Any, Tensor]:
+        # torch's attention uses the weights of c_proj without calling the module, so the pool is computed again
+        with captured(self.visual.layer4, "output") as left:
+            result = run(images)
+        pool, cells = self.visual.attnpool, left[0].flatten(2).mT                      # (b, p, e)
+        x = torch.cat([cells.mean(dim=1, keepdim=True), cells], dim=1) + pool.positional_embedding
+        heads = (projected.unflatten(2, (pool.num_heads, -1)).transpose(1, 2)          # (b, heads, ..., e / heads)
+                 for projected in (pool.q_proj(x[:, :1]), pool.k_proj(x), pool.v_proj(x)))
+        return result, F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(1)
 
 
 def timm_encoder(encode: Encode, visual: TimmModel) -> ImageEncoder:
