@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from xrvlm import files
+from xrvlm.data.folder import listing
 from xrvlm.errors import UserError
-from xrvlm.files import listing
 
 
 def test_a_write_replaces_the_whole_file(tmp_path):
@@ -14,7 +14,15 @@ def test_a_write_replaces_the_whole_file(tmp_path):
     files.write_json(path, {"é": 1})
     files.write_json(path, {"b": [1, 2]})
     assert files.read_json(path, "fix") == {"b": [1, 2]}
-    assert os.listdir(path.parent) == ["a.json"]                               # noqa: PTH208
+    assert sorted(os.listdir(path.parent)) == [files.MARK, "a.json"]           # noqa: PTH208
+
+
+def test_of_the_folders_that_are_made_the_outermost_is_marked(tmp_path):
+    files.write_text(tmp_path / "runs" / "one" / "parts" / "a.txt", "x")
+    files.write_text(tmp_path / "a.txt", "x")
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob(files.MARK)] == [f"runs/{files.MARK}"]
+    assert files.holds_results(tmp_path / "runs")
+    assert not files.holds_results(tmp_path)
 
 
 @pytest.mark.parametrize("fail", ["write", "flush", "rename"])

@@ -19,11 +19,12 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from xrvlm.errors import UserError, WriteError, odd_sign, option
+from xrvlm.errors import UserError, WriteError, option
 
 _SHA256: dict[tuple[object, ...], str] = {}
 LONGEST_NUMBER = 300                     # digits: a float holds no more
-IGNORED_FOLDERS = frozenset({"__MACOSX", "@eaDir", "__pycache__"})
+RESULTS = "results.jsonl"
+MARK = ".xrvlm"                          # in a folder that xrvlm made
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -33,7 +34,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """
     check_replaceable(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".tmp{path.suffix}", dir=path.parent)
         os.close(handle)
     except OSError as error:
@@ -53,6 +54,22 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         if _is_disk_error(error):
             raise _write_error(path, error) from error
         raise
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` and those around it that are missing. The outermost is marked: what lies in it are no photos.
+
+    Who calls a command in a folder of photos has `runs`, with its pictures, beside the folders of classes.
+    """
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    if missing:
+        (missing[-1] / MARK).touch()
+
+
+def holds_results(folder: Path) -> bool:
+    """Whether xrvlm made `folder`: it is marked, or its file of results says so (former versions marked none)."""
+    return (folder / MARK).exists() or (folder / RESULTS).is_file()
 
 
 def check_replaceable(path: Path) -> None:
@@ -149,7 +166,7 @@ def alone(lock_file: Path, busy: str | None = None) -> Iterator[None]:
     """Hold an exclusive lock on `lock_file`. Another process waits or, with `busy`, raises UserError that says it."""
     lock = FileLock(lock_file, blocking=busy is None)
     try:
-        lock_file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(lock_file.parent)
         if not os.path.lexists(lock_file):
             lock_file.touch()                # where none can be made, the library waits for it or takes it for held
         lock.acquire()
@@ -177,37 +194,6 @@ def cache_folder(cache: str | Path | None = None) -> Path:
     from platformdirs import user_cache_dir
 
     return user_path(cache or os.environ.get("XRVLM_CACHE") or user_cache_dir("xrvlm", appauthor=False))
-
-
-def files_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """Every file below `folder`. Follows symbolic links, except into a folder that is being walked."""
-    real = folder.resolve()
-    if real in above:
-        return
-    folders, files = listing(folder)
-    yield from files
-    for inner in folders:
-        yield from files_below(inner, above | {real})
-
-
-def listing(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The folders and the files in `folder`, sorted, without hidden ones. A broken link counts as a file."""
-    try:
-        with os.scandir(folder) as entries:      # which knows, without a call for each file, what is a folder
-            found = sorted((folder / entry.name, _is_folder(entry)) for entry in entries
-                           if not entry.name.startswith(".") and entry.name not in IGNORED_FOLDERS)
-    except OSError as error:
-        raise UserError(f"cannot list {folder}: {error.strerror}; check that you may read it") from error
-    for path, _ in found:
-        if odd := odd_sign(path.name):
-            raise UserError(f"the name {path.name!r} in {folder} holds {odd}; rename it")
-    return [path for path, is_folder in found if is_folder], [path for path, is_folder in found if not is_folder]
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    with contextlib.suppress(OSError):   # a link to itself
-        return entry.is_dir()
-    return False
 
 
 @dataclass(frozen=True)

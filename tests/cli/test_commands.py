@@ -210,3 +210,22 @@ def test_parts_that_nothing_reads_are_refused(runs, others, capsys):
     error = told(capsys, "predict", "backbone=tiny", "classes=['a','b']", "text.parts=parts.json", f"images={others}",
                  "device=cpu")
     assert "text.parts is not read without run: zero-shot" in error
+
+
+def test_commands_in_a_folder_of_photos_do_not_take_their_own_pictures_for_photos(tmp_path, monkeypatch, capsys):
+    photos = photo_folder(tmp_path / "birds", images=4)
+    monkeypatch.chdir(photos)
+    before = sorted(path.name for path in photos.iterdir())
+    first = ("adapt", ".", *TINY, *SHORT, "method=xr_vlm", *CONTEXT, "method.image_parts=2", "method.hidden=8")
+    assert main([*first]) == 0
+    assert main(["explain", "latest", "wren", "device=cpu"]) == 0
+    assert list(photos.glob("runs/*/explain/*.png"))
+    assert main(["suspects", ".", *TINY]) == 0
+    assert main(["adapt", ".", *TINY, "shots=2", "method=linear_probe"]) == 0
+    split = json.loads(next(photos.glob("runs/linear_probe-*/split.json")).read_text())
+    assert sorted({entry["class"] for entries in (split["train"], split["test"]) for entry in entries}) == before
+    capsys.readouterr()
+    assert main(["predict", "latest", ".", "out=answers.csv", "device=cpu"]) == 0
+    assert len(rows(photos / "answers.csv")) == 4 * len(before)
+    assert main([*first, "seed=2"]) == 0
+    assert "holds no image" not in capsys.readouterr().err

@@ -442,3 +442,26 @@ def test_real_photos():
     assert len(split.test) == 17 * 20
     names = {item.id.split("/")[0]: dataset.split.classes[item.label] for item in dataset.split.train}
     assert {folder for folder, name in names.items() if folder.replace("_", " ") != name} == {"tigerlily"}
+
+
+@pytest.mark.parametrize("subsets", [False, True])
+@pytest.mark.parametrize("former", [False, True])
+def test_folders_of_results_among_the_photos_are_no_photos(tmp_path, caplog, subsets, former):
+    names = ("train/jay/1.jpg", "train/robin/1.jpg", "test/jay/2.jpg", "test/robin/2.jpg") if subsets else (
+        "jay/1.jpg", "robin/1.jpg")
+    root = birds(tmp_path / "birds", *names)
+    known = found(image_folder(root)), image_files(root)
+    for place in (root / "runs", (root / names[0]).parent / "why"):    # of a call in `root`, and in a folder of a class
+        files.write_text(place / "results.jsonl", "")
+        photo(place / "run" / "explain" / "1.png")
+        if former:                       # versions that marked nothing
+            (place / files.MARK).unlink()
+    with caplog.at_level(logging.INFO):
+        assert (found(image_folder(root)), image_files(root)) == known
+    assert caplog.text.count("holds results of xrvlm: left out") == 2
+
+
+def test_photos_in_a_folder_that_was_made_for_results_are_read_where_it_is_named(tmp_path):
+    files.write_text(tmp_path / "new" / "labels.csv", "")
+    root = birds(tmp_path / "new")
+    assert len(found(image_folder(root))) == len(image_files(root)[1]) == 3

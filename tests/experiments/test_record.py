@@ -5,7 +5,8 @@ from functools import partial
 import pytest
 
 from xrvlm.errors import UserError
-from xrvlm.experiments.record import RESULTS, RunRecord, append_record
+from xrvlm.experiments.record import RunRecord, append_record
+from xrvlm.files import RESULTS
 from xrvlm.inference.classifier import MethodHeader
 from xrvlm.methods import XRVLM, TipAdapter, XRVLMPlus, ZeroShot
 from xrvlm.reporting.results import read_records

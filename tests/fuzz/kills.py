@@ -16,8 +16,8 @@ from fuzz.cache import same_run
 from fuzz.oracle import USED, require, watched
 from xrvlm import files
 from xrvlm.experiments import run as run_module
-from xrvlm.experiments.record import RESULTS
 from xrvlm.experiments.run import Run
+from xrvlm.files import RESULTS
 from xrvlm.reporting.results import read_records
 
 # the names that a run calls between the end of the training and the end, in this order

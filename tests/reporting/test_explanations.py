@@ -133,7 +133,7 @@ def test_one_file_numbers_alone(photos, run, tmp_path, capsys):
     assert [line.split(" ")[0] for line in lines[:4]] == ["0.png:", "prompt", "prompt", "1"]
     assert lines[1].startswith("prompt 1, the nearest word to each learned vector and its distance: ")
     assert lines[1].count(",") >= 2          # two vectors
-    assert [path.name for path in (tmp_path / "a (b)").iterdir()] == ["explanations.json"]
+    assert [path.name for path in (tmp_path / "a (b)").glob("[!.]*")] == ["explanations.json"]
 
 
 def test_two_images_of_one_stem_have_a_picture_each(run, tmp_path):

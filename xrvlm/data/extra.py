@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from xrvlm.data.dataset import EXTRA, Dataset, Item
+from xrvlm.data.folder import files_below
 from xrvlm.data.strangers import Joined
 from xrvlm.errors import UserError, option, unknown
-from xrvlm.files import files_below, user_path
+from xrvlm.files import user_path
 from xrvlm.text.class_text import few, readable
 from xrvlm.views import SUFFIXES
 

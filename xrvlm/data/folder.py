@@ -7,20 +7,21 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 
 from xrvlm.data.dataset import SUBSETS, Dataset, assemble, registered
 from xrvlm.data.hierarchy import FOLDERS, with_hierarchy, with_parents
-from xrvlm.errors import UserError, option
+from xrvlm.errors import UserError, odd_sign, option
 from xrvlm.evaluation.hierarchy import from_pairs
-from xrvlm.files import FileSource, files_below, listing, user_path
+from xrvlm.files import FileSource, holds_results, user_path
 from xrvlm.text.class_text import few
 from xrvlm.views import SUFFIXES
 
 log = logging.getLogger(__name__)
 
+IGNORED_FOLDERS = frozenset({"__MACOSX", "@eaDir", "__pycache__"})
 # photos that Pillow cannot read: a warning counts them
 UNREADABLE_SUFFIXES = frozenset({".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".svg", ".psd",
                                  ".avif"}) - SUFFIXES
@@ -39,8 +40,8 @@ def image_folder(root: str | Path, *, class_names: str | Sequence[str] | Mapping
     """Load class folders: one folder a class, in `root` or in its folders train, val and test.
 
     Other words for a subset are understood too: Training, dev, holdout, train_set ... (`subset_of`). `root` may hold a
-    test folder alone, for what needs no training. Images may lie in a folder below the class folder. Hidden files and
-    files that are no images are ignored.
+    test folder alone, for what needs no training. Images may lie in a folder below the class folder. Hidden files,
+    folders that xrvlm made, and what is no image are ignored.
 
     Args:
         root: the folder.
@@ -64,7 +65,8 @@ def image_folder(root: str | Path, *, class_names: str | Sequence[str] | Mapping
                             f"{option('data.class_names')} out")
         nested = {subset: [pair for path in paths for pair in _nested(folder, path)]
                   for subset, paths in subsets.items()}
-        steps = dict.fromkeys(step for each in nested.values() for _, names in each for step in _steps(names))
+        steps = dict.fromkeys(step for each in nested.values() for _, names in each      # (node, the node above it)
+                              for step in zip(names, ["", *names], strict=False))
         pairs = {subset: [(path, names[-1]) for path, names in nested[subset]] for subset in nested}
         return with_parents(make(pairs), from_pairs(list(steps), str(folder)))
     found = {subset: [pair for path in paths for pair in _labelled(folder, path, must_fill=subset == "train")]
@@ -112,9 +114,9 @@ def _subset_folders(root: Path) -> dict[str, list[Path]] | None:
     if twice := [same for same in subsets.values() if len(same) > 1]:
         raise UserError(f"{root} holds {few(folder.name for folder in twice[0])}, which mean the same; leave one of "
                         "them there")
-    if "train" not in subsets and "test" not in subsets:
-        raise UserError(f"{root} holds {few(folder.name for folder in folders)} but no train folder; add one, "
-                        f"or set {option('data.root')} to the folder that holds the class folders")
+    if not subsets.keys() & {"train", "test"}:
+        raise UserError(f"{root} holds {few(folder.name for folder in folders)} but no train folder; add one, or set "
+                        f"{option('data.root')} to the folder that holds the class folders")
     return {subset: subsets[subset] for subset in SUBSETS if subset in subsets}
 
 
@@ -162,6 +164,51 @@ def _labelled(root: Path, folder: Path, must_fill: bool) -> Iterator[tuple[str, 
     warn_of_ignored(chain.from_iterable(below.values()), folder)
 
 
+def files_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Every file below `folder`. Follows symbolic links, except into a folder that is being walked."""
+    real = folder.resolve()
+    if real in above:
+        return
+    folders, files = listing(folder)
+    yield from files
+    for inner in folders:
+        yield from files_below(inner, above | {real})
+
+
+def listing(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The folders and the files in `folder`, sorted, without hidden ones. A broken link counts as a file.
+
+    Folders that xrvlm made are left out, which a line says once.
+    """
+    try:
+        with os.scandir(folder) as entries:      # which knows, without a call for each file, what is a folder
+            found = sorted((folder / entry.name, _is_folder(entry)) for entry in entries
+                           if entry.name not in IGNORED_FOLDERS and not entry.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"cannot list {folder}: {error.strerror}; check that you may read it") from error
+    for odd in (path.name for path, _ in found if odd_sign(path.name)):
+        raise UserError(f"the name {odd!r} in {folder} holds {odd_sign(odd)}; rename it")
+    return ([path for path, is_folder in found if is_folder and not _is_own(path)],
+            [path for path, is_folder in found if not is_folder])
+
+
+def _is_own(folder: Path) -> bool:
+    if own := holds_results(folder):
+        _tell_own(folder.absolute())
+    return own
+
+
+@cache                                   # once a process
+def _tell_own(folder: Path) -> None:
+    log.info("%s holds results of xrvlm: left out; photos that are in it belong into another folder", folder)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    with contextlib.suppress(OSError):   # a link to itself
+        return entry.is_dir()
+    return False
+
+
 def warn_of_ignored(files: Iterable[Path], folder: Path) -> None:
     """Say which of `files` are photos that are not read: of other formats, or not called as images are."""
     others = [path for path in files if not _is_image(path)]
@@ -194,17 +241,11 @@ def _nested(root: Path, folder: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
             yield path.relative_to(root).as_posix(), names
 
 
-def _steps(names: Sequence[str]) -> list[tuple[str, str]]:
-    """(node, the node above it) of the folders that an image lies in, from the outermost on."""
-    return list(zip(names, ["", *names], strict=False))
-
-
 def _check_accents(folder: Path, class_folders: Sequence[Path]) -> None:
-    seen: dict[str, Path] = {}
-    for path in class_folders:
-        if seen.setdefault(unicodedata.normalize("NFC", path.name), path) != path:
-            raise UserError(f"two folders in {folder} are called {path.name}, one with accents as separate characters "
-                            "(Unicode NFD): move the images into one of them")
+    counts = Counter(unicodedata.normalize("NFC", path.name) for path in class_folders)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise UserError(f"two folders in {folder} are called {twice[0]}, one with accents as separate characters "
+                        "(Unicode NFD): move the images into one of them")
 
 
 def _check_nesting(below: Mapping[Path, Sequence[Path]]) -> None:

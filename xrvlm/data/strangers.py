@@ -4,9 +4,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from xrvlm.data.dataset import SUBSETS, Dataset
+from xrvlm.data.folder import files_below
 from xrvlm.data.images import ManySources
 from xrvlm.errors import UserError, option
-from xrvlm.files import FileSource, files_below, user_path
+from xrvlm.files import FileSource, user_path
 from xrvlm.text.class_text import few
 from xrvlm.views import SUFFIXES, ImageSource
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from xrvlm.data.dataset import SUBSETS, Dataset, assemble, registered
-from xrvlm.data.folder import existing_folder
+from xrvlm.data.folder import existing_folder, files_below
 from xrvlm.data.hierarchy import with_hierarchy
 from xrvlm.data.subsets import column_of_subsets, subset_in
 from xrvlm.errors import UserError, odd_sign, option
-from xrvlm.files import FileSource, file_text, files_below, parsed, user_path
+from xrvlm.files import FileSource, file_text, parsed, user_path
 from xrvlm.text.class_text import few
 
 Row = tuple[int, Mapping[str, Any]]    # the line in the file, counted from 1, and its cells

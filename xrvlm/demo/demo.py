@@ -17,10 +17,10 @@ from xrvlm.data.dataset import Dataset
 from xrvlm.data.folder import image_folder
 from xrvlm.demo.drawn_birds import description, load_world, part_descriptions, species
 from xrvlm.demo.tiny_clip import load_tiny_clip
-from xrvlm.experiments.record import RESULTS
 from xrvlm.experiments.run import Run, RunOptions, adapt
 from xrvlm.experiments.saved import check_writable
 from xrvlm.features.source import FeatureSettings
+from xrvlm.files import RESULTS
 from xrvlm.methods import XRVLM, CoOp, LinearProbe, XRVLMPlus, ZeroShot
 from xrvlm.methods.xr_vlm.parts import grid
 from xrvlm.reporting.plots import figures as plots

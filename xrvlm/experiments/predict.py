@@ -14,14 +14,13 @@ from tqdm import tqdm
 
 from xrvlm.backbones.base import DeviceName, FrozenCLIP, PrecisionName
 from xrvlm.backbones.tower import hash_state
-from xrvlm.data.folder import counted_suffixes, warn_of_ignored
+from xrvlm.data.folder import counted_suffixes, files_below, warn_of_ignored
 from xrvlm.errors import UserError, either, option, typed
 from xrvlm.evaluation.domains import domains_of
 from xrvlm.files import (
     FileSource,
     alone,
     digest,
-    files_below,
     user_path,
 )
 from xrvlm.inference.answers import Answering, Asked

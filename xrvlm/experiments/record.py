@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 PACKAGES = ("xrvlm", "torch", "open_clip_torch", "transformers", "scikit-learn")
 COUNTS = ("label_budget", "learned_parameters", "images", "classes", "extra_images")     # none is below 0
 LONGEST_NAME, LONGEST_PATH = 255, 4000   # bytes: systems take no more
-RESULTS, LOSSES = "results.jsonl", "losses.csv"
+LOSSES = "losses.csv"
 
 
 def _is_too_long(path: str) -> bool:
@@ -247,7 +247,7 @@ def append_record(folder: Path, record: RunRecord) -> None:
 
     Lines that cannot be read never stop it: they are kept as they are, with a warning.
     """
-    path, line = folder / RESULTS, json.dumps(asdict(record))    # ASCII: a line torn anywhere is still valid UTF-8
+    path, line = folder / files.RESULTS, json.dumps(asdict(record))   # ASCII: a line torn anywhere is UTF-8
 
     def change(text: str) -> str:
         kept = [old for old in text.split("\n") if old.strip() and _run_of(old, path) != record.run]
@@ -279,7 +279,7 @@ def contradiction(record: RunRecord, folder: Path) -> str | None:
         return str(error)
     same = replace(own, run=record.run, train_seconds=record.train_seconds, versions=record.versions)
     other = [each.name for each in fields(record) if getattr(record, each.name) != getattr(same, each.name)]
-    return f"{path} says otherwise ({', '.join(other)}) than the run's line in {RESULTS}" if other else None
+    return f"{path} says otherwise ({', '.join(other)}) than the run's line in {files.RESULTS}" if other else None
 
 
 def _run_of(line: str, path: Path) -> str | None:

@@ -16,7 +16,7 @@ from xrvlm.distributed import Bar, Group, active_group, generator
 from xrvlm.errors import UserError, WriteError, check_fields, option
 from xrvlm.features.bank import FEATURES_REVISION, IN_FULL, FeatureBank, Store, encoded, open_bank
 from xrvlm.features.cache import for_this_process, of_this_process
-from xrvlm.files import cache_folder, digest
+from xrvlm.files import cache_folder, digest, make_folder
 from xrvlm.views import Augmentation, AugmentedViews, BankViews, EvaluationViews, ImageSource, load_images
 
 log = logging.getLogger(__name__)
@@ -249,7 +249,7 @@ def _row_shapes(clip: FrozenCLIP, needs: Collection[Need], views: int) -> dict[s
 
 def _can_write(folder: Path) -> bool:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError:
         return False
     return os.access(folder, os.W_OK)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 
 from xrvlm.errors import UserError
-from xrvlm.files import file_text, parsed
+from xrvlm.files import RESULTS, file_text, parsed
 
 if TYPE_CHECKING:                        # it imports torch, which a table does not need
     from xrvlm.experiments.record import RunRecord
@@ -264,8 +264,6 @@ def read_records(path: Path) -> list[RunRecord]:
 
     Their `run` is relative to the folder `path`, or to the folder of the file. Keys of a newer version are ignored.
     """
-    from xrvlm.experiments.record import RESULTS
-
     root, sources = (path, sorted(path.rglob(RESULTS))) if path.is_dir() else (path.parent, [path])
     found: dict[Path, RunRecord] = {}
     if missing := [source for source in sources if not source.is_file()]:

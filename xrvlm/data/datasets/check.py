@@ -10,11 +10,11 @@ from typing import Any
 
 from xrvlm.data.dataset import SUBSETS, Dataset
 from xrvlm.data.datasets.layout import Layout, absent_images, counted, suggestion
-from xrvlm.data.folder import existing_folder
+from xrvlm.data.folder import existing_folder, files_below
 from xrvlm.data.images import unreadable_images
 from xrvlm.data.registry import find
 from xrvlm.errors import UserError
-from xrvlm.files import damaged_fix, files_below
+from xrvlm.files import damaged_fix
 from xrvlm.text.class_names import name_classes
 from xrvlm.text.class_text import few
 from xrvlm.views import SUFFIXES
