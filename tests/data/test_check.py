@@ -163,6 +163,25 @@ def test_other_data_is_loaded_and_counted(tmp_path, check):
     assert "wren/2.png" in err
 
 
+def test_a_check_tells_what_adapt_would_refuse_or_warn_of(tmp_path, check):
+    root = photo_folder(tmp_path / "birds", images=4)
+    (root / "wren" / "0.png").rename(root / "wren.png")
+    (root / "Wren").mkdir()
+    (root / "wren.png").rename(root / "Wren" / "0.png")
+    code, out, err = check(f"data.root={root}")
+    assert code == 2
+    assert "duplicate class names: 'Wren' and 'wren'" in out + err
+    shutil.rmtree(root / "Wren")
+    shutil.copytree(root, tmp_path / "both" / "test")
+    code, out, _ = check(f"data.root={tmp_path / 'both'}")
+    assert code == 0
+    assert "no training images are given: for zeroshot and eval" in out
+    shutil.copytree(root, tmp_path / "both" / "train")
+    code, out, err = check(f"data.root={tmp_path / 'both'}")
+    assert code == 0
+    assert "11 test images are also training images (byte-identical)" in err
+
+
 def test_the_two_words_stand_together(capsys):
     assert main(["data"]) == 2
     assert "unknown command 'data'; did you mean 'data check'?" in capsys.readouterr().err

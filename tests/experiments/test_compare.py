@@ -228,6 +228,12 @@ def test_a_user_compares_and_gets_the_command_for_the_best(photos, tmp_path, cap
     assert record["method"] == report["recommended"].split()[0]
 
 
+def test_a_method_that_is_named_twice_is_one_candidate(clip, photos, terms):
+    names = ["zero_shot", "gda", "gda method.fit_prior=false", "gda ", "gda method.fit_prior=true"]
+    found = compare_methods(clip, image_folder(photos), names, options=terms)
+    assert [score.words for score in found.scores] == ["zero_shot", "gda", "gda method.fit_prior=true"]
+
+
 def test_an_interruption_keeps_what_is_done(photos, capsys, monkeypatch):
     monkeypatch.setattr(compare, "predicted", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     assert main(arguments(photos, "candidates=[zero_shot]")) == 130
@@ -238,6 +244,7 @@ def test_an_interruption_keeps_what_is_done(photos, capsys, monkeypatch):
     (("candidates=[nothing]",), "unknown method 'nothing'; available: "),
     (("candidates=['linear_probe seed=2']",), "a candidate is the name of a method and options of it"),
     (("candidates=['']",), "a candidate is the name of a method"),
+    (("candidates=['gda method.fit_prior={']",), "the candidate 'gda method.fit_prior={' has a value that cannot be "),
     (("budget=soon",), "budget must be a time such as 10m"),
     (("folds=1",), "folds must be a whole number, at least 2"),
     (("shots=1",), "cross-validation needs two"),

@@ -98,6 +98,8 @@ def test_several_answers_are_joined():
     ({name: {"sentences": [f"a photo of a {name}."], "parts": good()[name]["parts"]} for name in CLASSES},
      "no usable answer for 3 of 3 classes .*the same sentences for blue tit"),
     (good() | {"wren": {"sentences": ["a wren.", "A wren."]}}, "wren: the same sentence twice"),
+    (json.dumps(good()).replace("{", '{"wren": ["a wren, told before."], ', 1), "wren: described twice"),
+    (good() | {"Wren": {"sentences": ["a bird"]}}, "wren: described twice$"),
     ({}, "no usable answer for 3 of 3 classes"),
 ])
 def test_a_bad_answer_is_told_and_writes_nothing(content, message):

@@ -1,6 +1,7 @@
 """Features on disk are those that were written: a bit that flips is found, and the images are encoded again."""
 
 import os
+from multiprocessing import active_children
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from towers import tiny_vit
 
 from xrvlm.data.folder import image_folder
 from xrvlm.errors import WriteError
-from xrvlm.features import bank
+from xrvlm.features import bank, source
 from xrvlm.features.bank import checksum
 from xrvlm.features.cache import banks
 from xrvlm.features.source import FeatureSettings, extract
@@ -104,3 +105,24 @@ def test_what_is_no_file_is_no_shard(tmp_path):
     shard.with_name("shard-a.safetensors").mkdir()
     assert len(extract(clip, dataset.source, dataset.split.train, settings).labels) == len(dataset.split.train)
     assert len(banks(tmp_path / "cache")) == 1
+
+
+def test_where_a_disk_is_full_the_processes_that_decode_end(tmp_path, monkeypatch):
+    clip, dataset = tiny_vit(), image_folder(photo_folder(tmp_path / "photos", images=60))
+    alive, elsewhere = [], source.for_this_process
+
+    def full(path, save):
+        alive.append(len(active_children()))
+        raise WriteError(f"cannot write {path}: No space left on device")
+
+    def counted(*arguments):
+        alive.append(len(active_children()))
+        monkeypatch.undo()
+        return elsewhere(*arguments)
+
+    monkeypatch.setattr(bank, "SHARD_IMAGES", 32)
+    monkeypatch.setattr(bank, "write_atomically", full)
+    monkeypatch.setattr(source, "for_this_process", counted)
+    extract(clip, dataset.source, dataset.split.train, FeatureSettings(cache=tmp_path / "cache"), workers=1)
+    assert alive[0] == 1                 # it writes while the tower encodes
+    assert alive[-1] == 0                # before the features are computed again

@@ -246,6 +246,40 @@ def test_shipped_class_names():
         read_list("flower17")
 
 
+@pytest.mark.parametrize(("name", "content", "expected"), [
+    ("a.json", '["iris", "rose"]', ("iris", "rose")), ("a.txt", '["iris",\n "rose"]', ("iris", "rose")),
+    ("a.json", '{"n1": "iris", "n2": "rose"}', ("iris", "rose")), ("a.txt", "[iris]\nrose", ("[iris]", "rose")),
+    ("a.txt", "12\n13", ("12", "13")), ("a.txt", "7", ("7",)),
+])
+def test_a_list_of_names_may_be_json(tmp_path, name, content, expected):
+    assert read_list(write(tmp_path / name, content)) == expected
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("a.txt", '{\n "iris": "iris",\n}', "a.txt: .*; correct it, or write one text a line"),
+    ("a.json", "iris\nrose", "a.json: .*; correct it, or write one text a line"),
+    ("a.txt", '{"n1": "iris"}', "must hold one text a line, or a JSON list of texts"),
+    ("a.json", "[1, 2]", "must hold one text a line, or a JSON list of texts"),
+    ("a.json", "5", "must hold one text a line, or a JSON list of texts"),
+    ("a.csv", "iris,1\nrose,2", "a.csv is a table: write the names alone, one per line, into a .txt file"),
+])
+def test_a_file_that_is_no_list_of_names_is_told(tmp_path, name, content, message):
+    with pytest.raises(UserError, match=message):
+        read_list(write(tmp_path / name, content))
+
+
+def test_a_file_beside_the_shipped_lists_is_told_how_to_be_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "names.csv", "iris\n")
+    with pytest.raises(UserError, match=r"names\.csv is no class-name list: write it as a \.txt file, one text a line"):
+        read_list("names.csv")
+
+
+def test_templates_may_be_a_json_list_and_one_may_be_bare(tmp_path):
+    assert templates(write(tmp_path / "a.txt", '["a photo of a {}.", "{}"]')) == ("a photo of a {}.", "{}")
+    assert templates(write(tmp_path / "b.txt", "{}\n")) == ("{}",)
+
+
 def test_class_names_from_a_file(tmp_path):
     path = write(tmp_path / "names.txt", "# source\n# more\nrobin, red\n#4 grey\n\njay's\n")
     assert read_list(path) == ("robin, red", "#4 grey", "jay's")

@@ -1,7 +1,6 @@
 """Cross-validation of several methods on the labelled images, within a time budget."""
 
 import logging
-import re
 import textwrap
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from xrvlm.evaluation.text_tables import Table, aligned_table
 from xrvlm.experiments.budget import SharedBanks, budget_seconds, rest_too_long, too_long, training_seconds
 from xrvlm.experiments.recommend import (
     HEADER,
+    Candidate,
     Recommendation,
     Score,
     adapt_call,
@@ -38,37 +38,13 @@ from xrvlm.experiments.record import not_at_default, revisions_of
 from xrvlm.experiments.run import BUSY, Text
 from xrvlm.features.source import FeatureSettings
 from xrvlm.files import alone, as_file_name, digest, packaged, read_json, user_path, write_json, write_text
-from xrvlm.inference.classifier import MethodFactory, MethodHeader
+from xrvlm.inference.classifier import MethodHeader
 from xrvlm.methods.base import Method, Recipe, probabilities
-from xrvlm.methods.registry import find
 from xrvlm.text.class_text import ClassText, class_text, text_maker
 from xrvlm.training.fit import fitting_recipe, learn
 from xrvlm.training.folds import folds_of
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A method as it would be adapted. `words` name it, as in `xrvlm adapt method=`: "xr_vlm recipe=fast"."""
-
-    words: str
-    method: MethodFactory
-    recipe: Recipe | str | dict[str, Any] | None = None      # as `adapt` takes it; None: the method's own
-
-    @classmethod
-    def parse(cls, words: str) -> "Candidate":
-        """From the name of a method and options of it or of its recipe: "xr_vlm recipe=fast method.image_parts=2"."""
-        name, *options = words.split() or [""]
-        pairs = [re.fullmatch(r"(method\.\w+|recipe(?:\.\w+)?)=(.*)", each) for each in options]
-        if not name or "=" in name or not all(pairs):
-            raise UserError("a candidate is the name of a method and options of it or of its recipe, such as "
-                            f"\"xr_vlm recipe=fast\"; found {words!r}")
-        given = {pair[1]: yaml.safe_load(pair[2]) for pair in pairs if pair}
-        method = {key.removeprefix("method."): value for key, value in given.items() if key.startswith("method.")}
-        recipe = {key.removeprefix("recipe.").replace("recipe", "name"): value for key, value in given.items()
-                  if key.startswith("recipe")}
-        return cls(words, find(name, **method), recipe or None)
 
 
 def default_candidates() -> list[str]:
@@ -214,9 +190,12 @@ class _Work:
         about = partial(caption, int((self.fold >= 0).sum()), len(self.numbers), self.of_one_image)
         if self.of_one_image:
             log.warning(never_scored(self.of_one_image))
-        plans = [self._plan(candidate) for candidate in candidates]
+        plans: dict[str, tuple[Candidate, _Plan | str]] = {}
+        for candidate in candidates:     # "gda" and "gda method.fit_prior=false" are one
+            plan = self._plan(candidate)
+            plans.setdefault(candidate.words if isinstance(plan, str) else plan.file, (candidate, plan))
         with Bar(total=len(plans) * len(self.numbers), unit="fold", desc="compare") as progress:
-            for index, (candidate, plan) in enumerate(zip(candidates, plans, strict=True), start=1):
+            for index, (candidate, plan) in enumerate(plans.values(), start=1):
                 progress.set_description(candidate.words)
                 found = plan if isinstance(plan, str) else self._score(plan, progress.update, must=not scores)
                 progress.update(index * len(self.numbers) - progress.n)

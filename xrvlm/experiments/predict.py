@@ -77,7 +77,7 @@ def predict(run: str | Path | None, images: str | Path | Sequence[str | Path], *
 
     Args:
         run: a run's folder, "latest", or None: zero-shot with `clip` and `classes`.
-        classes: names, a list in prompts/class_names or a .txt file; None: those of the run.
+        classes: names, a list in prompts/class_names, or a .txt or .json file; None: those of the run.
         topk: how many classes of each image.
         asked: what to say beside probabilities; None: `unknown`, where the run is calibrated.
         out: a .csv or .jsonl file with a line for each file, see docs/reference/files.md. The same call goes on where

@@ -10,9 +10,12 @@ from typing import Any
 
 import yaml
 
-from xrvlm.errors import option
+from xrvlm.errors import UserError, option
 from xrvlm.evaluation.text_tables import markdown
 from xrvlm.experiments.record import not_at_default
+from xrvlm.inference.classifier import MethodFactory
+from xrvlm.methods.base import Recipe
+from xrvlm.methods.registry import find
 from xrvlm.text.class_text import class_text, few
 
 WORTH = 0.005                            # a cheaper method may be so much less accurate: half a point
@@ -22,6 +25,39 @@ SIMILAR = 2.0                            # training times within this factor cou
 INSTANT = 1.0                            # seconds; shorter times count as equal
 NOT_OF_ADAPT = ("folds", "budget", "candidates")      # options of `compare` that `adapt` does not have
 QUOTED_VALUE = r"^'([^'\\$]*)'$"        # a path, as the command line hands it over
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A method as it would be adapted. `words` name it, as in `xrvlm adapt method=`: "xr_vlm recipe=fast"."""
+
+    words: str
+    method: MethodFactory
+    recipe: Recipe | str | dict[str, Any] | None = None      # as `adapt` takes it; None: the method's own
+
+    @classmethod
+    def parse(cls, words: str) -> "Candidate":
+        """From the name of a method and options of it or of its recipe: "xr_vlm recipe=fast method.image_parts=2"."""
+        name, method, recipe = _options_in(words)
+        return cls(" ".join(words.split()), find(name, **method), recipe or None)
+
+
+def _options_in(words: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """The name of a method, and the options of it and of its recipe."""
+    name, *options = words.split() or [""]
+    pairs = [re.fullmatch(r"(method\.\w+|recipe(?:\.\w+)?)=(.*)", each) for each in options]
+    if not name or "=" in name or not all(pairs):
+        raise UserError("a candidate is the name of a method and options of it or of its recipe, such as "
+                        f"\"xr_vlm recipe=fast\"; found {words!r}")
+    try:
+        given = {pair[1]: yaml.safe_load(pair[2]) for pair in pairs if pair}
+    except yaml.YAMLError as error:
+        raise UserError(f"the candidate {words!r} has a value that cannot be read: write it as on the command line of "
+                        "`xrvlm adapt`") from error
+    method = {key.removeprefix("method."): value for key, value in given.items() if key.startswith("method.")}
+    recipe = {key.removeprefix("recipe.").replace("recipe", "name"): value for key, value in given.items()
+              if key.startswith("recipe")}
+    return name, method, recipe
 
 
 @dataclass(frozen=True)
@@ -124,13 +160,9 @@ def _cost(score: Score) -> str:
 
 def adapt_call(options: Any, text: Any, words: str) -> str:
     """The call in Python that adapts the method `words` to all labels, with `options` and `text` of the comparison."""
-    name, *given = words.split()
-    pairs = [each.partition("=")[::2] for each in given]
-    method = "".join(f", {key.removeprefix('method.')}={yaml.safe_load(value)!r}" for key, value in pairs
-                     if key.startswith("method."))
-    recipe = {key.removeprefix("recipe.").replace("recipe", "name"): yaml.safe_load(value) for key, value in pairs
-              if key.startswith("recipe")}
-    factory = f'xrvlm.methods.registry.find("{name}"{method})' if method else f'"{name}"'
+    name, method, recipe = _options_in(words)
+    given = "".join(f", {key}={value!r}" for key, value in method.items())
+    factory = f'xrvlm.methods.registry.find("{name}"{given})' if method else f'"{name}"'
     features = ", ".join(f"{name}={value!r}" for name, value in not_at_default(options.features).items())
     where = [*([f"runs={str(options.runs)!r}"] if str(options.runs) != "runs" else []),
              *([f"features=xrvlm.FeatureSettings({features})"] if features else [])]

@@ -6,8 +6,9 @@ subset of a data set. So the runs of a sweep over shots, seeds and methods encod
 
 import json
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +33,7 @@ BLOCK = 65536                            # words of 8 bytes in a block of a chec
 IN_FULL = frozenset({"pooled", "unprojected", "second"})       # one vector a view: always float32 on disk
 _CHECKED: set[tuple[Any, ...]] = set()   # shards whose checksums are right, see Store.read
 # the rows of each shard -> the features (b, v, ...) of each batch, in this order
-Encode = Callable[[Sequence[Sequence[int]]], Iterator[dict[str, Tensor]]]
+Encode = Callable[[Sequence[Sequence[int]]], Generator[dict[str, Tensor]]]
 
 
 @dataclass
@@ -220,7 +221,8 @@ def open_bank(store: Store, stamps: Sequence[str], encode: Encode, *, ids: tuple
             own = {store.path_of([stamps[row] for row in rows]): rows for rows in shards[group.rank::group.world]}
             progress(len(stamps) - len(missing))
             if own:
-                _write_shards(own, store.name, stamps, encode(list(own.values())), progress)
+                with closing(encode(list(own.values()))) as batches:       # its processes end with it
+                    _write_shards(own, store.name, stamps, batches, progress)
             group.meet()
             found = store.find(stamps)
             if group.first and not (store.folder / "key.json").exists():
@@ -235,7 +237,7 @@ def open_bank(store: Store, stamps: Sequence[str], encode: Encode, *, ids: tuple
 
 
 def encoded(clip: FrozenCLIP, needs: Collection[Need], store: Store,
-            loaded: Iterable[tuple[Tensor, Tensor]]) -> Iterator[dict[str, Tensor]]:
+            loaded: Iterable[tuple[Tensor, Tensor]]) -> Generator[dict[str, Tensor]]:
     """Features (b, v, ...) as they go to disk, of each batch of (b,) rows and their views (b, v, 3, s, s).
 
     The tower always encodes a full batch, padded with empty images: then an image has the same features, bit for bit,

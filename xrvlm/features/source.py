@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
@@ -164,7 +164,7 @@ def extract(clip: FrozenCLIP, source: ImageSource, items: Sequence[Item], settin
     if alone and not _can_write(store.root) and len(store.find(stamps)) < len(set(stamps)):
         store = for_this_process(store, "it cannot be written")
 
-    def encode(shards: Sequence[Sequence[int]]) -> Iterator[dict[str, Tensor]]:
+    def encode(shards: Sequence[Sequence[int]]) -> Generator[dict[str, Tensor]]:
         batches = [batch for rows in shards for batch in torch.tensor(rows).split(store.batch)]
         return encoded(clip, needs, store, load_images(ids, source, view, batches, workers, clip.device))
 

@@ -21,8 +21,10 @@ COUNTED = tuple(words.split() for words in (
 
 
 def read_list(name_or_path: str) -> tuple[str, ...]:
-    """A shipped list of class names (prompts/class_names/<name>.txt) or a .txt file: one name per line."""
+    """A shipped list of class names (prompts/class_names/<name>.txt), or a file: one name per line, or .json."""
     path = find_text(name_or_path, "class_names", ".txt", "class-name list")
+    if path.suffix.lower() in (".csv", ".tsv"):
+        raise UserError(f"{path} is a table: write the names alone, one per line, into a .txt file")
     found = tuple(lines(path))
     if not found:
         raise UserError(f"{path} holds no class name; write one per line, in the sorted order of the class folders")

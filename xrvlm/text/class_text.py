@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from xrvlm.errors import UserError, either, odd_sign, option, typed, unknown
-from xrvlm.files import file_text, packaged, read_json, user_path
+from xrvlm.files import file_text, packaged, parsed, read_json, user_path
 
 OF_OPEN_CLIP = {"openai": "SIMPLE_IMAGENET_TEMPLATES", "openai_imagenet": "OPENAI_IMAGENET_TEMPLATES"}
 TEMPLATES = "photo"                      # the list of templates unless another is asked for
@@ -240,14 +240,29 @@ def _is_sentence(value: object) -> bool:
 
 
 def lines(path: Path) -> list[str]:
-    """The lines of a text file without blank lines and without `#` comments at the start."""
+    """The texts in a file: its lines, without blank ones and `#` comments at the start; or those of a JSON list, or of
+    a .json file's object.
+    """
     try:
-        lines = [line.strip() for line in file_text(path).splitlines() if line.strip()]
+        text = file_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}; save it as UTF-8 text") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     while lines and lines[0].startswith("#"):
         lines.pop(0)
-    return lines
+    named = path.suffix.lower() == ".json"
+    try:
+        content = parsed(text)
+    except ValueError as error:
+        if named or lines[:1] in (["["], ["{"]):
+            raise UserError(f"cannot read {path}: {error}; correct it, or write one text a line") from error
+        return lines
+    if not named and (content == {} or not isinstance(content, Mapping | list)):     # a line, such as {} or 2019
+        return lines
+    texts = list(content.values()) if named and isinstance(content, Mapping) else content
+    if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
+        raise UserError(f"{path} must hold one text a line, or a JSON list of texts")
+    return texts
 
 
 def read_mapping(name_or_path: str, folder: str, kind: str) -> Mapping[str, Any]:
@@ -267,6 +282,9 @@ def find_text(name_or_path: str, folder: str, suffix: str, kind: str) -> Path:
         return path
     shipped = {path.stem: path for path in (packaged("prompts") / folder).glob(f"*{suffix}")}
     if name_or_path not in shipped:
+        if Path(name_or_path).is_file():
+            raise UserError(f"{name_or_path} is no {kind}: write it as a {suffix} file"
+                            f"{', one text a line' if suffix == '.txt' else ''}")
         if "," in name_or_path:
             listed = [word.strip() for word in name_or_path.split(",")]
             raise UserError(f"no {kind} is called {name_or_path[:60]!r}; a list is written "

@@ -11,12 +11,12 @@ from typing import Any
 from xrvlm.data.dataset import SUBSETS, Dataset
 from xrvlm.data.datasets.layout import Layout, absent_images, counted, suggestion
 from xrvlm.data.folder import existing_folder, files_below
-from xrvlm.data.images import unreadable_images
+from xrvlm.data.images import copies_in, unreadable_images
 from xrvlm.data.registry import find
 from xrvlm.errors import UserError
 from xrvlm.files import damaged_fix
 from xrvlm.text.class_names import name_classes
-from xrvlm.text.class_text import few
+from xrvlm.text.class_text import class_text, few
 from xrvlm.views import SUFFIXES
 
 SHOWN = 3    # missing images that are named
@@ -123,16 +123,22 @@ def _compare(layout: Layout, root: Path, found: Mapping[str, Path], class_names:
 
 
 def _count(dataset: Dataset) -> Finding:
-    """The numbers of a data set that has no official ones, and which of its images cannot be read."""
+    """The numbers of a data set that has no official ones, and which of its images cannot be read; warns of copies."""
     split = dataset.split
+    class_text(split.classes)            # UserError for names that a tower cannot tell apart
     ids = [item.id for subset in SUBSETS for item in getattr(split, subset)]
     damaged = sorted(unreadable_images(ids, dataset.source, os.cpu_count() or 1))
+    copies_in({subset: [{"path": item.id, "class": split.classes[item.label], "sha256": dataset.source.sha256(item.id)}
+                        for item in getattr(split, subset) if item.id not in damaged] for subset in SUBSETS})
     counts = {subset: len(getattr(split, subset)) for subset in SUBSETS if getattr(split, subset)}
     each = Counter(item.label for item in split.train)
-    low, high = min(each.values()), max(each.values())
-    fewest = few(split.classes[label] for label, count in sorted(each.items()) if count == low)
-    lines = [f"{dataset.name}", f"  classes  {len(split.classes)}: {few(split.classes)}",
-             f"  images   {counted(counts)}", f"  training images a class: {low} to {high}; fewest: {fewest}"]
+    lines = [dataset.name, f"  classes  {len(split.classes)}: {few(split.classes)}", f"  images   {counted(counts)}"]
+    if each:
+        low, high = min(each.values()), max(each.values())
+        fewest = few(split.classes[label] for label, count in sorted(each.items()) if count == low)
+        lines.append(f"  training images a class: {low} to {high}; fewest: {fewest}")
+    else:
+        lines.append("  no training images are given: for zeroshot and eval")
     if not split.test:
         lines.append("  no test set is given: a quarter of each class will be kept for testing (of one image, none)")
     if not damaged:

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 AT_ONCE = 25                             # classes in a question: answers to longer ones are cut off
 WORDS = 40                               # of a sentence: a CLIP reads 77 tokens, and a word is one to two
 LISTED = 20                              # faults that an error names
+TWICE = object()                         # the value of a key that occurs twice in an object of an answer
 QUESTION = """\
 I want to tell these {kind} apart in photos, and need sentences that say how each one looks.
 
@@ -170,13 +172,16 @@ def _read(path: Path, classes: Sequence[str], parts: Sequence[str], found: _Foun
     if table is None:
         found.faults.append(f"{path} holds no JSON object {{class: ...}}: ask for JSON alone, or cut the rest away")
         return
-    known = {_key(name): name for name in classes}
+    known, counts = {_key(name): name for name in classes}, Counter(map(_key, table))
     for called, entry in table.items():
         name = known.get(_key(called))
         if name is None:
             log.warning("%s: %r is none of the classes, and is left out", path, str(called)[:60])
             continue
-        _add(name, entry, parts, found)
+        if entry is not TWICE and counts[_key(called)] == 1:
+            _add(name, entry, parts, found)
+        elif (fault := f"{name}: described twice") not in found.faults:
+            found.faults.append(fault)
 
 
 def _add(name: str, entry: Any, parts: Sequence[str], found: _Found) -> None:
@@ -240,9 +245,14 @@ def _key(name: object) -> str:
     return readable(str(name)).casefold()
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    counts = Counter(name for name, _ in pairs)
+    return {name: value if counts[name] == 1 else TWICE for name, value in pairs}
+
+
 def _json_in(text: str) -> Any:
     """The largest JSON object, or list, in a text; None where there is none."""
-    decoder, best, end = json.JSONDecoder(), None, 0
+    decoder, best, end = json.JSONDecoder(object_pairs_hook=_once), None, 0
     for start in (found.start() for found in re.finditer(r"[{\[]", text)):
         if start < end:
             continue
