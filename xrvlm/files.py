@@ -68,8 +68,8 @@ def make_folder(folder: Path) -> None:
 
 
 def holds_results(folder: Path) -> bool:
-    """Whether xrvlm made `folder`: it is marked, or its file of results says so (former versions marked none)."""
-    return (folder / MARK).exists() or (folder / RESULTS).is_file()
+    """Whether xrvlm made `folder`: it is marked, or a file of results says so (of a sweep, or of a former version)."""
+    return any((folder / name).exists() for name in (MARK, RESULTS, "multirun.yaml"))
 
 
 def check_replaceable(path: Path) -> None:

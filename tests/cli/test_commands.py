@@ -228,4 +228,5 @@ def test_commands_in_a_folder_of_photos_do_not_take_their_own_pictures_for_photo
     assert main(["predict", "latest", ".", "out=answers.csv", "device=cpu"]) == 0
     assert len(rows(photos / "answers.csv")) == 4 * len(before)
     assert main([*first, "seed=2"]) == 0
-    assert "holds no image" not in capsys.readouterr().err
+    assert main(["adapt", "-m", ".", *TINY, "shots=1,2", "method=linear_probe", "runs=sweep"]) == 0
+    assert len((photos / "sweep" / "results.jsonl").read_text().splitlines()) == 2
