@@ -35,6 +35,7 @@ from xrvlm.experiments.run import adapt
 from xrvlm.features import bank
 from xrvlm.features import source as features
 from xrvlm.features.source import FeatureSettings
+from xrvlm.files import MARK
 from xrvlm.methods import (
     CLAP,
     PLOT,
@@ -282,7 +283,9 @@ def command_in(place, name):
 
 
 def files_of(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """But for the marks of folders: which process makes one is chance."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name != MARK}
 
 
 def rows_of(path, columns):
