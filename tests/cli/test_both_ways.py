@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -159,3 +161,20 @@ def test_a_mistake_is_named_as_its_reader_writes_it(capsys, photos, command, cal
     with pytest.raises(xrvlm.UserError, match=argument) as found:
         call()
     assert "data." not in str(found.value)
+
+
+def test_images_of_the_run_that_were_saved_anew_or_are_gone_are_told(run, photos, tmp_path, capfd):
+    again = tmp_path / "again"
+    shutil.copytree(photos, again)
+    for path in again.rglob("*.png"):
+        path.write_bytes(path.read_bytes() + b"\0")                 # other bytes, the same picture
+    assert main(["eval", str(run.folder), f"data.root={again}", "device=cpu", "workers=0"]) == 0
+    told = "9 of 18 images have the paths of images that the run learned from, and other bytes"
+    assert told in capfd.readouterr().err
+    tested = photos / json.loads((run.folder / "split.json").read_text())["test"][0]["path"]
+    gone = tested.rename(tmp_path / "gone.png")
+    try:
+        assert main(["eval", str(run.folder), "device=cpu", "workers=0"]) == 2
+        assert re.search("1 of the run's 6 test images are no longer in .*: put them back", capfd.readouterr().err)
+    finally:
+        gone.rename(tested)

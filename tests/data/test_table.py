@@ -276,6 +276,32 @@ def test_two_columns_that_differ_on_what_is_for_testing_are_told(tmp_path, caplo
     assert found(table(root)) == EXPECTED and not caplog.text        # val was taken from train: they agree on the test
 
 
+PREDICTIONS = "image,label,prediction,class_1,probability_1,known,set,taxon,certainty,error\n"
+
+
+def test_what_predict_wrote_is_read_with_the_labels_that_were_filled_in(tmp_path, caplog):
+    root = birds(tmp_path)
+    names = [row["path"] for row in ROWS]
+    lines = [f'{names[0]},,Jay,Jay,0.9,0.5,"[""Jay""]",,,', f"{names[1]},Robin,unknown,Jay,0.4,0.1,,,,",
+             f"{names[2]},Jay,Robin,Robin,0.9,0.5,,,,", f"{names[3]},,,,,,,,,cannot be read"]
+    (root / "labels.csv").write_text(PREDICTIONS + "\n".join(lines) + "\n")
+    dataset = table(root, file="labels.csv")
+    assert {item.id: dataset.split.classes[item.label] for item in dataset.split.train} == {
+        names[0]: "Jay", names[1]: "Robin", names[2]: "Jay"}
+    assert f"left out 1 photos without an answer, such as {names[3]}" in caplog.text
+    (root / "labels.csv").write_text(PREDICTIONS + "\n".join(lines).replace("Robin,unknown", ",unknown") + "\n")
+    with pytest.raises(UserError, match=f"1 photos are called unknown, such as {names[1]}: write their classes into "):
+        table(root, file="labels.csv", path_column="image", class_column="prediction")
+
+
+def test_a_table_that_lies_elsewhere_is_named(tmp_path, monkeypatch):
+    root = birds(tmp_path / "photos")
+    (tmp_path / "labels.csv").write_text(PREDICTIONS)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"check file, which is relative to the images: {tmp_path / 'labels.csv'}"):
+        table(root, file="labels.csv")
+
+
 @pytest.mark.parametrize("column", ["fold", "is_test", "test set", "Subset", "is_training_image", "isTest", "TrainTest",
                                     "kfold", "TESTSet", "istest"])
 def test_a_column_that_may_be_a_split_is_asked_about(tmp_path, column):

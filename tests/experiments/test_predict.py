@@ -1,6 +1,7 @@
 """The image files that are labelled: those that are named, and those below a folder."""
 
 import csv
+import json
 import os
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from PIL import Image
 import xrvlm
 from xrvlm.cli.main import main
 from xrvlm.errors import UserError
-from xrvlm.evaluation.metrics import from_cell
+from xrvlm.evaluation.metrics import as_cell, from_cell
 from xrvlm.experiments import predict as module
 from xrvlm.experiments.predict import image_files, images_of, predict, zero_shot_classifier
 from xrvlm.inference.classifier import Classifier
@@ -189,6 +190,42 @@ def test_a_table_never_takes_the_place_of_a_photo_nor_a_false_name(model, photos
     with pytest.raises(UserError, match=r"has the name of an image; name a .csv or .jsonl file with out"):
         predict(model, photo, out=photo, device="cpu")
     assert photo.read_bytes() == before
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+@pytest.mark.parametrize("change", ["label", "prediction", "spreadsheet", "none"])
+def test_a_table_that_was_corrected_by_hand_is_not_replaced(model, photos, tmp_path, suffix, change):
+    out = tmp_path / f"labels.{suffix}"
+    found = predict(model, photos, out=out)
+    lines, said = out.read_text().split("\n"), as_cell(found[0].prediction)
+    row = 0 if suffix == "jsonl" else 1
+    if suffix == "jsonl":
+        value = json.loads(lines[row])
+        lines[row] = json.dumps(value | {"label": "owl"} if change in ("label", "spreadsheet") else
+                                value | ({"prediction": "owl"} if change == "prediction" else {}))
+    elif change != "none":
+        new = f",owl,{said}," if change != "prediction" else ",,owl,"
+        assert f",,{said}," in lines[row]
+        lines[row] = lines[row].replace(f",,{said},", new, 1)
+    text = "\n".join(lines)
+    if (change, suffix) == ("spreadsheet", "csv"):
+        text = "\ufeff" + text.replace(",", ";")
+    out.write_text(text, encoding="utf-8")
+    if change == "none":
+        assert predict(model, photos, out=out) == found
+        return
+    with pytest.raises(UserError, match=f"labels.{suffix} holds labels by hand, such as of .*: name another file with"):
+        predict(model, photos, out=out)
+    assert out.read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.csv", "path,class\n1.jpg,jay\n"), ("a.csv", "hello"),
+                                               ("a.jsonl", '{"path": "1.jpg"}\n'), ("a.jsonl", "[1]"), ("a.txt", "x")])
+def test_a_file_of_something_else_is_not_replaced(model, photos, tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=f"{name} is there and is no file of answers, which would replace it"):
+        predict(model, photos, out=tmp_path / name)
+    assert (tmp_path / name).read_text() == content
 
 
 def test_nothing_that_can_be_read(model, tmp_path):

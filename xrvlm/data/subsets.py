@@ -59,8 +59,8 @@ def column_of_subsets(columns: Mapping[str, Iterable[Any]], where: str, named: s
         return None
     write = "" if plain else "write train, val or test in its cells and "
     raise UserError(f"{where} has the column {few(map(repr, alike))}, which may say what is for testing: {write}set "
-                    f"{option('data.split_column', alike[0])}, or {option('data.split_column', None)} to use all "
-                    "images for training and testing alike")
+                    f"{option('data.split_column', alike[0])}, or {option('data.split_column', None)} to go "
+                    "without: then a part of each class is kept for testing")
 
 
 def _warn_of_others(chosen: str, columns: Mapping[str, Iterable[Any]], where: str) -> None:

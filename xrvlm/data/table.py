@@ -1,6 +1,7 @@
 """A data set as a table of paths and classes beside the images: CSV, JSON Lines or Parquet."""
 
 import csv
+import logging
 import math
 import os
 import re
@@ -15,11 +16,15 @@ from xrvlm.data.folder import existing_folder, files_below
 from xrvlm.data.hierarchy import with_hierarchy
 from xrvlm.data.subsets import column_of_subsets, subset_in
 from xrvlm.errors import UserError, odd_sign, option
+from xrvlm.evaluation.metrics import from_cell
+from xrvlm.evaluation.unknown import UNKNOWN
 from xrvlm.files import FileSource, file_text, parsed, user_path
 from xrvlm.text.class_text import few
 
+log = logging.getLogger(__name__)
 Row = tuple[int, Mapping[str, Any]]    # the line in the file, counted from 1, and its cells
 BEFORE_HEADER = r"(?:[ \t]*\r?\n)*(?:\"?sep=.\"?\r?\n)?"      # blank lines, and the line that tells Excel the separator
+PREDICTED = frozenset({"image", "prediction"})    # columns of what `predict out=` wrote
 MISSING = frozenset({"", "nan", "<na>", "#n/a", "n/a", "null"})    # how programs write that a cell is empty
 
 
@@ -44,10 +49,8 @@ def table(root: str | Path, *, file: str | Path = "split.csv", path_column: str 
         UserError: the table or an image is missing or wrong; the message names the line and the fix.
     """
     folder = existing_folder(root)
-    path = folder / user_path(file)
-    if not path.is_file():
-        raise UserError(f"there is no table {path}; check {option('data.file')}")
-    columns, rows = _read(path)
+    path, columns, rows, of_predict = _opened(folder, file, class_column)
+    path_column, class_column = ("path", "class") if of_predict else (path_column, class_column)
     asked = (path_column, class_column, split_column)
     of_path, of_class, of_split = (_column(columns, wanted, path) for wanted in asked)
     missing = [wanted for wanted, column in zip(asked, (of_path, of_class, of_split), strict=True)
@@ -64,6 +67,38 @@ def table(root: str | Path, *, file: str | Path = "split.csv", path_column: str 
     dataset = assemble(name or folder.name, FileSource(folder), found, class_names=class_names,
                        skip_damaged=skip_damaged, test_only=not found["train"] and bool(found["test"]))
     return dataset if hierarchy is None else with_hierarchy(dataset, hierarchy)
+
+
+def _opened(folder: Path, file: str | Path, class_column: str) -> tuple[Path, Sequence[str], Iterable[Row], bool]:
+    """The table's path, its columns and rows, and whether `predict` wrote it."""
+    path, here = folder / user_path(file), user_path(file).absolute()
+    if not path.is_file():
+        raise UserError(f"there is no table {path}; check {option('data.file')}"
+                        f"{f', which is relative to the images: {here}' if here.is_file() else ''}")
+    columns, rows = _read(path)
+    if {*columns} >= PREDICTED and class_column in ("class", "prediction"):
+        return path, *_of_predict(rows, path), True
+    return path, columns, rows, False
+
+
+def _of_predict(rows: Iterable[Row], path: Path) -> tuple[Sequence[str], list[Row]]:
+    """The answers that `predict out=` wrote as a table of path, class and, where it was added, split: the class is the
+    label that was filled in, else the prediction.
+    """
+    kept, unknown, empty = [], [], []
+    for line, row in rows:
+        label, said = (from_cell(str(row.get(column) or "").strip()) for column in ("label", "prediction"))
+        if not label and said in ("", UNKNOWN):
+            (unknown if said else empty).append(str(row["image"]))
+        else:
+            split = {"split": row["split"]} if row.get("split") else {}
+            kept.append((line, {"path": from_cell(str(row["image"])), "class": label or said, **split}))
+    if unknown:
+        raise UserError(f"{path}: {len(unknown)} photos are called {UNKNOWN}, such as {unknown[0]}: write their "
+                        "classes into `label`, or delete the lines")
+    if empty:
+        log.warning("%s: left out %d photos without an answer, such as %s", path, len(empty), empty[0])
+    return list(dict.fromkeys(column for _, row in kept for column in row)), kept
 
 
 def names_for_none(labels: Iterable[Any]) -> frozenset[str]:

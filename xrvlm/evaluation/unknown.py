@@ -11,6 +11,7 @@ from torch import Tensor
 
 Score = Literal["probability", "logit", "energy", "gl_mcm"]
 SCORES: tuple[Score, ...] = get_args(Score)
+UNKNOWN = "unknown"                      # what an image of no class is called
 
 
 def score(name: Score, logits: Tensor, local: Tensor | None = None) -> Tensor:

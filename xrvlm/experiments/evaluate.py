@@ -18,6 +18,7 @@ from xrvlm.files import as_file_name, digest, is_writable
 from xrvlm.inference.classifier import Classifier
 from xrvlm.methods.base import probabilities
 from xrvlm.text.class_text import few
+from xrvlm.views import ImageSource
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ def evaluate(run: str | Path, dataset: Dataset | None = None, *, among: Among = 
     classifier = saved.classifier(clip, device=device, precision=precision)
     dataset = _with_names(saved, class_names, classifier) if dataset is None else _without_names(dataset, class_names)
     items = dataset.split.test or (() if own else (*dataset.split.train, *dataset.split.val))
+    if own:
+        _check_there(dataset.source, items)
     hashes = {item.id: dataset.source.sha256(item.id) for item in items}
     tested = digest([hashes[item.id] for item in items])
     items = not_learned(saved.folder / "split.json", items, hashes, own)
@@ -71,6 +74,16 @@ def evaluate(run: str | Path, dataset: Dataset | None = None, *, among: Among = 
     if not own and saved.home == saved.folder and is_writable(folder / METRICS_FILE):
         transfer_record(saved.folder, folder, dataset, classifier.header.classes, metrics, among, scored, tested)
     return Evaluation(folder, dataset.name, metrics, scored, note)
+
+
+def _check_there(source: ImageSource, items: Sequence[Item]) -> None:
+    """UserError where test images of a run are no longer in its folder."""
+    root = getattr(source, "root", None)
+    gone = [] if root is None else [item.id for item in items if not (root / item.id).exists()]
+    if gone:
+        raise UserError(f"{len(gone)} of the run's {len(items)} test images are no longer in {root}, such as "
+                        f"{few(gone, 2)}: put them back, or score the images that are there, with "
+                        f"{option('data.root', str(root))}; those that the run learned from are left out")
 
 
 def _with_names(saved: SavedRun, class_names: Any, classifier: Classifier) -> Dataset:
@@ -154,6 +167,11 @@ def not_learned(split_file: Path, items: Sequence[Item], hashes: Mapping[str, st
     learned = {value for subset in ("train", "val") for value in recorded[subset].values()}
     # an own test image that is also a training image was told of when the run was measured, and counted
     kept = tuple(item for item in items if hashes[item.id] not in learned or item.id not in changed)
+    named = {name for subset in ("train", "val") for name in recorded[subset]} if not own else set()
+    if renewed := [item.id for item in kept if item.id in named]:
+        log.warning("%d of %d images have the paths of images that the run learned from, and other bytes, such as %s: "
+                    "if they are the same photos saved anew, the figures are flattered", len(renewed), len(items),
+                    renewed[0])
     if len(kept) < len(items):
         log.warning("left out %d of %d images: the run learned from them", len(items) - len(kept), len(items))
     return kept

@@ -17,12 +17,8 @@ from xrvlm.backbones.tower import hash_state
 from xrvlm.data.folder import counted_suffixes, files_below, warn_of_ignored
 from xrvlm.errors import UserError, either, option, typed
 from xrvlm.evaluation.domains import domains_of
-from xrvlm.files import (
-    FileSource,
-    alone,
-    digest,
-    user_path,
-)
+from xrvlm.evaluation.unknown import UNKNOWN
+from xrvlm.files import FileSource, alone, digest, user_path
 from xrvlm.inference.answers import Answering, Asked
 from xrvlm.inference.classifier import Classifier, ModelHeader
 from xrvlm.text.class_names import read_list
@@ -61,7 +57,7 @@ class Prediction:
     @property
     def prediction(self) -> str:
         """The most probable class, or "unknown"."""
-        return "unknown" if self.unknown else self.classes[0][0] if self.classes else ""
+        return UNKNOWN if self.unknown else self.classes[0][0] if self.classes else ""
 
 
 @typed

@@ -12,12 +12,10 @@ from xrvlm.backbones.base import Need
 from xrvlm.errors import UserError, check_fields, option
 from xrvlm.evaluation.conformal import SetScore, misfit, sets
 from xrvlm.evaluation.hierarchy import Hierarchy
-from xrvlm.evaluation.unknown import Score, largest_of_positions, score
+from xrvlm.evaluation.unknown import UNKNOWN, Score, largest_of_positions, score
 from xrvlm.inference.calibration import Calibration, check_share
 from xrvlm.inference.classifier import Classifier
 from xrvlm.text.fixed_prompts import ensemble
-
-UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,13 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from xrvlm.errors import UserError, option
 from xrvlm.evaluation.metrics import as_cell, from_cell
+from xrvlm.evaluation.unknown import UNKNOWN
 from xrvlm.experiments.predict import Prediction
 from xrvlm.files import append_text, check_replaceable, file_bytes, write_text
 from xrvlm.views import SUFFIXES
@@ -34,6 +35,7 @@ class LabelFile:
             raise UserError(f"{path} is written as a table (.csv) or as an object a line (.jsonl): name one of these "
                             f"with {option('out')}")
         check_replaceable(path)
+        _check_written_here(path)
         self.path, self.topk, self.more, self.joint = path, topk, more, joint
         self.json = path.suffix.lower() in JSON_LINES
         self.part = path.with_name(f"{path.name}.{key[:10]}.part")
@@ -100,6 +102,37 @@ class LabelFile:
             from_cell(image), chances, known=float(known) if known else None,
             unknown=bool(known) and from_cell(said) != chances[0][0], held=tuple(json.loads(held)) if held else None,
             taxon=(from_cell(taxon), float(certainty)) if certainty else None, domain=domain)
+
+
+def _check_written_here(path: Path) -> None:
+    """UserError where `path`, which would be replaced, is a file of something else, or was corrected by hand."""
+    text = file_bytes(path).decode("utf-8-sig", "replace") if path.is_file() else ""
+    if not text.strip():
+        return
+    try:
+        changed = next((name for name, label, said, best in _answers_in(path, text)
+                        if label or said not in ("", best, UNKNOWN)), None)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, csv.Error):
+        raise UserError(f"{path} is there and is no file of answers, which would replace it: name another file with "
+                        f"{option('out')}, or delete it") from None
+    if changed is not None:
+        raise UserError(f"{path} holds labels by hand, such as of {changed}, which would be lost: name another file "
+                        f"with {option('out')}, or move it away")
+
+
+def _answers_in(path: Path, text: str) -> Iterator[tuple[str, str, str, str]]:
+    """(image, label, prediction, most probable class) of each line, also of a table that a spreadsheet saved."""
+    if path.suffix.lower() in JSON_LINES:
+        for value in map(json.loads, filter(str.strip, text.split("\n"))):
+            best = value["classes"][0][0] if value["classes"] else ""
+            yield value["image"], value.get("label") or "", value["prediction"] or "", best
+        return
+    first = text.split("\n", 1)[0]
+    table = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
+    if not {"image", "label", "prediction", "class_1"} <= {*(table.fieldnames or ())}:
+        raise ValueError("no table of answers")
+    for row in table:
+        yield from_cell(row["image"]), row["label"], from_cell(row["prediction"]), from_cell(row["class_1"])
 
 
 def _cells(prediction: Prediction) -> list[str]:
