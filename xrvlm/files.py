@@ -61,6 +61,8 @@ def make_folder(folder: Path) -> None:
 
     Who calls a command in a folder of photos has `runs`, with its pictures, beside the folders of classes.
     """
+    if folder.is_dir():
+        return
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     if missing:

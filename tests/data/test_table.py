@@ -294,6 +294,12 @@ def test_what_predict_wrote_is_read_with_the_labels_that_were_filled_in(tmp_path
         table(root, file="labels.csv", path_column="image", class_column="prediction")
 
 
+def test_a_table_of_ones_own_with_a_column_of_predictions_is_read_by_its_own_columns(tmp_path):
+    root = birds(tmp_path)
+    write(root / "split.csv", [{**row, "image": "x.jpg", "prediction": "Owl"} for row in ROWS])
+    assert found(table(root)) == EXPECTED
+
+
 def test_a_table_that_lies_elsewhere_is_named(tmp_path, monkeypatch):
     root = birds(tmp_path / "photos")
     (tmp_path / "labels.csv").write_text(PREDICTIONS)

@@ -24,7 +24,8 @@ from xrvlm.text.class_text import few
 log = logging.getLogger(__name__)
 Row = tuple[int, Mapping[str, Any]]    # the line in the file, counted from 1, and its cells
 BEFORE_HEADER = r"(?:[ \t]*\r?\n)*(?:\"?sep=.\"?\r?\n)?"      # blank lines, and the line that tells Excel the separator
-PREDICTED = frozenset({"image", "prediction"})    # columns of what `predict out=` wrote
+PREDICTED = frozenset({"image", "prediction"})    # columns of what `predict out=` wrote, beside one of `BEST`
+BEST = frozenset({"class_1", "classes"})
 MISSING = frozenset({"", "nan", "<na>", "#n/a", "n/a", "null"})    # how programs write that a cell is empty
 
 
@@ -76,7 +77,7 @@ def _opened(folder: Path, file: str | Path, class_column: str) -> tuple[Path, Se
         raise UserError(f"there is no table {path}; check {option('data.file')}"
                         f"{f', which is relative to the images: {here}' if here.is_file() else ''}")
     columns, rows = _read(path)
-    if {*columns} >= PREDICTED and class_column in ("class", "prediction"):
+    if {*columns} >= PREDICTED and BEST & {*columns} and class_column in ("class", "prediction"):
         return path, *_of_predict(rows, path), True
     return path, columns, rows, False
 

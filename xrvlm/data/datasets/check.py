@@ -127,7 +127,7 @@ def _count(dataset: Dataset) -> Finding:
     split = dataset.split
     class_text(split.classes)            # UserError for names that a tower cannot tell apart
     ids = [item.id for subset in SUBSETS for item in getattr(split, subset)]
-    damaged = sorted(unreadable_images(ids, dataset.source, os.cpu_count() or 1))
+    damaged = unreadable_images(ids, dataset.source, os.cpu_count() or 1)
     copies_in({subset: [{"path": item.id, "class": split.classes[item.label], "sha256": dataset.source.sha256(item.id)}
                         for item in getattr(split, subset) if item.id not in damaged] for subset in SUBSETS})
     counts = {subset: len(getattr(split, subset)) for subset in SUBSETS if getattr(split, subset)}
@@ -143,5 +143,5 @@ def _count(dataset: Dataset) -> Finding:
         lines.append("  no test set is given: a quarter of each class will be kept for testing (of one image, none)")
     if not damaged:
         return Finding((*lines, "complete"), ())
-    fault = f"{len(damaged)} of {len(ids)} images cannot be read: {few(damaged, SHOWN)}; {damaged_fix()}"
+    fault = f"{len(damaged)} of {len(ids)} images cannot be read: {few(sorted(damaged), SHOWN)}; {damaged_fix()}"
     return Finding((*lines, f"  damaged  {fault}", "not complete"), (fault,))
